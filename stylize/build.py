@@ -1,0 +1,129 @@
+"""From a configuration to objects: the only place that knows every part."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stylize.config import RunConfig
+from stylize.generators import Generator, build_generator
+from stylize.images import read_rgb, resize, to_tensor, write_atomically
+from stylize.losses import PerceptualLoss, check_style_size
+from stylize.model_file import ModelCard, encode_model, make_thumbnail
+from stylize.training.data import (
+    Batches,
+    CropDataset,
+    Photographs,
+    find_photographs,
+    validation_images,
+)
+from stylize.training.trainer import Progress, Trainer
+from stylize.vgg import load_vgg
+
+logger = logging.getLogger("stylize")
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that a training run consists of."""
+
+    config: RunConfig
+    trainer: Trainer
+    styles: list[Tensor]
+    photographs: Photographs
+    vgg_weights: str
+
+
+def build_run(config: RunConfig, device: torch.device, run_dir: Path) -> Run:
+    """Build everything that a training run needs; cheap checks come first.
+
+    Raises:
+        StylizeError: A picture, folder or weight file is missing or unfit.
+    """
+    styles = read_styles(config)
+    photographs = find_photographs(config.content, config.seed)
+    torch.manual_seed(config.seed)
+    generator = build_generator(config.generator).to(device)
+    loss, weights = build_loss(config, styles)
+    trainer = Trainer(
+        generator,
+        loss.to(device),
+        build_batches(config, photographs, device),
+        validation_images(photographs.validation, config.content.crop),
+        config.train,
+        seed=config.seed,
+        run_dir=run_dir,
+        save_best=_ModelWriter(config, generator, weights, run_dir / "model.safetensors"),
+    )
+    return Run(config, trainer, styles, photographs, weights)
+
+
+def read_styles(config: RunConfig) -> list[Tensor]:
+    """The style images, `(3, H, W)` in [0, 1], their longer side as configured.
+
+    Raises:
+        StylizeError: One cannot be read, or is too small for the style layers.
+    """
+    styles = []
+    for image in config.style.all_images():
+        picture = read_rgb(Path(image.path))
+        check_style_size(picture.height, picture.width, config.loss, image.path)
+        picture = resize(picture, config.style.size / max(picture.size))
+        check_style_size(picture.height, picture.width, config.loss, f"{image.path} at style.size")
+        styles.append(to_tensor(picture))
+    return styles
+
+
+def build_loss(config: RunConfig, styles: list[Tensor]) -> tuple[PerceptualLoss, str]:
+    """The loss, and in words where its VGG came from.
+
+    Raises:
+        StylizeError: The VGG weights cannot be had or do not reach the deepest layer.
+    """
+    loaded = load_vgg(
+        config.loss.vgg,
+        config.loss.taps(),
+        pooling=config.loss.pooling,
+        padding=config.loss.padding,
+        seed=config.seed,
+        say=logger.warning,
+    )
+    weights = [image.weight for image in config.style.all_images()]
+    return PerceptualLoss(loaded.vgg, config.loss, styles, weights), loaded.weights
+
+
+def build_batches(config: RunConfig, photographs: Photographs, device: torch.device) -> Batches:
+    """The stream of training crops."""
+    workers = config.content.workers
+    if workers == "auto":
+        # Beside a CPU that trains, decoding in another process wins nothing.
+        workers = 0 if device.type == "cpu" else 4
+    dataset = CropDataset(photographs.training, config.content, config.seed)
+    return Batches(dataset, config.train.batch_size, workers, pin_memory=device.type == "cuda")
+
+
+class _ModelWriter:
+    """Writes the best model of a run."""
+
+    def __init__(self, config: RunConfig, generator: Generator, weights: str, path: Path) -> None:
+        self.config = config
+        self.generator = generator
+        self.weights = weights
+        self.path = path
+        self.thumbnail = make_thumbnail(read_rgb(Path(config.style.all_images()[0].path)))
+
+    def __call__(self, progress: Progress) -> None:
+        card = ModelCard(
+            generator=self.config.generator,
+            style=self.config.name,
+            step=progress.step,
+            vgg=self.weights,
+            validation=progress.validation,
+            config=self.config.without_folders().model_dump(mode="json"),
+            thumbnail=self.thumbnail,
+        )
+        write_atomically(self.path, encode_model(self.generator, card))

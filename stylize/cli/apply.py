@@ -1,0 +1,179 @@
+"""`stylize apply`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+
+from stylize.cli.options import device_option
+from stylize.errors import StylizeError
+
+if TYPE_CHECKING:
+    from stylize.inference.stylizer import Paint, Stylizer
+
+logger = logging.getLogger("stylize")
+
+
+class Job(NamedTuple):
+    """One picture to paint."""
+
+    source: Path
+    target: Path
+
+
+@click.command()
+@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="INPUT...")
+@click.option(
+    "--model",
+    metavar="FILE|RUN_DIR|NAME",
+    help="A model file, a run folder, or a built-in style; default: the newest under runs/, else a built-in one.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="A file, or a folder for several; default: <image>.<style>.<suffix> beside the input.",
+)
+@click.option(
+    "--strength",
+    type=click.FloatRange(0, 1),
+    default=1.0,
+    show_default=True,
+    help="0: the photograph, 1: the painted picture.",
+)
+@click.option("--keep-colors", is_flag=True, help="Luminance from the painted picture, colour from the photograph.")
+@click.option(
+    "--max-size", type=click.IntRange(16), metavar="PX", help="Shrink larger pictures to this longer side first."
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16"]),
+    default="auto",
+    show_default=True,
+    help="Of the network's arithmetic.",
+)
+@click.option(
+    "--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of JPEG, WebP and AVIF output."
+)
+@click.option("--overwrite", is_flag=True, help="Replace output files that are there already.")
+@click.option("--recursive", is_flag=True, help="Search folders below the given ones, too.")
+@device_option
+def apply(
+    inputs: tuple[Path, ...],
+    model: str | None,
+    output: Path | None,
+    strength: float,
+    keep_colors: bool,
+    max_size: int | None,
+    precision: str,
+    quality: int,
+    overwrite: bool,
+    recursive: bool,
+    device: str,
+) -> None:
+    """Paint photographs with a trained model."""
+    from stylize.inference.models import find_model
+    from stylize.inference.stylizer import Paint, Stylizer
+    from stylize.model_file import load_model
+    from stylize.training.trainer import choose_device, choose_precision
+
+    found = find_model(model)
+    generator, card = load_model(found.path)
+    logger.info("model: %s, style %s, %s", found.path, card.style, found.reason)
+    jobs = plan_jobs(inputs, output, card.style, recursive)
+    target_device = choose_device(device)
+    stylizer = Stylizer(generator, target_device, choose_precision(precision, target_device))
+    _paint_all(stylizer, jobs, Paint(strength, keep_colors, max_size), quality, overwrite)
+
+
+def plan_jobs(inputs: Sequence[Path], output: Path | None, style: str, recursive: bool) -> list[Job]:
+    """What is to be painted, and where each picture goes.
+
+    Raises:
+        StylizeError: A folder without images, a missing file among several aside; the output cannot hold them.
+    """
+    from stylize.images import find_images
+
+    sources: list[tuple[Path, Path]] = []  # a file, and its place below the folder that was given
+    for path in inputs:
+        if not path.is_dir():
+            sources.append((path, Path(path.name)))
+            continue
+        files = [f for f in find_images(path, recursive=recursive) if not _is_painted(f, style)]
+        if not files:
+            hint = "" if recursive else "; --recursive searches the folders below it"
+            raise StylizeError(f"{path}: holds no images{hint}")
+        sources += [(file, file.relative_to(path)) for file in files]
+    if output is None:
+        return [Job(s, s.with_name(f"{s.stem}.{style}{s.suffix}")) for s, _ in sources]
+    many = len(sources) > 1 or any(path.is_dir() for path in inputs)
+    if not many and not output.is_dir() and output.suffix:
+        return [Job(sources[0][0], output)]
+    if output.is_file():
+        raise StylizeError(f"-o: {output} is a file, must be a folder for several pictures")
+    jobs = [Job(s, output / place) for s, place in sources]
+    _check_distinct(jobs)
+    return jobs
+
+
+def _is_painted(file: Path, style: str) -> bool:
+    """Whether a file is an earlier output of this style beside its photograph."""
+    stem = file.stem
+    return stem.endswith(f".{style}") and file.with_name(stem.removesuffix(f".{style}") + file.suffix).exists()
+
+
+def _check_distinct(jobs: Sequence[Job]) -> None:
+    seen: dict[Path, Path] = {}
+    for job in jobs:
+        if job.target in seen:
+            raise StylizeError(f"-o: {seen[job.target]} and {job.source} would both become {job.target}")
+        seen[job.target] = job.source
+
+
+def _paint_all(stylizer: Stylizer, jobs: Sequence[Job], paint: Paint, quality: int, overwrite: bool) -> None:
+    """Paint every picture; those that fail are told at the end, the others are done.
+
+    Raises:
+        StylizeError: At least one failed.
+    """
+    from tqdm import tqdm
+
+    failures: list[str] = []
+    hidden = len(jobs) == 1 or not sys.stderr.isatty()
+    for job in tqdm(jobs, unit="image", disable=hidden, dynamic_ncols=True):
+        try:
+            _paint_one(stylizer, job, paint, quality, overwrite)
+            tqdm.write(str(job.target), file=sys.stdout)
+        except StylizeError as error:
+            failures.append(str(error))
+    if len(jobs) == 1 and failures:
+        raise StylizeError(failures[0])
+    if failures:
+        raise StylizeError(f"{len(failures)} of {len(jobs)} pictures failed: {'; '.join(failures)}")
+
+
+def _paint_one(stylizer: Stylizer, job: Job, paint: Paint, quality: int, overwrite: bool) -> None:
+    from stylize.images import format_of, read_picture, write_picture
+
+    if job.target.exists() and not overwrite:
+        raise StylizeError(f"{job.target}: is there already; --overwrite replaces it")
+    picture = read_picture(job.source)
+    format_of(job.target)
+    try:
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StylizeError(f"{job.target.parent}: cannot be created ({error.strerror})") from error
+    if not os.access(job.target.parent, os.W_OK):
+        raise StylizeError(f"{job.target.parent}: cannot be written to")
+    try:
+        painted = stylizer(picture, paint)
+    except StylizeError as error:
+        raise StylizeError(f"{job.source}: {error}") from error
+    write_picture(job.target, painted, quality=quality)

@@ -1,0 +1,43 @@
+"""`stylize check-data`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from stylize.errors import StylizeError
+
+
+@click.command(name="check-data")
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.option(
+    "--resize", type=click.IntRange(16), default=288, show_default=True, help="The config's content.resize, px."
+)
+def check_data(folder: Path, resize: int) -> None:
+    """Tell what a training run would find in a folder of photographs."""
+    from tqdm import tqdm
+
+    from stylize.images import find_images
+    from stylize.training.data import UNREADABLE_SHARE, check_folder
+
+    if not folder.is_dir():
+        raise StylizeError(f"{folder}: must be a folder of photographs that exists")
+    files = find_images(folder)
+    if not files:
+        raise StylizeError(f"{folder}: holds no image files (jpg, png, webp, tiff, gif, bmp)")
+    report = check_folder(files, resize, lambda f: tqdm(f, unit="image", disable=not sys.stderr.isatty()))
+    click.echo(f"{report.files} image files, {len(report.unreadable)} unreadable")
+    if report.sizes:
+        shorter = sorted(min(size) for size in report.sizes)
+        click.echo(f"shorter sides: {shorter[0]} to {shorter[-1]} px, median {shorter[len(shorter) // 2]} px")
+        click.echo(f"{report.small} would be enlarged to {resize} px")
+    for message in report.unreadable:
+        click.echo(f"unreadable: {message}")
+    if not report.sizes or len(report.unreadable) > UNREADABLE_SHARE * report.files:
+        raise StylizeError(
+            f"{folder}: a run would stop: {len(report.unreadable)} of {report.files} files are unreadable "
+            f"(at most {UNREADABLE_SHARE:.0%})"
+        )
+    click.echo(f"a run would use {len(report.sizes)} photographs")

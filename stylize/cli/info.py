@@ -1,0 +1,43 @@
+"""`stylize info`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+@click.command()
+@click.argument("model")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def info(model: str, as_json: bool) -> None:
+    """Tell what a model file says about its model."""
+    from stylize.inference.models import find_model
+    from stylize.model_file import read_card
+
+    path = find_model(model).path
+    card = read_card(path)
+    facts = {
+        "path": str(path),
+        "size_bytes": path.stat().st_size,
+        "style": card.style,
+        "generator": card.generator.model_dump(),
+        "step": card.step,
+        "vgg": card.vgg,
+        "validation": dict(card.validation),
+        "stylize_version": card.stylize_version,
+        "torch_version": card.torch_version,
+        "config": dict(card.config),
+    }
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    generator = card.generator
+    click.echo(f"{path} ({path.stat().st_size / 1024:.0f} KiB)")
+    click.echo(f"style       {card.style}")
+    click.echo(f"generator   {generator.name}, {generator.norm} norm, width {generator.width}")
+    click.echo(f"trained     {card.step} steps against VGG-19 ({card.vgg})")
+    for name in ("content", "style", "total"):
+        if name in card.validation:
+            click.echo(f"held-out    {name} {card.validation[name]:.4f}")
+    click.echo(f"written by  stylize {card.stylize_version}, torch {card.torch_version}")

@@ -1,0 +1,197 @@
+"""`stylize train`."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import click
+
+from stylize.cli.options import device_option
+from stylize.errors import StylizeError
+
+if TYPE_CHECKING:
+    from stylize.build import Run
+    from stylize.config import RunConfig
+    from stylize.training.trainer import Progress, Trainer
+
+logger = logging.getLogger("stylize")
+
+RUN_FILES = ("config.yaml", "model.safetensors", "metrics.jsonl", "checkpoints", "samples")
+# Keys that may differ when a run is resumed: they do not change what was computed so far.
+RESUMABLE_KEYS = frozenset(
+    f"train.{key}"
+    for key in ("steps", "checkpoint_every", "keep_checkpoints", "validate_every", "stop_after", "log_every", "compile")
+) | {"content.workers"}
+
+
+@click.command()
+@click.option("--config", "config_path", type=click.Path(path_type=Path), required=True, help="The run's YAML file.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the config; repeatable."
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), metavar="RUN_DIR", help="The run folder; default runs/<name>."
+)
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of the run folder.")
+@click.option("--overwrite", is_flag=True, help="Replace the run folder's earlier run.")
+@click.option("--dry-run", is_flag=True, help="Check everything, print the resolved config, and stop.")
+@device_option
+def train(
+    config_path: Path,
+    overrides: tuple[str, ...],
+    output: Path | None,
+    resume: bool,
+    overwrite: bool,
+    dry_run: bool,
+    device: str,
+) -> None:
+    """Train a model for a style."""
+    if resume and overwrite:
+        raise click.UsageError("--resume and --overwrite exclude each other")
+    from stylize.config import load_config
+
+    config = load_config(config_path, overrides)
+    run_dir = output or Path("runs") / config.name
+    _check_run_dir(run_dir, config, resume, overwrite)
+
+    from stylize.build import build_run
+    from stylize.training.trainer import choose_device
+
+    run = build_run(config, choose_device(device), run_dir)
+    _describe(run)
+    if dry_run:
+        click.echo(config.to_yaml(), nl=False)
+        return
+    _prepare(run_dir, config, overwrite)
+    if resume:
+        run.trainer.resume()
+        logger.info("resuming at step %d", run.trainer.progress.step)
+    _fit(run, run_dir, config_path)
+
+
+def _check_run_dir(run_dir: Path, config: RunConfig, resume: bool, overwrite: bool) -> None:
+    if run_dir.exists() and not run_dir.is_dir():
+        raise StylizeError(f"{run_dir}: is a file, must be a run folder")
+    started = (run_dir / "config.yaml").exists()
+    if resume:
+        if not started:
+            raise StylizeError(f"{run_dir}: nothing to resume: there is no run")
+        _check_same_run(run_dir / "config.yaml", config)
+    elif run_dir.is_dir() and any(run_dir.iterdir()) and not (overwrite and started):
+        remedy = "go on with --resume, replace it with --overwrite, or" if started else "is no run folder;"
+        raise StylizeError(f"{run_dir}: is there already: {remedy} choose another --output")
+
+
+def _check_same_run(path: Path, config: RunConfig) -> None:
+    """Refuse to resume with settings under which the run so far would have been another."""
+    from stylize.config import read_yaml
+
+    before, now = _flat(read_yaml(path)), _flat(config.model_dump(mode="json"))
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key) and key not in RESUMABLE_KEYS:
+            raise StylizeError(
+                f"--resume: {key} was {before.get(key)!r} and is now {now.get(key)!r}, must be as before; "
+                "start a new run with --output"
+            )
+
+
+def _flat(tree: object, prefix: str = "") -> dict[str, object]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _prepare(run_dir: Path, config: RunConfig, overwrite: bool) -> None:
+    if overwrite and run_dir.is_dir():
+        for path in [run_dir / name for name in RUN_FILES] + list(run_dir.glob("events.out.tfevents.*")):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StylizeError(f"{run_dir}: cannot be created ({error.strerror})") from error
+    from stylize.images import write_atomically
+
+    write_atomically(run_dir / "config.yaml", config.to_yaml().encode())
+
+
+def _describe(run: Run) -> None:
+    generator, photographs = run.trainer.generator, run.photographs
+    count = sum(p.numel() for p in generator.parameters())
+    config = run.config.generator
+    logger.info(
+        "%s generator, %s norm, width %d: %s parameters; VGG-19 weights: %s; device: %s",
+        config.name, config.norm, config.width, f"{count:,}", run.vgg_weights, run.trainer.device,
+    )  # fmt: skip
+    logger.info("%d photographs to train on, %d held out", len(photographs.training), len(photographs.validation))
+    if photographs.validation and not run.trainer.validation:
+        raise StylizeError("content.validation: none of the held-out photographs can be read")
+
+
+def _fit(run: Run, run_dir: Path, config_path: Path) -> None:
+    from stylize.training.monitor import Monitor
+    from stylize.training.trainer import Interrupted
+
+    config, progress = run.config, run.trainer.progress
+    start_s, first_step = time.monotonic(), progress.step
+    batch_size = config.train.batch_size
+    with Monitor(run_dir, steps=config.train.steps, first_step=first_step, images_per_step=batch_size) as monitor:
+        monitor.log_start(config.to_yaml(), run.styles)
+        try:
+            with _stop_on_signals(run.trainer):
+                run.trainer.fit(monitor)
+        except Interrupted:
+            logger.info(
+                "stopped after step %d; go on with: stylize train --config %s --output %s --resume",
+                progress.step, config_path, run_dir,
+            )  # fmt: skip
+            sys.exit(130)
+        monitor.log_hyperparameters(_hyperparameters(config), progress.validation)
+    _report(run.trainer.progress, run_dir, time.monotonic() - start_s, first_step, batch_size)
+
+
+def _hyperparameters(config: RunConfig) -> dict[str, object]:
+    flat = _flat(config.model_dump(mode="json"))
+    return {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in flat.items()}
+
+
+def _report(progress: Progress, run_dir: Path, seconds: float, first_step: int, batch_size: int) -> None:
+    rate = (progress.step - first_step) * batch_size / max(seconds, 1e-9)
+    logger.info("%d steps in %.0f s, %.2f images/s", progress.step - first_step, seconds, rate)
+    if progress.validation:
+        logger.info(
+            "best at step %d: held-out content %.4f, style %.4f",
+            progress.best_step, progress.validation["content"], progress.validation["style"],
+        )  # fmt: skip
+    click.echo(f"model: {run_dir / 'model.safetensors'}")
+    click.echo(f"paint with it: stylize apply PHOTO --model {run_dir}")
+    click.echo("watch it: tensorboard --logdir runs")
+
+
+@contextmanager
+def _stop_on_signals(trainer: Trainer) -> Iterator[None]:
+    """On SIGINT and SIGTERM finish the step, write a checkpoint and stop; a second signal stops at once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if trainer.stop_requested:
+            raise KeyboardInterrupt
+        trainer.stop_requested = True
+        logger.info("finishing the step and writing a checkpoint (again to stop at once)")
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

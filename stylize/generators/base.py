@@ -1,0 +1,107 @@
+"""What every generator is, and its configuration."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from stylize.errors import StylizeError, unknown_name
+from stylize.norms import NORMS, Norm, ParameterGroup
+
+MIN_SIZE_PX = 16
+
+
+def _known_generator(name: str) -> str:
+    from stylize.generators import GENERATORS  # the table names the classes that this module's class is the base of
+
+    if name not in GENERATORS:
+        raise ValueError(unknown_name(name, GENERATORS, "").removeprefix(": "))
+    return name
+
+
+def _known_norm(name: str) -> str:
+    if name not in NORMS:
+        raise ValueError(unknown_name(name, NORMS, "").removeprefix(": "))
+    return name
+
+
+class GeneratorConfig(BaseModel):
+    """Which network paints, and its size."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    name: Annotated[str, AfterValidator(_known_generator)] = Field(
+        "johnson", description="the network: a name of `stylize list generators`"
+    )
+    norm: Annotated[str, AfterValidator(_known_norm)] = Field(
+        "instance", description="normalization after each convolution: a name of `stylize list norms`"
+    )
+    width: int = Field(32, ge=4, le=512, multiple_of=4, description="channels of the first convolution")
+    padding: Literal["reflection", "replication", "zero"] = Field(
+        "reflection", description="what stands beyond the border of every map"
+    )
+
+
+class Generator(nn.Module):
+    """A feed-forward network that paints: RGB `(N, 3, H, W)` in [0, 1] → the same shape and range.
+
+    Output size is input size for every height and width from `MIN_SIZE_PX`.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Paint a batch of images.
+
+        Raises:
+            StylizeError: The images are smaller than `MIN_SIZE_PX` in a direction.
+        """
+        if min(x.shape[-2:]) < MIN_SIZE_PX:
+            height, width = x.shape[-2:]
+            raise StylizeError(
+                f"got an image of {width}×{height} px, must be at least {MIN_SIZE_PX} px in each direction"
+            )
+        return self.paint(x)
+
+    def paint(self, x: Tensor) -> Tensor:
+        """The network itself: `(N, 3, H, W)` → `(N, 3, H, W)`, of checked size."""
+        raise NotImplementedError  # abstract: each network is this function
+
+    def norms(self) -> dict[str, Norm]:
+        """The normalization layers by their names in the network."""
+        return {name: m for name, m in self.named_modules() if isinstance(m, Norm)}
+
+    def param_groups(self) -> list[ParameterGroup]:
+        """Every parameter once, grouped by optimizer setting; norms say their own."""
+        groups = [group for norm in self.norms().values() for group in norm.param_groups()]
+        owned = {id(p) for group in groups for p in group.parameters}
+        rest = [p for p in self.parameters() if id(p) not in owned]
+        merged: dict[float, list[nn.Parameter]] = {1.0: rest}
+        for group in groups:
+            merged.setdefault(group.learning_rate_factor, []).extend(group.parameters)
+        return [ParameterGroup(p, factor) for factor, p in merged.items() if p]
+
+    def project_(self) -> None:
+        """Put all parameters back into their ranges; called after every optimizer step."""
+        for norm in self.norms().values():
+            norm.project_()
+
+
+PADDING_MODES = {"reflection": "reflect", "replication": "replicate", "zero": "zeros"}
+
+
+def padded_conv(
+    in_channels: int, out_channels: int, kernel_px: int, config: GeneratorConfig, *, stride: int = 1
+) -> nn.Conv2d:
+    """A convolution that keeps the size (or divides it by the stride, rounded up), padded as the config says."""
+    mode = PADDING_MODES[config.padding]
+    return nn.Conv2d(in_channels, out_channels, kernel_px, stride, padding=kernel_px // 2, padding_mode=mode)
+
+
+def upsample_to(x: Tensor, height: int, width: int) -> Tensor:
+    """Double the size by nearest neighbour and crop to `height`×`width`, at most one row and column less.
+
+    Resize then convolve: a transposed convolution of kernel 3 and stride 2 overlaps unevenly and leaves a
+    checkerboard. Source: Odena et al. 2016, Deconvolution and checkerboard artifacts.
+    """
+    return nn.functional.interpolate(x, scale_factor=2, mode="nearest")[..., :height, :width]

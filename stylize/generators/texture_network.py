@@ -1,0 +1,103 @@
+"""Ulyanov's multi-scale texture network."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from stylize.generators.base import Generator, GeneratorConfig, padded_conv, upsample_to
+from stylize.norms import build_norm
+
+SCALES = 6
+NOISE_CHANNELS = 3
+MIN_MAP_PX = 2
+
+
+class TextureNetwork(Generator):
+    """A pyramid of the image at six scales, noise z beside it at each, joined from coarse to fine.
+
+    At every scale the downsampled image and three channels of uniform noise pass a branch of three convolutions to
+    W/4 channels; the coarser result is enlarged, both are normalized and concatenated, and three more convolutions
+    follow. `config.width` 32 gives the 8 channels a branch of the paper. Sigmoid output.
+
+    In `train()` z is drawn afresh from torch's generator; in `eval()` it comes from `noise_seed`, the same for
+    every image of a size: a seed gives z, and so the picture.
+
+    Source: Ulyanov et al. 2016, arXiv:1603.03417, and the authors' `pyramid.lua`.
+    Differs: reflection padding as in the other generators, in place of circular; the smallest maps are 2×2, so that
+        instance statistics exist; sigmoid output.
+    """
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        step = config.width // 4
+        self.noise_seed = 0
+        self.branches = nn.ModuleList(conv_block(3 + NOISE_CHANNELS, step, config) for _ in range(SCALES))
+        self.joins = nn.ModuleList(Join(step * k, step, config) for k in range(1, SCALES))
+        self.to_rgb = nn.Conv2d(step * SCALES, 3, 1)
+
+    def paint(self, x: Tensor) -> Tensor:
+        sizes = pyramid_sizes(x.shape[-2], x.shape[-1])
+        generator = None if self.training else torch.Generator().manual_seed(self.noise_seed)
+        inputs = [self._with_noise(resize_to(x, size), generator) for size in reversed(sizes)]
+        deep = self.branches[0](inputs[0])
+        for join, branch, level in zip(self.joins, self.branches[1:], inputs[1:], strict=True):
+            deep = join(upsample_to(deep, *level.shape[-2:]), branch(level))
+        return torch.sigmoid(self.to_rgb(deep))
+
+    def _with_noise(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Concatenate z `(N, 3, h, w)` to an image; with a seeded generator all images get the same z."""
+        count = len(x) if generator is None else 1
+        # Drawn on the CPU: the same seed is the same noise on every device.
+        noise = torch.rand(count, NOISE_CHANNELS, *x.shape[-2:], generator=generator)
+        return torch.cat([x, noise.to(x).expand(len(x), -1, -1, -1)], dim=1)
+
+
+class Join(nn.Module):
+    """Norms on both paths, then concatenation, then three convolutions.
+
+    The norms right before the concatenation balance the gradients along the two paths.
+    """
+
+    def __init__(self, deep_channels: int, shallow_channels: int, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.deep_norm = build_norm(config.norm, deep_channels)
+        self.shallow_norm = build_norm(config.norm, shallow_channels)
+        channels = deep_channels + shallow_channels
+        self.convs = conv_block(channels, channels, config)
+
+    def forward(self, deep: Tensor, shallow: Tensor) -> Tensor:
+        joined = torch.cat([self.deep_norm(deep), self.shallow_norm(shallow)], dim=1)
+        merged: Tensor = self.convs(joined)
+        return merged
+
+
+def conv_block(in_channels: int, out_channels: int, config: GeneratorConfig) -> nn.Sequential:
+    """3×3, 3×3 and 1×1 convolutions, each with norm and leaky ReLU (slope 0.01)."""
+    layers: list[nn.Module] = []
+    for kernel_px in (3, 3, 1):
+        layers += [
+            padded_conv(in_channels, out_channels, kernel_px, config),
+            build_norm(config.norm, out_channels),
+            nn.LeakyReLU(0.01),
+        ]
+        in_channels = out_channels
+    return nn.Sequential(*layers)
+
+
+def pyramid_sizes(height: int, width: int) -> list[tuple[int, int]]:
+    """Sizes of the six levels from fine to coarse: halves, rounded up, no less than 2.
+
+    >>> pyramid_sizes(65, 16)
+    [(65, 16), (33, 8), (17, 4), (9, 2), (5, 2), (3, 2)]
+    """
+    sizes = [(height, width)]
+    while len(sizes) < SCALES:
+        height, width = (max(MIN_MAP_PX, -(-n // 2)) for n in (height, width))
+        sizes.append((height, width))
+    return sizes
+
+
+def resize_to(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Average pooling to the given size."""
+    return x if x.shape[-2:] == size else nn.functional.adaptive_avg_pool2d(x, size)

@@ -1,0 +1,194 @@
+"""The perceptual loss: content, Gram-matrix style and total variation, as named terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from stylize.errors import StylizeError, unknown_name
+from stylize.vgg import TAPS, VGG19, Pooling, VGGPadding
+
+
+def _known_taps(weights: Mapping[str, float]) -> Mapping[str, float]:
+    for tap, weight in weights.items():
+        if tap not in TAPS:
+            raise ValueError(unknown_name(tap, TAPS, "").removeprefix(": "))
+        if weight <= 0:
+            raise ValueError(f"got {tap}: {weight}, must be a weight above 0")
+    if not weights:
+        raise ValueError("got no layers, must name at least one")
+    return weights
+
+
+LayerWeights = Annotated[dict[str, float], AfterValidator(_known_taps)]
+
+
+class LossConfig(BaseModel):
+    """What the generator is trained against."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    vgg: str = Field("imagenet", description="VGG-19 weights: imagenet, random, a file, or a-or-b: the first to be had")
+    pooling: Pooling = Field("max", description="pooling in VGG-19")
+    padding: VGGPadding = Field("replication", description="what VGG-19 sees beyond the border")
+    content_layers: LayerWeights = Field(
+        {"relu4_2": 1.0}, description="layers whose features keep the content, with weights"
+    )
+    style_layers: LayerWeights = Field(
+        {"relu1_1": 1.0, "relu2_1": 1.0, "relu3_1": 1.0, "relu4_1": 1.0},
+        description="layers whose Gram matrices carry the style, with weights",
+    )
+    content_weight: float = Field(1.0, ge=0, description="factor of the content term")
+    style_weight: float = Field(10.0, ge=0, description="factor of the style term")
+    tv_weight: float = Field(0.0, ge=0, description="factor of the total variation")
+    scale: Literal["relative", "raw"] = Field(
+        "relative",
+        description="relative: each term over its target's own energy; raw: mean squares, as in the papers",
+    )
+
+    def taps(self) -> tuple[str, ...]:
+        """Every layer that the loss looks at."""
+        return tuple({**self.style_layers, **self.content_layers})
+
+
+class PerceptualLoss(nn.Module):
+    """Content, style and total-variation terms of stylized pictures.
+
+    With `scale: relative` each layer's squared difference is divided by the energy of its target, and layers are
+    averaged by their weights: a weight means the same for every style and every VGG. With `raw` a layer's term is
+    the mean squared difference, and layers are summed, as in the papers' code.
+
+    Args:
+        vgg: The frozen descriptor, deep enough for the configured layers.
+        config: Layers, weights, scale.
+        styles: Style images, each `(3, H, W)` in [0, 1]; they may differ in size.
+        style_image_weights: A weight for each; their Gram matrices are averaged by it.
+
+    Source: Gatys et al. 2016, equations 1 to 7; Johnson et al. 2016, arXiv:1603.08155, equations 1 to 4.
+    Differs: in the raw scale the style term is the mean over C×C of the squared Gram difference, as both authors'
+        released code has it, not the sum.
+    """
+
+    def __init__(
+        self,
+        vgg: VGG19,
+        config: LossConfig,
+        styles: Sequence[Tensor],
+        style_image_weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.vgg = vgg
+        self.config = config
+        weights = torch.tensor(style_image_weights or [1.0] * len(styles))
+        grams = [self._target_grams(style) for style in styles]
+        for tap in config.style_layers:
+            target = sum(w * g[tap] for w, g in zip(weights / weights.sum(), grams, strict=True))
+            self.register_buffer(f"gram_{tap}", target)
+
+    def forward(self, stylized: Tensor, content: Tensor) -> dict[str, Tensor]:
+        """The terms for a batch of pictures.
+
+        Args:
+            stylized: `(N, 3, H, W)` in [0, 1].
+            content: The photographs, the same shape.
+
+        Returns:
+            Scalars by name: every layer (`style/relu1_1`, `content/relu2_2`), the terms `style`, `content` and
+            `tv` before their weights, and `total`, their weighted sum.
+        """
+        config = self.config
+        features = self.vgg(stylized, config.taps())
+        with torch.no_grad():
+            targets = self.vgg(content, config.content_layers)
+        terms = {f"content/{tap}": self._content(features[tap], targets[tap]) for tap in config.content_layers}
+        terms |= {
+            f"style/{tap}": self._style(features[tap], self.get_buffer(f"gram_{tap}")) for tap in config.style_layers
+        }
+        terms["content"] = self._combine(terms, "content", config.content_layers)
+        terms["style"] = self._combine(terms, "style", config.style_layers)
+        terms["tv"] = total_variation(stylized, squared=config.scale == "raw")
+        terms["total"] = (
+            config.content_weight * terms["content"]
+            + config.style_weight * terms["style"]
+            + config.tv_weight * terms["tv"]
+        )
+        return terms
+
+    def _target_grams(self, style: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            features = self.vgg(style[None], self.config.style_layers)
+        return {tap: gram_matrix(f)[0] for tap, f in features.items()}
+
+    def _content(self, features: Tensor, target: Tensor) -> Tensor:
+        relative = self.config.scale == "relative"
+        return squared_error(features.float(), target.float(), relative)
+
+    def _style(self, features: Tensor, target: Tensor) -> Tensor:
+        gram = gram_matrix(features)
+        return squared_error(gram, target.expand_as(gram), self.config.scale == "relative")
+
+    def _combine(self, terms: Mapping[str, Tensor], kind: str, layers: Mapping[str, float]) -> Tensor:
+        total = torch.stack([weight * terms[f"{kind}/{tap}"] for tap, weight in layers.items()]).sum()
+        return total / sum(layers.values()) if self.config.scale == "relative" else total
+
+
+def gram_matrix(features: Tensor) -> Tensor:
+    """`G = F Fᵀ / (C·H·W)`, in float32 whatever the input and autocast say: a bfloat16 sum over a map loses it.
+
+    Args:
+        features: `(N, C, H, W)`.
+
+    Returns:
+        `(N, C, C)`.
+
+    >>> gram_matrix(torch.tensor([1.0, 2.0, 3.0, 4.0]).reshape(1, 2, 1, 2)).tolist()
+    [[[1.25, 2.75], [2.75, 6.25]]]
+
+    Source: Johnson et al. 2016, arXiv:1603.08155, equation 3.
+    """
+    flat = features.float().flatten(2)
+    with torch.autocast(flat.device.type, enabled=False):
+        return flat @ flat.transpose(1, 2) / (flat.shape[1] * flat.shape[2])
+
+
+def squared_error(value: Tensor, target: Tensor, relative: bool) -> Tensor:
+    """The mean squared difference, or its ratio to the target's mean square, image by image, then averaged.
+
+    >>> a, b = torch.tensor([[1.0, 3.0]]), torch.tensor([[1.0, 1.0]])
+    >>> float(squared_error(a, b, relative=False)), float(squared_error(a, 2 * b, relative=True))
+    (2.0, 0.25)
+    """
+    error = (value - target).square().flatten(1).mean(1)
+    if relative:
+        error = error / target.square().flatten(1).mean(1).clamp_min(1e-12)
+    return error.mean()
+
+
+def total_variation(image: Tensor, squared: bool = False) -> Tensor:
+    """Mean absolute (or squared) difference of neighbouring pixels, down plus across.
+
+    >>> float(total_variation(torch.tensor([[[[0.0, 1.0], [0.0, 0.0]]]])))
+    1.0
+    """
+    down, across = image.diff(dim=-2), image.diff(dim=-1)
+    if squared:
+        return down.square().mean() + across.square().mean()
+    return down.abs().mean() + across.abs().mean()
+
+
+def check_style_size(height: int, width: int, config: LossConfig, name: str) -> None:
+    """Refuse a style image that shrinks to nothing on its way to the deepest style layer.
+
+    Raises:
+        StylizeError: It is smaller than 16 px in a direction, or than 4 values at the deepest layer.
+    """
+    poolings = max(int(tap[4]) for tap in config.style_layers) - 1
+    least = max(16, 4 * 2**poolings)
+    if min(height, width) < least:
+        raise StylizeError(
+            f"{name}: got a style image of {width}×{height} px, must be at least {least} px in each direction"
+        )

@@ -1,0 +1,159 @@
+"""A trained model in one safetensors file: the generator's weights and all that `apply` needs to know.
+
+Nothing in it can run code.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from stylize import __version__
+from stylize.errors import StylizeError
+from stylize.generators import Generator, GeneratorConfig, build_generator
+
+FORMAT = "stylize model"
+FORMAT_VERSION = 1
+THUMBNAIL_PX = 96
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a model file says about its model.
+
+    Attributes:
+        generator: The network to build.
+        style: The style's name.
+        step: Training steps behind the weights.
+        vgg: The weights of the VGG that it was trained against, in words.
+        validation: Held-out losses by term at that step.
+        config: The whole training configuration.
+        thumbnail: The style image as a small JPEG, or empty.
+        stylize_version: Version of stylize that wrote the file.
+        torch_version: Version of torch that trained it.
+    """
+
+    generator: GeneratorConfig
+    style: str
+    step: int = 0
+    vgg: str = ""
+    validation: Mapping[str, float] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    thumbnail: bytes = b""
+    stylize_version: str = __version__
+    torch_version: str = torch.__version__
+
+
+def encode_model(generator: Generator, card: ModelCard, dtype: torch.dtype = torch.float32) -> bytes:
+    """The content of a model file.
+
+    Args:
+        generator: Its weights are stored.
+        card: What is to be known of it.
+        dtype: Type in which floating-point weights are stored; float16 halves the file.
+    """
+    state = {name: value.detach().to("cpu", dtype).contiguous() for name, value in generator.state_dict().items()}
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "generator": card.generator.model_dump_json(),
+        "style": card.style,
+        "step": str(card.step),
+        "vgg": card.vgg,
+        "validation": json.dumps(dict(card.validation)),
+        "config": json.dumps(dict(card.config)),
+        "thumbnail": base64.b64encode(card.thumbnail).decode(),
+        "stylize_version": card.stylize_version,
+        "torch_version": str(card.torch_version),
+    }
+    return save(state, metadata)
+
+
+def load_model(path: Path) -> tuple[Generator, ModelCard]:
+    """Build the generator of a model file, in `eval()`, with its weights in float32 on the CPU.
+
+    Raises:
+        StylizeError: The file is missing, no model file, damaged, or of a newer format.
+    """
+    card = read_card(path)
+    generator = build_generator(card.generator)
+    try:
+        with safe_open(path, framework="pt") as file:
+            state: dict[str, Tensor] = {
+                name: file.get_tensor(name).float()
+                for name in file.keys()  # noqa: SIM118  # it is no dict
+            }
+        generator.load_state_dict(state)
+    except (SafetensorError, RuntimeError) as error:
+        raise StylizeError(f"{path}: damaged: its weights do not fit its {card.generator.name} generator") from error
+    return generator.eval(), card
+
+
+def read_card(path: Path) -> ModelCard:
+    """What a model file says about its model; the weights are not read.
+
+    Raises:
+        StylizeError: As `load_model`.
+    """
+    metadata = _metadata(path)
+    version = metadata.get("format_version", "")
+    if not version.isdigit():
+        raise StylizeError(f"{path}: damaged: no format version")
+    if int(version) > FORMAT_VERSION:
+        raise StylizeError(
+            f"{path}: got format version {version}, must be at most {FORMAT_VERSION}: "
+            f"it was written by a newer stylize than this one ({__version__}); upgrade stylize"
+        )
+    try:
+        return ModelCard(
+            generator=GeneratorConfig.model_validate_json(metadata["generator"]),
+            style=metadata["style"],
+            step=int(metadata["step"]),
+            vgg=metadata["vgg"],
+            validation=json.loads(metadata["validation"]),
+            config=json.loads(metadata["config"]),
+            thumbnail=base64.b64decode(metadata["thumbnail"]),
+            stylize_version=metadata["stylize_version"],
+            torch_version=metadata["torch_version"],
+        )
+    except KeyError as error:
+        raise StylizeError(f"{path}: damaged: its metadata lack {error}") from error
+    except (ValidationError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise StylizeError(f"{path}: damaged: its metadata cannot be read ({reason})") from error
+
+
+def _metadata(path: Path) -> Mapping[str, str]:
+    if not path.is_file():
+        raise StylizeError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise StylizeError(
+            f"{path}: no stylize model: must be a .safetensors file that `stylize train` wrote"
+        ) from error
+    if metadata.get("format") != FORMAT:
+        raise StylizeError(f"{path}: a safetensors file, but no stylize model: its metadata do not say so")
+    return metadata
+
+
+def make_thumbnail(image: Image.Image) -> bytes:
+    """A small JPEG of the style image."""
+    small = image.copy()
+    small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
+    encoded = io.BytesIO()
+    small.convert("RGB").save(encoded, "JPEG", quality=80)
+    return encoded.getvalue()

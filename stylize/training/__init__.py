@@ -1,0 +1,1 @@
+"""Making a model: data, checkpoints, monitoring, the trainer."""

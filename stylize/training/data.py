@@ -1,0 +1,290 @@
+"""A folder of photographs → seeded, resumable batches of crops.
+
+The sample at position p of the endless stream depends on the seed, the files and p alone: no state has to be saved
+but the position, and any number of workers gives the same batches.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import random
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import torch
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from stylize.errors import StylizeError
+from stylize.images import find_images, image_size, read_rgb, to_bytes, to_tensor
+
+logger = logging.getLogger("stylize")
+
+SAMPLES = "samples"
+SAMPLE_FILES = {
+    "skimage": (
+        "data/astronaut.png",
+        "data/chelsea.png",
+        "data/coffee.png",
+        "data/motorcycle_left.png",
+        "data/rocket.jpg",
+        "data/hubble_deep_field.jpg",
+    ),
+    "sklearn": ("datasets/images/china.jpg", "datasets/images/flower.jpg"),
+}
+UNREADABLE_SHARE = 0.05
+LISTED_FILES = 20
+
+
+class ContentConfig(BaseModel):
+    """The photographs to train on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    path: str = Field(
+        description="a folder of photographs, searched recursively, or 'samples': those of scikit-image and scikit-learn"
+    )
+    validation: Annotated[int, Field(ge=0)] | str = Field(
+        16, description="how many photographs are held out, or a folder of others"
+    )
+    resize: int = Field(288, ge=16, le=8192, description="shorter side, px, before the crop")
+    crop: int = Field(256, ge=16, le=8192, description="side of the square crop, px")
+    limit: int | None = Field(None, ge=1, description="use only that many photographs")
+    workers: Annotated[int, Field(ge=0, le=64)] | Literal["auto"] = Field(
+        "auto", description="processes that decode; 0: the training process itself"
+    )
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> ContentConfig:
+        if self.crop > self.resize:
+            raise ValueError(
+                f"got a crop of {self.crop}, must be at most resize ({self.resize}): "
+                "it would be larger than every photograph"
+            )
+        return self
+
+
+class Photographs(NamedTuple):
+    """Files to train on and files held out."""
+
+    training: list[Path]
+    validation: list[Path]
+
+
+def find_photographs(config: ContentConfig, seed: int) -> Photographs:
+    """The files that a run uses; the held-out ones are drawn by the seed.
+
+    Raises:
+        StylizeError: The folder is missing or empty, or nothing is left to train on.
+    """
+    files = sample_photographs() if config.path == SAMPLES else _folder(config.path, "content.path")
+    if isinstance(config.validation, str):
+        held_out = _folder(config.validation, "content.validation")
+        training = [file for file in files if file not in set(held_out)]
+    else:
+        shuffled = random.Random(f"validation {seed}").sample(files, len(files))
+        held_out, training = shuffled[: config.validation], sorted(shuffled[config.validation :])
+    if not training:
+        raise StylizeError(
+            f"content.validation: got {config.validation}, must leave photographs to train on: "
+            f"{config.path} holds {len(files)}"
+        )
+    return Photographs(training[: config.limit], held_out)
+
+
+def sample_photographs() -> list[Path]:
+    """The colour photographs that scikit-image and scikit-learn install.
+
+    Raises:
+        StylizeError: Neither is installed.
+    """
+    found: list[Path] = []
+    for package, names in SAMPLE_FILES.items():
+        spec = importlib.util.find_spec(package)
+        folders = spec.submodule_search_locations if spec else None
+        found += [path for name in names for path in [Path(folders[0], name)] if path.is_file()] if folders else []
+    if not found:
+        raise StylizeError(
+            "content.path: got 'samples', but their packages are not installed: pip install 'stylize[demo]', "
+            "or give a folder of photographs"
+        )
+    return found
+
+
+def _folder(path: str, key: str) -> list[Path]:
+    folder = Path(path)
+    if not folder.is_dir():
+        raise StylizeError(f"{key}: got '{path}', must be a folder of photographs that exists")
+    files = find_images(folder)
+    if not files:
+        raise StylizeError(f"{key}: {path} holds no image files (jpg, png, webp, tiff, gif, bmp)")
+    return files
+
+
+class CropDataset(Dataset[tuple[Tensor, list[str]]]):
+    """Square crops by position in the endless stream.
+
+    An item is the crop, uint8 `(3, crop, crop)`, and the messages of files that could not be read; in their place
+    comes another file, also determined by the position.
+    """
+
+    def __init__(self, files: Sequence[Path], config: ContentConfig, seed: int) -> None:
+        self.files = list(files)
+        self.config = config
+        self.seed = seed
+
+    def __getitem__(self, position: int) -> tuple[Tensor, list[str]]:
+        draw = random.Random(f"crop {self.seed} {position}")
+        epoch, place = divmod(position, len(self.files))
+        index = epoch_order(self.seed, epoch, len(self.files))[place]
+        unreadable: list[str] = []
+        for _ in range(LISTED_FILES):
+            try:
+                return self._crop(self.files[index], draw), unreadable
+            except StylizeError as error:
+                unreadable.append(str(error))
+                index = draw.randrange(len(self.files))
+        raise StylizeError(unreadable_report(unreadable, len(self.files)))
+
+    def _crop(self, file: Path, draw: random.Random) -> Tensor:
+        image = read_rgb(file, self.config.resize)
+        side = self.config.crop
+        left, top = (draw.randint(0, length - side) for length in image.size)
+        image = image.crop((left, top, left + side, top + side))
+        if draw.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return to_bytes(image)
+
+
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, count: int) -> Sequence[int]:
+    """The order of the files in one pass."""
+    return random.Random(f"epoch {seed} {epoch}").sample(range(count), count)
+
+
+def unreadable_report(messages: Sequence[str], count: int) -> str:
+    """The message that stops a run for its bad files.
+
+    >>> unreadable_report(["a.jpg: no such file"], 10)
+    '1 of 10 photographs cannot be read: a.jpg: no such file'
+    """
+    distinct = sorted(set(messages))
+    more = f"; and {len(distinct) - LISTED_FILES} more" if len(distinct) > LISTED_FILES else ""
+    listed = "; ".join(distinct[:LISTED_FILES])
+    return f"{len(distinct)} of {count} photographs cannot be read: {listed}{more}"
+
+
+class _Positions(torch.utils.data.Sampler[list[int]]):
+    """Positions of the batches from one step to another."""
+
+    def __init__(self, first_step: int, last_step: int, batch_size: int) -> None:
+        self.steps = range(first_step, last_step)
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.steps:
+            yield list(range(step * self.batch_size, (step + 1) * self.batch_size))
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+def _collate(items: list[tuple[Tensor, list[str]]]) -> tuple[Tensor, list[str]]:
+    crops, messages = zip(*items, strict=True)
+    return torch.stack(crops), [message for some in messages for message in some]
+
+
+class Batches:
+    """Batches of crops from any step on.
+
+    Args:
+        dataset: The crops.
+        batch_size: Crops a batch.
+        workers: Processes that decode; 0: this one.
+        pin_memory: For transfer to a GPU.
+
+    Attributes:
+        unreadable: Messages of the files that could not be read so far.
+    """
+
+    def __init__(self, dataset: CropDataset, batch_size: int, workers: int = 0, pin_memory: bool = False) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.options: dict[str, Any] = {"num_workers": workers, "pin_memory": pin_memory}
+        self.unreadable: set[str] = set()
+
+    def from_step(self, first_step: int, last_step: int) -> Iterator[Tensor]:
+        """Batches `(N, 3, crop, crop)`, uint8, of the steps `first_step` to `last_step` − 1.
+
+        Raises:
+            StylizeError: More than 5 % of the files, or all that were tried, cannot be read; the message lists them.
+        """
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=_Positions(first_step, last_step, self.batch_size),
+            collate_fn=_collate,
+            **self.options,
+        )
+        for crops, messages in loader:
+            self._report(messages)
+            yield crops
+
+    def _report(self, messages: list[str]) -> None:
+        for message in sorted(set(messages) - self.unreadable):
+            logger.warning("skipped: %s", message)
+            self.unreadable.add(message)
+        count = len(self.dataset.files)
+        if len(self.unreadable) > UNREADABLE_SHARE * count:
+            raise StylizeError(unreadable_report(sorted(self.unreadable), count))
+
+
+def validation_images(files: Sequence[Path], side_px: int) -> list[Tensor]:
+    """The held-out photographs, float32 `(3, side, side)`: resized by the shorter side, cropped in the middle.
+
+    A file that cannot be read is skipped and logged.
+    """
+    images = []
+    for file in files:
+        try:
+            image = read_rgb(file, side_px)
+        except StylizeError as error:
+            logger.warning("skipped: %s", error)
+            continue
+        left, top = ((length - side_px) // 2 for length in image.size)
+        images.append(to_tensor(image.crop((left, top, left + side_px, top + side_px))))
+    return images
+
+
+class FolderReport(NamedTuple):
+    """What a folder of photographs offers to a run."""
+
+    files: int
+    sizes: list[tuple[int, int]]
+    unreadable: list[str]
+    small: int
+
+
+def check_folder(
+    files: Sequence[Path], resize_px: int, progress: Callable[[Sequence[Path]], Sequence[Path]]
+) -> FolderReport:
+    """Decode every file as a run would.
+
+    Args:
+        files: The files.
+        resize_px: The shorter side to which a run resizes; smaller photographs are enlarged, and counted.
+        progress: Wraps the files, to show how far it is.
+    """
+    sizes, unreadable, small = [], [], 0
+    for file in progress(files):
+        try:
+            read_rgb(file, resize_px)
+            sizes.append(image_size(file))
+            small += min(sizes[-1]) < resize_px
+        except StylizeError as error:
+            unreadable.append(str(error))
+    return FolderReport(len(files), sizes, unreadable, small)

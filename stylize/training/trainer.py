@@ -1,0 +1,355 @@
+"""The training loop, on objects that are already built."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from stylize.errors import StylizeError
+from stylize.generators import Generator
+from stylize.losses import PerceptualLoss
+from stylize.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from stylize.training.data import Batches
+from stylize.training.monitor import Monitor
+
+logger = logging.getLogger("stylize")
+
+COMPILE_PAYS_FROM_STEPS = 2000
+
+
+class ScheduleConfig(BaseModel):
+    """The learning rate over the run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    name: Literal["constant", "cosine", "step"] = Field("cosine", description="its course after the warm-up")
+    warmup_steps: int = Field(100, ge=0, description="steps of linear rise to the full rate")
+    final_factor: float = Field(0.01, ge=0, le=1, description="cosine: share of the rate at the end")
+    step_every: int = Field(2000, ge=1, description="step: steps between two drops")
+    step_factor: float = Field(0.8, gt=0, le=1, description="step: factor of a drop")
+
+
+class TrainConfig(BaseModel):
+    """How long and how to train."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    steps: int = Field(40_000, ge=1, description="optimizer steps")
+    batch_size: int = Field(4, ge=1, description="photographs a step")
+    learning_rate: float = Field(1e-3, gt=0, description="of Adam")
+    schedule: ScheduleConfig = Field(ScheduleConfig(), description="the learning rate over the run")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of the networks' arithmetic")
+    compile: Literal["auto", "always", "never"] = Field("auto", description="torch.compile of the step")
+    checkpoint_every: int = Field(1000, ge=1, description="steps between two checkpoints")
+    keep_checkpoints: int = Field(3, ge=1, description="how many of the newest are kept")
+    validate_every: int = Field(500, ge=1, description="steps between two validations")
+    stop_after: int | None = Field(
+        None, description="stop after that many validations without a better one; null: never"
+    )
+    log_every: int = Field(10, ge=1, description="steps between two records of the losses")
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its state is saved."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands; part of every checkpoint."""
+
+    step: int = 0
+    best_total: float = math.inf
+    best_step: int = 0
+    validations_without_better: int = 0
+    validation: dict[str, float] = field(default_factory=dict)
+
+
+class Trainer:
+    """Trains a generator against a loss.
+
+    Args:
+        generator: The network, on its device.
+        loss: The loss, on the same device.
+        batches: The training crops.
+        validation: Held-out photographs, `(3, H, W)` in [0, 1], all of one size.
+        config: How to train.
+        seed: For torch's random generators.
+        run_dir: Where checkpoints go.
+        save_best: Is called with the progress when the held-out loss is the lowest so far, to write the model.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        loss: PerceptualLoss,
+        batches: Batches,
+        validation: Sequence[Tensor],
+        config: TrainConfig,
+        *,
+        seed: int,
+        run_dir: Path,
+        save_best: Callable[[Progress], None],
+    ) -> None:
+        self.generator = generator
+        self.loss = loss
+        self.batches = batches
+        self.validation = list(validation)
+        self.config = config
+        self.run_dir = run_dir
+        self.save_best = save_best
+        self.progress = Progress()
+        self.stop_requested = False
+        self.device = next(generator.parameters()).device
+        self.precision = choose_precision(config.precision, self.device)
+        self.optimizer = torch.optim.Adam(
+            [{"params": group.parameters, "factor": group.learning_rate_factor} for group in generator.param_groups()],
+            lr=config.learning_rate,
+        )
+        self.memory_format = choose_memory_format(self.device, self.precision)
+        generator.to(memory_format=self.memory_format)
+        loss.to(memory_format=self.memory_format)
+        compiled = choose_compile(config.compile, self.device, config.steps)
+        self._terms = torch.compile(self._forward) if compiled else self._forward
+        torch.manual_seed(seed)
+
+    def fit(self, monitor: Monitor) -> Progress:
+        """Train from where the progress stands to the last step.
+
+        Raises:
+            Interrupted: `stop_requested` was set; the step was finished and a checkpoint written.
+            StylizeError: A loss is not finite, or too many files cannot be read.
+        """
+        self.generator.train()
+        for batch in self.batches.from_step(self.progress.step, self.config.steps):
+            terms = self.step(batch)
+            self.progress.step += 1
+            monitor.advance()
+            if self._due(self.config.log_every):
+                monitor.log_step(self.progress.step, {k: v.item() for k, v in terms.items()})
+            if self._due(self.config.validate_every):
+                self.validate(monitor)
+            if self._due(self.config.checkpoint_every) or self.stop_requested:
+                self.save()
+            if self._gone_stale():
+                monitor.tell(f"stopped early: no better held-out loss since step {self.progress.best_step}")
+                break
+            if self.stop_requested and self.progress.step < self.config.steps:
+                raise Interrupted
+        return self.progress
+
+    def step(self, batch: Tensor) -> dict[str, Tensor]:
+        """One optimizer step on a batch of crops, uint8 `(N, 3, H, W)`.
+
+        Returns:
+            The loss terms, the gradient norm and the learning rate.
+
+        Raises:
+            StylizeError: A term is not finite; nothing was updated.
+        """
+        rate = self.config.learning_rate * rate_factor(self.progress.step, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["factor"]
+        terms = self._terms(self._to_device(batch))
+        self._check_finite(terms)
+        self.optimizer.zero_grad(set_to_none=True)
+        terms["total"].backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.generator.parameters(), math.inf)
+        self.optimizer.step()
+        self.generator.project_()
+        detached = {name: term.detach() for name, term in terms.items()}
+        return {**detached, "gradient_norm": norm, "learning_rate": torch.tensor(rate)}
+
+    @torch.no_grad()
+    def validate(self, monitor: Monitor) -> None:
+        """Measure the held-out photographs with the generator in `eval()`, keep the best model."""
+        if not self.validation:
+            self.save_best(self.progress)
+            return
+        self.generator.eval()
+        stylized, sums = [], dict[str, float]()
+        for image in self.validation:
+            content = self._to_device(image[None])
+            with self._autocast():
+                painted = self.generator(content)
+                terms = self.loss(painted, content)
+            stylized.append(painted[0].float().cpu())
+            for name, term in terms.items():
+                sums[name] = sums.get(name, 0.0) + term.item() / len(self.validation)
+        self.generator.train()
+        self._record(sums)
+        monitor.log_validation(self.progress.step, sums, self.validation, stylized)
+        for name, norm in self.generator.norms().items():
+            for kind, values in norm.histograms().items():
+                monitor.log_histogram(self.progress.step, f"{kind}/{name}", values)
+
+    def save(self) -> Path:
+        """Write a checkpoint of the whole state."""
+        state = {
+            "progress": vars(self.progress),
+            "generator": self.generator.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+        }
+        folder = self.run_dir / "checkpoints"
+        return save_checkpoint(folder, self.progress.step, state, self.config.keep_checkpoints)
+
+    def resume(self) -> None:
+        """Take up the newest checkpoint of the run.
+
+        Raises:
+            StylizeError: There is none, it is damaged, or it is of another network.
+        """
+        found = checkpoints(self.run_dir / "checkpoints")
+        if not found:
+            raise StylizeError(f"{self.run_dir}: nothing to resume: no checkpoint was written yet")
+        state = load_checkpoint(found[-1], self.device)
+        try:
+            self.generator.load_state_dict(state["generator"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.progress = Progress(**state["progress"])
+            torch.set_rng_state(state["random"].cpu())
+            if self.device.type == "cuda":
+                torch.cuda.set_rng_state_all([s.cpu() for s in state["random_cuda"]])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise StylizeError(f"{found[-1]}: a checkpoint of another run ({reason})") from error
+
+    def _forward(self, content: Tensor) -> dict[str, Tensor]:
+        with self._autocast():
+            terms: dict[str, Tensor] = self.loss(self.generator(content), content)
+        return terms
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def _to_device(self, images: Tensor) -> Tensor:
+        images = images.to(self.device, non_blocking=True)
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        return images.contiguous(memory_format=self.memory_format)
+
+    def _check_finite(self, terms: Mapping[str, Tensor]) -> None:
+        if math.isfinite(terms["total"].item()):
+            return
+        guilty = [name for name, term in terms.items() if not math.isfinite(term.item())]
+        named = ", ".join(name for name in guilty if name != "total") or "total"
+        raise StylizeError(
+            f"step {self.progress.step + 1}: the loss is not finite ({named}); nothing was updated. "
+            "Lower train.learning_rate or loss.style_weight, and go on with --resume"
+        )
+
+    def _due(self, every: int) -> bool:
+        return self.progress.step % every == 0 or self.progress.step == self.config.steps
+
+    def _record(self, terms: dict[str, float]) -> None:
+        progress = self.progress
+        progress.validation = terms if terms["total"] < progress.best_total else progress.validation
+        if terms["total"] < progress.best_total:
+            progress.best_total, progress.best_step = terms["total"], progress.step
+            progress.validations_without_better = 0
+            self.save_best(progress)
+        else:
+            progress.validations_without_better += 1
+
+    def _gone_stale(self) -> bool:
+        patience = self.config.stop_after
+        return patience is not None and self.progress.validations_without_better >= patience
+
+
+def rate_factor(step: int, config: TrainConfig) -> float:
+    """The factor of the learning rate at a step, counted from 0.
+
+    >>> schedule = ScheduleConfig(name="step", warmup_steps=2, step_every=10, step_factor=0.5)
+    >>> config = TrainConfig(steps=100, schedule=schedule)
+    >>> [rate_factor(step, config) for step in (0, 1, 2, 9, 10, 25)]
+    [0.5, 1.0, 1.0, 1.0, 0.5, 0.25]
+    """
+    schedule = config.schedule
+    warmup = min(1.0, (step + 1) / schedule.warmup_steps) if schedule.warmup_steps else 1.0
+    if schedule.name == "cosine":
+        share = step / max(config.steps - 1, 1)
+        cosine = 0.5 * (1 + math.cos(math.pi * share))
+        return warmup * (schedule.final_factor + (1 - schedule.final_factor) * cosine)
+    if schedule.name == "step":
+        return warmup * schedule.step_factor ** (step // schedule.step_every)
+    return warmup
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; `auto`: CUDA, else MPS, else CPU.
+
+    Raises:
+        StylizeError: The device is not there.
+    """
+    present = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(kind for kind, there in present.items() if there)
+    if not present[name]:
+        usable = ", ".join(f"'{kind}'" for kind, there in present.items() if there)
+        raise StylizeError(f"--device: got '{name}', which torch does not find here; usable: {usable}")
+    return torch.device(name)
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """`fp32` or `bf16`; `auto`: bf16 where the device multiplies it in hardware."""
+    if name != "auto":
+        return name
+    chosen = "bf16" if _has_bf16(device) else "fp32"
+    logger.info("train.precision: auto is %s on this %s", chosen, device.type)
+    return chosen
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+    return False
+
+
+def choose_memory_format(device: torch.device, precision: str) -> torch.memory_format:
+    """Channels-last where the convolutions of the device prefer it.
+
+    On a CPU in float32 the backward passes of padding and upsampling are slower in channels-last than the
+    convolutions are faster.
+    """
+    prefers = device.type == "cuda" or (device.type == "cpu" and precision == "bf16")
+    return torch.channels_last if prefers else torch.contiguous_format
+
+
+def choose_compile(name: str, device: torch.device, steps: int) -> bool:
+    """Whether to compile the step; `auto`: on CUDA, where Triton is installed and the run is long.
+
+    Raises:
+        StylizeError: `always`, but no compiler is found.
+    """
+    if device.type == "cuda":
+        compiler = importlib.util.find_spec("triton") is not None
+    else:
+        compiler = any(shutil.which(name) for name in ("c++", "g++", "clang++", "cl"))
+    if name == "always" and not compiler:
+        raise StylizeError(f"train.compile: got 'always', but no compiler for {device.type} is found")
+    if name != "auto":
+        return name == "always"
+    chosen = device.type == "cuda" and compiler and steps >= COMPILE_PAYS_FROM_STEPS
+    logger.info("train.compile: auto is %s for %d steps on %s", "on" if chosen else "off", steps, device.type)
+    return chosen

@@ -1,0 +1,303 @@
+"""The frozen VGG-19 by which pictures are compared, and where its weights come from.
+
+RGB in [0, 1] goes in, named feature maps come out; the normalization that the weights expect happens inside.
+"""
+
+from __future__ import annotations
+
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stylize.errors import StylizeError, pick
+
+Pooling = Literal["max", "average"]
+VGGPadding = Literal["zero", "replication"]
+
+BLOCKS = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
+URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
+FILE_NAME = URL.rsplit("/", 1)[1]
+SHA256_PREFIX = "dcbb9e9d"
+CONNECTION_TIMEOUT_S = 15.0
+
+
+class Layer(NamedTuple):
+    """A convolution of VGG-19 and the tap behind its ReLU."""
+
+    tap: str
+    key: str  # its index among torchvision's `features`
+    in_channels: int
+    out_channels: int
+    pool_before: bool
+
+
+def _layers() -> tuple[Layer, ...]:
+    layers, index, in_channels = [], 0, 3
+    for block, widths in enumerate(BLOCKS, start=1):
+        for number, out_channels in enumerate(widths, start=1):
+            pool_before = block > 1 and number == 1
+            layers.append(Layer(f"relu{block}_{number}", str(index), in_channels, out_channels, pool_before))
+            in_channels, index = out_channels, index + 2
+        index += 1
+    return tuple(layers)
+
+
+LAYERS = _layers()
+TAPS: Mapping[str, int] = {layer.tap: i for i, layer in enumerate(LAYERS)}
+
+
+class VGG19(nn.Module):
+    """The convolutional part of VGG-19, cut after the deepest tap that is asked for. Its weights do not train.
+
+    Args:
+        depth: How many convolutions (1 to 16).
+        pooling: `max` as trained, or `average` as Gatys et al. prefer.
+        padding: What stands beyond the border of every map: `replication` of the border (the default), or `zero`
+            as in training.
+
+    Source: Simonyan & Zisserman 2014, arXiv:1409.1556, configuration E.
+    Differs: with zero padding every layer sees a dark frame around the picture, and a generator learns to answer
+        it with a frame of its own; replication takes the frame away.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, depth: int, pooling: Pooling = "max", padding: VGGPadding = "replication") -> None:
+        super().__init__()
+        modules = {}
+        mode = {"zero": "zeros", "replication": "replicate"}[padding]
+        for layer in LAYERS[:depth]:
+            conv = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1, padding_mode=mode)
+            modules[layer.key] = conv
+        self.features = nn.ModuleDict(modules)
+        self.pool = F.max_pool2d if pooling == "max" else F.avg_pool2d
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], False)
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None], False)
+        self.requires_grad_(False)
+        self.eval()
+
+    def forward(self, image: Tensor, taps: Iterable[str]) -> dict[str, Tensor]:
+        """Feature maps of RGB images, by tap name; no deeper than the deepest tap.
+
+        Args:
+            image: `(N, 3, H, W)` in [0, 1].
+            taps: Names such as `relu2_2`.
+
+        Returns:
+            `{tap: (N, C, H / 2^k, W / 2^k)}`, k poolings deep.
+
+        Raises:
+            StylizeError: A tap that VGG-19 does not have, or that lies deeper than this network was cut.
+        """
+        wanted = set(taps)
+        depth = tap_depth(wanted)
+        if depth > len(self.features):
+            last = LAYERS[len(self.features) - 1].tap
+            raise StylizeError(f"got the tap {LAYERS[depth - 1].tap}, must be no deeper than {last}")
+        found, x = {}, (image - self.mean) / self.std
+        for layer in LAYERS[:depth]:
+            if layer.pool_before:
+                x = self.pool(x, 2)
+            x = F.relu(self.features[layer.key](x), inplace=True)
+            if layer.tap in wanted:
+                found[layer.tap] = x
+        return found
+
+
+def tap_depth(taps: Iterable[str]) -> int:
+    """How many convolutions lie before the deepest of the taps, itself included.
+
+    Raises:
+        StylizeError: VGG-19 has no such tap.
+
+    >>> tap_depth(["relu1_1", "relu3_1"])
+    5
+    """
+    return 1 + max(pick(TAPS, tap, "VGG-19 layer") for tap in taps)
+
+
+class LoadedVGG(NamedTuple):
+    """A VGG-19 and where its weights came from, in words."""
+
+    vgg: VGG19
+    weights: str
+
+
+def load_vgg(
+    source: str,
+    taps: Iterable[str],
+    *,
+    pooling: Pooling = "max",
+    padding: VGGPadding = "replication",
+    seed: int = 0,
+    say: Callable[[str], None] = lambda message: None,
+) -> LoadedVGG:
+    """A VGG-19 deep enough for `taps`, with weights from `source`.
+
+    Args:
+        source: `imagenet`, `random`, the path of a weight file, or several joined by `-or-`: the first to be had.
+        taps: The layers that will be asked for.
+        pooling: See `VGG19`; random weights always take average pooling.
+        padding: See `VGG19`.
+        seed: For random weights.
+        say: Is told which alternative was taken and why, where there was a choice.
+
+    Raises:
+        StylizeError: None of the sources can be had, or a file does not reach the deepest tap.
+    """
+    depth = tap_depth(taps)
+    alternatives = [source] if Path(source).exists() else source.split("-or-")
+    refusals: list[str] = []
+    for name in alternatives:
+        try:
+            loaded = _load_one(name, depth, pooling, padding, seed)
+        except StylizeError as error:
+            refusals.append(str(error))
+            continue
+        if len(alternatives) > 1:
+            reason = f", because {'; '.join(refusals)}" if refusals else ""
+            say(f"loss.vgg: of '{source}' took '{name}'{reason}")
+        return loaded
+    raise StylizeError("; ".join(refusals))
+
+
+def _load_one(name: str, depth: int, pooling: Pooling, padding: VGGPadding, seed: int) -> LoadedVGG:
+    if name == "random":
+        vgg = VGG19(depth, "average", padding)
+        randomize_(vgg, seed)
+        return LoadedVGG(vgg, f"random, seed {seed}")
+    path = imagenet_file() if name == "imagenet" else Path(name)
+    vgg = VGG19(depth, pooling, padding)
+    vgg.load_state_dict(read_weights(path, depth))
+    return LoadedVGG(vgg, "imagenet (torchvision IMAGENET1K_V1)" if name == "imagenet" else path.name)
+
+
+def read_weights(path: Path, depth: int) -> dict[str, Tensor]:
+    """The first `depth` convolutions out of a weight file: a whole state dict, features only, or cut short.
+
+    Raises:
+        StylizeError: The file is missing, unreadable, not VGG-19, or ends before the deepest tap asked for.
+    """
+    state = _read_state(path)
+    weights: dict[str, Tensor] = {}
+    for i, layer in enumerate(LAYERS[:depth]):
+        shape = (layer.out_channels, layer.in_channels, 3, 3)
+        for kind, right in (("weight", shape), ("bias", shape[:1])):
+            value = state.get(f"features.{layer.key}.{kind}", state.get(f"{layer.key}.{kind}"))
+            if value is None and i > 0:
+                raise StylizeError(
+                    f"{path}: reaches {LAYERS[i - 1].tap}, must reach {LAYERS[depth - 1].tap}; "
+                    "ask for shallower layers in loss.style_layers and loss.content_layers, or give a deeper file"
+                )
+            if value is None or tuple(value.shape) != right:
+                raise StylizeError(f"{path}: no VGG-19: must hold features.{layer.key}.{kind} of shape {right}")
+            weights[f"features.{layer.key}.{kind}"] = value.float()
+    return weights
+
+
+def _read_state(path: Path) -> Mapping[str, Tensor]:
+    if not path.is_file():
+        raise StylizeError(f"loss.vgg: got '{path}', must be 'imagenet', 'random', or a weight file that exists")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a broken file makes the readers raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise StylizeError(f"{path}: not a weight file that can be read safely ({reason})") from error
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise StylizeError(f"{path}: not a weight file: must be a dict of tensors by name")
+    return state
+
+
+def imagenet_file() -> Path:
+    """torchvision's ImageNet weights, from torch's cache, or downloaded there and checked by their hash.
+
+    Raises:
+        StylizeError: No connection within 15 s, or the download failed; the message says what to fetch, and where to.
+    """
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / FILE_NAME
+    if path.is_file():
+        return path
+    try:
+        _probe(URL, CONNECTION_TIMEOUT_S)
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(URL, str(path), hash_prefix=SHA256_PREFIX)
+    except (OSError, RuntimeError) as error:
+        raise StylizeError(
+            f"the VGG-19 weights cannot be downloaded ({_first_line(error)}); fetch {URL} (548 MB) and put it at {path}, "
+            "or set loss.vgg to the path of a copy, or to 'random' (colour and fine texture only)"
+        ) from error
+    return path
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _probe(url: str, timeout_s: float) -> None:
+    """Open a connection to `url`, or raise OSError within `timeout_s`.
+
+    In a thread of its own: looking up the host's name has no time limit that could be set.
+    """
+    outcome: list[Exception | None] = []
+
+    def connect() -> None:
+        try:
+            request = urllib.request.Request(url, method="HEAD")
+            urllib.request.urlopen(request, timeout=timeout_s).close()
+            outcome.append(None)
+        except (OSError, ValueError) as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if not outcome:
+        raise TimeoutError(f"no connection within {timeout_s:.0f} s")
+    if outcome[0] is not None:
+        raise OSError(_first_line(outcome[0]))
+
+
+@torch.no_grad()
+def randomize_(vgg: VGG19, seed: int) -> None:
+    """Seeded orthogonal weights without biases, each layer scaled to a mean activation of 1 on synthetic images.
+
+    A network of random filters still sees colour and fine texture. The images are noise with the 1/f spectrum of
+    photographs.
+
+    Source: He, Wang & Hopcroft 2016, arXiv:1606.04801 (random VGG); Mishkin & Matas 2015, arXiv:1511.06422
+        (scaling layer by layer).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    x = (natural_noise(8, 64, generator) - vgg.mean) / vgg.std
+    for layer, conv in zip(LAYERS, vgg.features.values(), strict=False):
+        assert isinstance(conv, nn.Conv2d) and conv.bias is not None
+        nn.init.orthogonal_(conv.weight, generator=generator)
+        conv.bias.zero_()
+        if layer.pool_before:
+            x = vgg.pool(x, 2)
+        mean = F.relu(conv(x)).mean()
+        conv.weight /= mean
+        x = F.relu(conv(x))
+
+
+def natural_noise(count: int, size_px: int, generator: torch.Generator) -> Tensor:
+    """Images `(count, 3, size, size)` in [0, 1] of Gaussian noise with amplitude 1/f, as photographs have it."""
+    white = torch.randn(count, 3, size_px, size_px, generator=generator)
+    frequency = torch.fft.fftfreq(size_px)
+    radius = torch.hypot(frequency[:, None], frequency[None, :]).clamp_min(1 / size_px)
+    pink = torch.fft.ifft2(torch.fft.fft2(white) / radius).real
+    pink = pink / pink.std((-2, -1), keepdim=True)
+    return (0.45 + 0.25 * pink).clamp(0, 1)

@@ -1,0 +1,284 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from stylize.errors import StylizeError
+from stylize.losses import (
+    LossConfig,
+    PerceptualLoss,
+    check_style_size,
+    gram_matrix,
+    squared_error,
+    total_variation,
+)
+from stylize.vgg import TAPS, VGG19, load_vgg
+
+STYLE_LAYERS = {"relu1_1": 1.0, "relu2_1": 3.0}
+CONTENT_LAYERS = {"relu1_2": 1.0}
+
+
+@pytest.fixture
+def vgg() -> VGG19:
+    return load_vgg("random", ["relu2_1"]).vgg
+
+
+def config(**options: object) -> LossConfig:
+    layers = {"style_layers": STYLE_LAYERS, "content_layers": CONTENT_LAYERS}
+    return LossConfig(**{**layers, **options})
+
+
+def photos(count: int = 2, height: int = 24, width: int = 20) -> Tensor:
+    return torch.rand(count, 3, height, width)
+
+
+def count_calls(vgg: VGG19) -> list[tuple[str, ...]]:
+    calls: list[tuple[str, ...]] = []
+    vgg.register_forward_pre_hook(lambda module, arguments: calls.append(tuple(arguments[1])))
+    return calls
+
+
+def complaint(build: Callable[[], object]) -> str:
+    with pytest.raises(ValidationError) as caught:
+        build()
+    return str(caught.value.errors()[0]["msg"])
+
+
+def test_gram_matrix_of_hand_made_features() -> None:
+    features = torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]])
+    assert gram_matrix(features).tolist() == [[[1.25, 2.75], [2.75, 6.25]]]
+
+
+def test_gram_matrix_is_that_of_each_image_and_does_not_see_positions() -> None:
+    features = torch.rand(3, 4, 5, 6)
+    shuffled = features.flatten(2)[..., torch.randperm(30)].reshape(3, 4, 6, 5)
+    torch.testing.assert_close(gram_matrix(features)[1:2], gram_matrix(features[1:2]))
+    torch.testing.assert_close(gram_matrix(shuffled), gram_matrix(features))
+
+
+def test_gram_matrix_is_float32_under_autocast() -> None:
+    features = torch.rand(2, 8, 64, 64)
+    expected = gram_matrix(features)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (features.flatten(2) @ features.flatten(2).transpose(1, 2)).dtype == torch.bfloat16
+        actual = gram_matrix(features)
+        from_bfloat16 = gram_matrix(features.bfloat16())
+    assert actual.dtype == from_bfloat16.dtype == torch.float32
+    assert torch.equal(actual, expected)
+    torch.testing.assert_close(from_bfloat16, gram_matrix(features.bfloat16().float()))
+
+
+def test_total_variation_of_a_hand_made_image() -> None:
+    image = torch.tensor([[[[0.0, 1.0, 0.5], [0.0, 0.0, 0.0]]]])
+    assert float(total_variation(image)) == pytest.approx((0 + 1 + 0.5) / 3 + (1 + 0.5) / 4)
+    assert float(total_variation(image, squared=True)) == pytest.approx(1.25 / 3 + 1.25 / 4)
+
+
+def test_total_variation_of_a_flat_image_is_zero() -> None:
+    assert float(total_variation(torch.full((2, 3, 5, 5), 0.3))) == 0
+
+
+def test_squared_error_of_hand_made_values() -> None:
+    value, target = torch.tensor([[1.0, 3.0]]), torch.tensor([[1.0, 1.0]])
+    assert float(squared_error(value, target, relative=False)) == 2
+    assert float(squared_error(value, 2 * target, relative=True)) == 0.25
+
+
+def test_relative_error_is_taken_image_by_image() -> None:
+    target = torch.tensor([[1.0], [100.0]])
+    assert float(squared_error(2 * target, target, relative=True)) == 1
+    assert float(squared_error(target * torch.tensor([[2.0], [1.0]]), target, True)) == 0.5
+
+
+def test_relative_error_of_a_black_target_is_finite() -> None:
+    assert torch.isfinite(squared_error(torch.ones(1, 2), torch.zeros(1, 2), relative=True))
+
+
+@pytest.mark.parametrize("scale", ("relative", "raw"))
+def test_style_term_is_zero_for_the_style_image_itself(vgg: VGG19, scale: str) -> None:
+    style = photos(1)
+    terms = PerceptualLoss(vgg, config(scale=scale), [style[0]])(style, photos(1))
+    assert float(terms["style"]) == pytest.approx(0, abs=1e-9)
+    assert float(terms["content"]) > 0.01
+
+
+@pytest.mark.parametrize("scale", ("relative", "raw"))
+def test_content_term_is_zero_for_the_photograph_itself(vgg: VGG19, scale: str) -> None:
+    content = photos()
+    terms = PerceptualLoss(vgg, config(scale=scale), [photos(1)[0]])(content.clone(), content)
+    assert float(terms["content"]) == 0
+    assert float(terms["style"]) > 1e-4
+
+
+def test_raw_terms_are_the_sums_over_layers_of_mean_squares(vgg: VGG19) -> None:
+    style, stylized, content = photos(1, 32, 28), photos(), photos()
+    terms = PerceptualLoss(vgg, config(scale="raw"), [style[0]])(stylized, content)
+    taps = (*STYLE_LAYERS, *CONTENT_LAYERS)
+    ours, of_style, of_content = (vgg(image, taps) for image in (stylized, style, content))
+    for tap in STYLE_LAYERS:
+        expected = (gram_matrix(ours[tap]) - gram_matrix(of_style[tap])).square().mean()
+        torch.testing.assert_close(terms[f"style/{tap}"], expected)
+    expected = (ours["relu1_2"] - of_content["relu1_2"]).square().mean()
+    torch.testing.assert_close(terms["content/relu1_2"], expected)
+    torch.testing.assert_close(terms["content"], expected)
+    weighted = terms["style/relu1_1"] + 3 * terms["style/relu2_1"]
+    torch.testing.assert_close(terms["style"], weighted)
+    torch.testing.assert_close(terms["tv"], total_variation(stylized, squared=True))
+
+
+def test_relative_layers_are_averaged_by_their_weights(vgg: VGG19) -> None:
+    terms = PerceptualLoss(vgg, config(), [photos(1)[0]])(stylized := photos(), photos())
+    weighted = (terms["style/relu1_1"] + 3 * terms["style/relu2_1"]) / 4
+    torch.testing.assert_close(terms["style"], weighted)
+    torch.testing.assert_close(terms["tv"], total_variation(stylized))
+
+
+def test_relative_terms_do_not_depend_on_the_scale_of_the_features(vgg: VGG19) -> None:
+    layers = {"style_layers": {"relu2_1": 1.0}, "content_layers": {"relu2_1": 1.0}}
+    style, stylized, content = photos(1)[0], photos(), photos()
+
+    def terms(scale: str) -> dict[str, Tensor]:
+        return PerceptualLoss(vgg, LossConfig(scale=scale, **layers), [style])(stylized, content)
+
+    relative, raw = terms("relative"), terms("raw")
+    for parameter in vgg.features["5"].parameters():
+        parameter.mul_(10)
+    scaled_relative, scaled_raw = terms("relative"), terms("raw")
+    for name in ("style", "content"):
+        torch.testing.assert_close(scaled_relative[name], relative[name], rtol=1e-4, atol=0)
+    torch.testing.assert_close(scaled_raw["content"], 1e2 * raw["content"], rtol=1e-4, atol=0)
+    torch.testing.assert_close(scaled_raw["style"], 1e4 * raw["style"], rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(("weights", "share"), ((None, 0.5), ([3.0, 1.0], 0.75)))
+def test_gram_matrices_of_several_style_images_are_averaged_by_weight(
+    vgg: VGG19, weights: list[float] | None, share: float
+) -> None:
+    first, second = photos(1, 24, 20), photos(1, 32, 40)
+    loss = PerceptualLoss(vgg, config(), [first[0], second[0]], weights)
+    for tap in STYLE_LAYERS:
+        grams = [gram_matrix(vgg(image, [tap])[tap])[0] for image in (first, second)]
+        expected = share * grams[0] + (1 - share) * grams[1]
+        torch.testing.assert_close(loss.get_buffer(f"gram_{tap}"), expected)
+
+
+def test_total_is_the_weighted_sum_of_the_terms(vgg: VGG19) -> None:
+    weights = {"content_weight": 2.0, "style_weight": 3.0, "tv_weight": 5.0}
+    terms = PerceptualLoss(vgg, config(**weights), [photos(1)[0]])(photos(), photos())
+    expected = 2 * terms["content"] + 3 * terms["style"] + 5 * terms["tv"]
+    torch.testing.assert_close(terms["total"], expected)
+
+
+def test_terms_are_scalars_with_names(vgg: VGG19) -> None:
+    terms = PerceptualLoss(vgg, config(), [photos(1)[0]])(photos(), photos())
+    assert sorted(terms) == [
+        "content",
+        "content/relu1_2",
+        "style",
+        "style/relu1_1",
+        "style/relu2_1",
+        "total",
+        "tv",
+    ]
+    assert {term.shape for term in terms.values()} == {()}
+
+
+def test_the_loss_of_a_batch_is_the_mean_over_its_images(vgg: VGG19) -> None:
+    loss, stylized, content = PerceptualLoss(vgg, config(), [photos(1)[0]]), photos(), photos()
+    batch = loss(stylized, content)["total"]
+    alone = [loss(stylized[i : i + 1], content[i : i + 1])["total"] for i in range(2)]
+    torch.testing.assert_close(batch, (alone[0] + alone[1]) / 2)
+
+
+def test_style_targets_are_computed_once(vgg: VGG19) -> None:
+    calls = count_calls(vgg)
+    loss = PerceptualLoss(vgg, config(), [photos(1)[0], photos(1)[0]])
+    assert calls == [tuple(STYLE_LAYERS)] * 2
+    calls.clear()
+    for _ in range(3):
+        loss(photos(), photos())
+    assert calls == [("relu1_1", "relu2_1", "relu1_2"), ("relu1_2",)] * 3
+
+
+def test_content_pass_stops_at_the_content_layer(vgg: VGG19) -> None:
+    loss, depths = PerceptualLoss(vgg, config(), [photos(1)[0]]), []
+    for key, conv in vgg.features.items():
+        conv.register_forward_hook(lambda *_, key=key: depths.append(key))
+    loss(photos(), photos())
+    assert depths == ["0", "2", "5", "0", "2"]
+
+
+def test_the_pictures_are_not_changed(vgg: VGG19) -> None:
+    style, stylized, content = photos(1)[0], photos(), photos()
+    copies = [image.clone() for image in (style, stylized, content)]
+    PerceptualLoss(vgg, config(), [style])(stylized, content)
+    for image, copy in zip((style, stylized, content), copies, strict=True):
+        assert torch.equal(image, copy)
+
+
+def test_gradient_flows_to_the_stylized_picture_only(vgg: VGG19) -> None:
+    style, stylized, content = (photos().requires_grad_() for _ in range(3))
+    PerceptualLoss(vgg, config(), [style[0]])(stylized, content)["total"].backward()
+    assert stylized.grad.abs().sum() > 0
+    assert style.grad is None
+    assert content.grad is None
+    assert all(p.grad is None for p in vgg.parameters())
+
+
+def test_terms_are_float32_under_autocast_and_close(vgg: VGG19) -> None:
+    loss, stylized, content = PerceptualLoss(vgg, config(), [photos(1)[0]]), photos(), photos()
+    expected = loss(stylized, content)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = loss(stylized, content)
+    assert {term.dtype for term in actual.values()} == {torch.float32}
+    for name in ("content", "total"):
+        torch.testing.assert_close(actual[name], expected[name], rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "layers", "least"),
+    (
+        (40, 31, {"relu4_1": 1.0, "relu1_1": 1.0}, 32),
+        (63, 70, {"relu5_1": 1.0}, 64),
+        (15, 16, {"relu1_1": 1.0}, 16),
+    ),
+)
+def test_too_small_a_style_image_is_refused(
+    height: int, width: int, layers: dict[str, float], least: int
+) -> None:
+    with pytest.raises(StylizeError) as caught:
+        check_style_size(height, width, LossConfig(style_layers=layers), "starry.jpg")
+    assert str(caught.value) == (
+        f"starry.jpg: got a style image of {width}×{height} px, "
+        f"must be at least {least} px in each direction"
+    )
+    check_style_size(least, least, LossConfig(style_layers=layers), "starry.jpg")
+
+
+@pytest.mark.parametrize("key", ("style_layers", "content_layers"))
+def test_unknown_layers_are_refused_by_the_config(key: str) -> None:
+    listed = ", ".join(f"'{tap}'" for tap in sorted(TAPS))
+    message = complaint(lambda: LossConfig(**{key: {"conv9": 1.0}}))
+    assert message == f"Value error, got 'conv9', must be one of {listed}."
+
+
+def test_layer_weights_of_zero_and_no_layers_are_refused_by_the_config() -> None:
+    assert complaint(lambda: LossConfig(style_layers={"relu1_1": 0.0})) == (
+        "Value error, got relu1_1: 0.0, must be a weight above 0"
+    )
+    assert complaint(lambda: LossConfig(content_layers={})) == (
+        "Value error, got no layers, must name at least one"
+    )
+
+
+@pytest.mark.parametrize("key", ("content_weight", "style_weight", "tv_weight"))
+def test_negative_weights_are_refused_by_the_config(key: str) -> None:
+    with pytest.raises(ValidationError):
+        LossConfig(**{key: -1.0})
+
+
+def test_the_config_names_every_layer_once() -> None:
+    layers = {"style_layers": {"relu1_1": 1.0, "relu2_1": 1.0}, "content_layers": {"relu2_1": 1.0}}
+    assert LossConfig(**layers).taps() == ("relu1_1", "relu2_1")

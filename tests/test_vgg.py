@@ -1,0 +1,397 @@
+import os
+import pickle
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import stylize.vgg
+from stylize.errors import StylizeError
+from stylize.vgg import (
+    FILE_NAME,
+    LAYERS,
+    TAPS,
+    URL,
+    VGG19,
+    imagenet_file,
+    load_vgg,
+    natural_noise,
+    read_weights,
+    tap_depth,
+)
+
+
+@pytest.fixture(scope="module")
+def whole_random_vgg() -> VGG19:
+    return load_vgg("random", TAPS, padding="zero").vgg
+
+
+def weights(depth: int) -> dict[str, Tensor]:
+    return VGG19(depth).state_dict()
+
+
+def refusal(call: Callable[[], object]) -> str:
+    with pytest.raises(StylizeError) as caught:
+        call()
+    return str(caught.value)
+
+
+def empty_cache(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(folder))
+    return folder / "checkpoints" / FILE_NAME
+
+
+def without_network(monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
+    def refuse(url: str, timeout_s: float) -> None:
+        raise OSError(reason)
+
+    monkeypatch.setattr(stylize.vgg, "_probe", refuse)
+
+
+def cannot_download(reason: str, place: Path) -> str:
+    return (
+        f"the VGG-19 weights cannot be downloaded ({reason}); fetch "
+        "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth (548 MB) "
+        f"and put it at {place}, or set loss.vgg to the path of a copy, or to 'random' "
+        "(colour and fine texture only)"
+    )
+
+
+def test_taps_are_the_sixteen_of_vgg_19() -> None:
+    assert " ".join(TAPS) == (
+        "relu1_1 relu1_2 relu2_1 relu2_2 relu3_1 relu3_2 relu3_3 relu3_4 "
+        "relu4_1 relu4_2 relu4_3 relu4_4 relu5_1 relu5_2 relu5_3 relu5_4"
+    )
+    assert " ".join(layer.key for layer in LAYERS) == "0 2 5 7 10 12 14 16 19 21 23 25 28 30 32 34"
+
+
+@torch.no_grad()
+def test_all_taps_equal_torchvision_with_the_same_weights(whole_random_vgg: VGG19) -> None:
+    from torchvision.models import vgg19
+
+    with torch.device("meta"):
+        features = vgg19(weights=None).features
+    features.to_empty(device="cpu").load_state_dict(whole_random_vgg.features.state_dict())
+    network = VGG19(16, "max", "zero")
+    network.load_state_dict(whole_random_vgg.state_dict())
+    image = torch.rand(2, 3, 32, 32)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    x, expected = (image - mean[:, None, None]) / std[:, None, None], []
+    for module in features:
+        x = module(x.clone())
+        if isinstance(module, nn.ReLU):
+            expected.append(x)
+    taps = network(image, TAPS)
+    assert list(taps) == list(TAPS)
+    for ours, theirs in zip(taps.values(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pooling", ("max", "average"))
+def test_taps_have_the_channels_and_the_scale_of_their_block(pooling: str) -> None:
+    found = VGG19(9, pooling)(torch.rand(2, 3, 33, 48), ["relu1_1", "relu2_2", "relu3_1", "relu4_1"])
+    assert {tap: tuple(f.shape) for tap, f in found.items()} == {
+        "relu1_1": (2, 64, 33, 48),
+        "relu2_2": (2, 128, 16, 24),
+        "relu3_1": (2, 256, 8, 12),
+        "relu4_1": (2, 512, 4, 6),
+    }
+
+
+@pytest.mark.parametrize(
+    ("taps", "depth"), ((["relu1_1"], 1), (["relu2_1", "relu1_1"], 3), (["relu5_4"], 16))
+)
+def test_depth_is_that_of_the_deepest_tap(taps: list[str], depth: int) -> None:
+    assert tap_depth(taps) == depth
+
+
+@torch.no_grad()
+def test_forward_stops_at_the_deepest_tap() -> None:
+    vgg, calls = VGG19(6), []
+    for conv in vgg.features.values():
+        conv.register_forward_hook(lambda *_: calls.append(1))
+    vgg(torch.rand(1, 3, 16, 16), ["relu1_1", "relu2_1"])
+    assert len(calls) == 3
+
+
+def test_loading_builds_no_layer_behind_the_deepest_tap() -> None:
+    assert len(load_vgg("random", ["relu1_2", "relu2_1"]).vgg.features) == 3
+
+
+@torch.no_grad()
+def test_a_tap_is_not_changed_by_the_layers_behind_it() -> None:
+    vgg, image = VGG19(3), torch.rand(1, 3, 16, 16)
+    alone = vgg(image, ["relu1_1"])["relu1_1"]
+    assert torch.equal(vgg(image, ["relu1_1", "relu2_1"])["relu1_1"], alone)
+
+
+@torch.no_grad()
+def test_the_image_is_not_changed() -> None:
+    image = torch.rand(1, 3, 16, 16)
+    before = image.clone()
+    VGG19(2)(image, ["relu1_2"])
+    assert torch.equal(image, before)
+
+
+@torch.no_grad()
+def test_replicated_borders_leave_a_flat_image_flat_and_zero_borders_do_not() -> None:
+    image = torch.full((1, 3, 16, 16), 0.7)
+    replicated, zero = VGG19(3, padding="replication"), VGG19(3, padding="zero")
+    zero.load_state_dict(replicated.state_dict())
+    assert replicated(image, ["relu2_1"])["relu2_1"].std((2, 3)).max() < 1e-6
+    assert zero(image, ["relu2_1"])["relu2_1"].std((2, 3)).max() > 1e-3
+
+
+def test_weights_do_not_train_but_the_image_gets_a_gradient() -> None:
+    vgg, image = VGG19(2), torch.rand(1, 3, 16, 16, requires_grad=True)
+    vgg(image, ["relu1_2"])["relu1_2"].sum().backward()
+    assert image.grad.abs().sum() > 0
+    assert all(not p.requires_grad and p.grad is None for p in vgg.parameters())
+
+
+def test_unknown_tap_is_refused_with_the_right_names() -> None:
+    listed = ", ".join(f"'{tap}'" for tap in sorted(TAPS))
+    message = f"VGG-19 layer: got 'relu1_3', must be one of {listed}. Did you mean 'relu1_"
+    assert refusal(lambda: tap_depth(["relu1_3"])).startswith(message)
+
+
+def test_a_tap_deeper_than_the_network_is_refused() -> None:
+    assert refusal(lambda: VGG19(3)(torch.rand(1, 3, 16, 16), ["relu3_1"])) == (
+        "got the tap relu3_1, must be no deeper than relu2_1"
+    )
+
+
+@pytest.mark.parametrize("suffix", (".pth", ".safetensors"))
+@pytest.mark.parametrize("kind", ("whole", "features only", "cut short"))
+def test_weight_files_of_every_kind_can_be_read(tmp_path: Path, kind: str, suffix: str) -> None:
+    expected = weights(3)
+    state = weights(5) | expected if kind != "cut short" else dict(expected)
+    if kind == "whole":
+        state["classifier.0.weight"] = torch.rand(4, 4)
+    if kind == "features only":
+        state = {key.removeprefix("features."): value for key, value in state.items()}
+    path = tmp_path / f"vgg{suffix}"
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    loaded = load_vgg(str(path), ["relu2_1"])
+    assert loaded.weights == path.name
+    actual = loaded.vgg.state_dict()
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[key], expected[key]) for key in expected)
+
+
+def test_half_precision_weights_become_float32(tmp_path: Path) -> None:
+    save_file({key: value.half() for key, value in weights(1).items()}, tmp_path / "a.safetensors")
+    vgg = load_vgg(str(tmp_path / "a.safetensors"), ["relu1_1"]).vgg
+    assert {p.dtype for p in vgg.parameters()} == {torch.float32}
+
+
+def test_a_file_that_ends_before_the_deepest_tap_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "short.safetensors"
+    save_file(weights(2), path)
+    assert refusal(lambda: load_vgg(str(path), ["relu1_1", "relu2_1"])) == (
+        f"{path}: reaches relu1_2, must reach relu2_1; ask for shallower layers in "
+        "loss.style_layers and loss.content_layers, or give a deeper file"
+    )
+
+
+@pytest.mark.parametrize(
+    "state",
+    ({"conv.weight": torch.zeros(3)}, {"features.0.weight": torch.zeros(32, 3, 3, 3)}),
+    ids=("other names", "other shape"),
+)
+def test_weights_of_another_network_are_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    path = tmp_path / "other.pth"
+    torch.save(state, path)
+    assert refusal(lambda: read_weights(path, 1)) == (
+        f"{path}: no VGG-19: must hold features.0.weight of shape (64, 3, 3, 3)"
+    )
+
+
+def test_a_file_that_is_no_dict_of_tensors_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "list.pth"
+    torch.save([1, 2], path)
+    assert refusal(lambda: read_weights(path, 1)) == (
+        f"{path}: not a weight file: must be a dict of tensors by name"
+    )
+
+
+@pytest.mark.parametrize("suffix", (".pth", ".safetensors"))
+def test_a_text_file_is_refused_in_one_line(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"notes{suffix}"
+    path.write_text("these are not weights\n" * 20)
+    message = refusal(lambda: load_vgg(str(path), ["relu1_1"]))
+    assert message.startswith(f"{path}: not a weight file that can be read safely (")
+    assert message.endswith(")")
+    assert "\n" not in message
+
+
+class _Payload:
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("writer", ("torch", "pickle"))
+def test_code_in_a_weight_file_is_not_run(tmp_path: Path, writer: str) -> None:
+    path, trace = tmp_path / "evil.pth", tmp_path / "trace"
+    state = {**weights(1), "extra": _Payload(f"touch '{trace}'")}
+    torch.save(state, path) if writer == "torch" else path.write_bytes(pickle.dumps(state))
+    message = refusal(lambda: load_vgg(str(path), ["relu1_1"]))
+    assert message.startswith(f"{path}: not a weight file that can be read safely (")
+    assert not trace.exists()
+
+
+def test_the_payload_of_the_test_above_would_run(tmp_path: Path) -> None:
+    path, trace = tmp_path / "evil.pth", tmp_path / "trace"
+    torch.save({"extra": _Payload(f"touch '{trace}'")}, path)
+    torch.load(path, weights_only=False)
+    assert trace.exists()
+
+
+def test_a_missing_file_is_refused() -> None:
+    assert refusal(lambda: load_vgg("no/such.pth", ["relu1_1"])).startswith(
+        "loss.vgg: got 'no/such.pth', must be 'imagenet', "
+    )
+
+
+def test_random_weights_depend_on_the_seed_alone() -> None:
+    torch.manual_seed(1)
+    first = load_vgg("random", ["relu2_1"], seed=5)
+    torch.manual_seed(2)
+    again, other = load_vgg("random", ["relu2_1"], seed=5), load_vgg("random", ["relu2_1"], seed=6)
+    assert first.weights == "random, seed 5"
+    for key, value in first.vgg.state_dict().items():
+        assert torch.equal(value, again.vgg.state_dict()[key])
+    key = "features.0.weight"
+    assert not torch.equal(first.vgg.state_dict()[key], other.vgg.state_dict()[key])
+
+
+def test_random_weights_do_not_depend_on_the_depth() -> None:
+    shallow = load_vgg("random", ["relu1_2"]).vgg.state_dict()
+    deep = load_vgg("random", ["relu2_2"]).vgg.state_dict()
+    assert all(torch.equal(value, deep[key]) for key, value in shallow.items())
+
+
+def test_random_weights_leave_the_global_random_state_alone() -> None:
+    state = torch.get_rng_state()
+    load_vgg("random", ["relu2_1"])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@torch.no_grad()
+def test_random_weights_give_a_mean_activation_of_one_at_every_layer(
+    whole_random_vgg: VGG19,
+) -> None:
+    images = natural_noise(8, 64, torch.Generator().manual_seed(0))
+    found = whole_random_vgg(images, TAPS)
+    means = {tap: round(float(f.mean()), 2) for tap, f in found.items()}
+    assert means == dict.fromkeys(TAPS, 1.0)
+
+
+@torch.no_grad()
+def test_random_weights_give_a_mean_activation_near_one_on_other_images() -> None:
+    vgg = load_vgg("random", ["relu3_1"]).vgg
+    images = natural_noise(4, 48, torch.Generator().manual_seed(99))
+    taps = [layer.tap for layer in LAYERS[:5]]
+    assert all(0.7 < f.mean() < 1.4 for f in vgg(images, taps).values())
+
+
+def test_random_weights_take_average_pooling() -> None:
+    assert load_vgg("random", ["relu1_1"], pooling="max").vgg.pool is F.avg_pool2d
+
+
+def test_imagenet_comes_from_the_cache_without_the_network(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = empty_cache(monkeypatch, tmp_path)
+    path.parent.mkdir()
+    torch.save(weights(1), path)
+    without_network(monkeypatch, "the network was asked for")
+    assert imagenet_file() == path
+    loaded = load_vgg("imagenet", ["relu1_1"])
+    assert loaded.weights == "imagenet (torchvision IMAGENET1K_V1)"
+
+
+def test_imagenet_without_cache_or_network_says_what_to_fetch_and_where_to(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    place = empty_cache(monkeypatch, tmp_path)
+    without_network(monkeypatch, "no route to host")
+    message = refusal(lambda: load_vgg("imagenet", ["relu1_1"]))
+    assert message == cannot_download("no route to host", place)
+
+
+def test_imagenet_or_random_takes_random_without_the_network_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    place = empty_cache(monkeypatch, tmp_path)
+    without_network(monkeypatch, "no route to host")
+    said: list[str] = []
+    loaded = load_vgg("imagenet-or-random", ["relu1_1"], seed=3, say=said.append)
+    assert loaded.weights == "random, seed 3"
+    assert said == [
+        "loss.vgg: of 'imagenet-or-random' took 'random', because "
+        + cannot_download("no route to host", place)
+    ]
+
+
+def test_the_first_source_to_be_had_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "vgg.safetensors"
+    save_file(weights(1), path)
+    said: list[str] = []
+    loaded = load_vgg(f"{path}-or-random", ["relu1_1"], say=said.append)
+    assert loaded.weights == "vgg.safetensors"
+    assert said == [f"loss.vgg: of '{path}-or-random' took '{path}'"]
+
+
+def test_a_path_with_or_in_its_name_is_a_path(tmp_path: Path) -> None:
+    path = tmp_path / "mine-or-yours.safetensors"
+    save_file(weights(1), path)
+    said: list[str] = []
+    assert load_vgg(str(path), ["relu1_1"], say=said.append).weights == path.name
+    assert said == []
+
+
+def test_a_single_source_is_taken_without_a_word() -> None:
+    said: list[str] = []
+    load_vgg("random", ["relu1_1"], say=said.append)
+    assert said == []
+
+
+def test_a_failed_download_says_what_to_fetch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    place = empty_cache(monkeypatch, tmp_path)
+    monkeypatch.setattr(stylize.vgg, "_probe", lambda url, timeout_s: None)
+
+    def download(url: str, file: str, **options: object) -> None:
+        assert (url, file, options["hash_prefix"]) == (URL, str(place), "dcbb9e9d")
+        raise RuntimeError("invalid hash value\nmore")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    assert refusal(imagenet_file) == cannot_download("invalid hash value", place)
+
+
+def test_the_probe_gives_up_on_a_server_that_never_answers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/weights"
+        started = time.monotonic()
+        with pytest.raises(OSError, match=r"no connection within|timed out"):
+            stylize.vgg._probe(url, 0.3)
+        assert time.monotonic() - started < 1.5
+
+
+def test_the_probe_gives_up_on_a_closed_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/weights"
+    with pytest.raises(OSError, match="refused"):
+        stylize.vgg._probe(url, 5)
