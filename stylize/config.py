@@ -126,7 +126,7 @@ class _Loader(yaml.SafeLoader):
     """YAML that reads 1e-3 as a number, as YAML 1.2 does, and refuses a key that comes twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(
@@ -278,8 +278,8 @@ def _mistake(error: ErrorDetails, same_key: Sequence[ErrorDetails]) -> str:
         words = re.findall(r"'([^']*)'", str(context["expected"]))
         return unknown_name(str(value), words, "").removeprefix(": ")
     if kind in BOUNDS:
-        name, words = BOUNDS[kind]
-        return f"got {_shown(value)}, must be {words} {context[name]}"
+        bound, relation = BOUNDS[kind]
+        return f"got {_shown(value)}, must be {relation} {context[bound]}"
     if kind == "string_pattern_mismatch":
         return f"got {_shown(value)}, must be letters, digits, '.', '_' and '-', starting with a letter or digit"
     expected = dict.fromkeys(_expected(other) for other in same_key)

@@ -13,10 +13,12 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from stylize.errors import StylizeError
@@ -38,6 +40,7 @@ WRITABLE = {
 READABLE = frozenset(WRITABLE)
 WITH_ALPHA = frozenset(("PNG", "WEBP", "TIFF", "AVIF"))
 LOSSY = frozenset(("JPEG", "WEBP", "AVIF"))
+SIXTEEN_BIT = frozenset(("I;16", "I;16B", "I;16L", "I"))
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 
@@ -77,11 +80,8 @@ def read_picture(path: Path) -> Picture:
         StylizeError: The file is missing, no image, or damaged.
     """
     image = _open(path)
-    alpha = None
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        alpha = to_tensor(image.getchannel("A"))
-    return Picture(to_tensor(_to_rgb(image, path)), alpha)
+    alpha = _alpha(image)
+    return Picture(to_tensor(_to_rgb(image, path)), None if alpha is None else to_tensor(alpha))
 
 
 def read_rgb(path: Path, shorter_side_px: int | None = None) -> Image.Image:
@@ -96,11 +96,10 @@ def read_rgb(path: Path, shorter_side_px: int | None = None) -> Image.Image:
         StylizeError: The file is missing, no image, or damaged.
     """
     image = _open(path, shorter_side_px)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+    alpha = _alpha(image)
     image = _to_rgb(image, path)
+    if alpha is not None:
+        image = Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
     if shorter_side_px is not None:
         image = resize(image, shorter_side_px / min(image.size))
     return image
@@ -167,7 +166,10 @@ def write_picture(path: Path, picture: Picture, *, quality: int = 95) -> None:
     if image_format == "JPEG":
         options["subsampling"] = 0  # painted colour edges are sharp
     encoded = io.BytesIO()
-    image.save(encoded, image_format, **options)
+    try:
+        image.save(encoded, image_format, **options)
+    except (OSError, ValueError) as error:  # larger than the format allows
+        raise StylizeError(f"{path}: cannot be written ({str(error).splitlines()[0]})") from error
     write_atomically(path, encoded.getvalue())
 
 
@@ -202,8 +204,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
     except OSError as error:
         raise StylizeError(f"{path}: cannot be written ({error.strerror})") from error
     finally:
@@ -252,26 +254,41 @@ def _reason(error: Exception) -> str:
         return "no such file"
     if isinstance(error, IsADirectoryError):
         return "is a folder, must be an image file"
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return "not an image of a known format"
     return f"cannot be read as an image ({error or type(error).__name__})".replace("\n", " ")
 
 
+def _alpha(image: Image.Image) -> Image.Image | None:
+    """The opacity as an 8-bit image, or None where there is none."""
+    if image.mode in ("RGBA", "LA", "PA"):
+        return image.getchannel("A")
+    if "transparency" not in image.info:
+        return None
+    if image.mode in SIXTEEN_BIT:
+        return Image.fromarray(np.where(np.asarray(image) == image.info["transparency"], 0, 255).astype(np.uint8))
+    return image.convert("RGBA").getchannel("A")
+
+
 def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
-    """Any mode → 8-bit RGB in sRGB."""
-    if image.mode in ("I;16", "I;16B", "I;16L", "I"):
+    """Any mode → 8-bit RGB in sRGB, without the alpha."""
+    if image.mode in SIXTEEN_BIT:
         return Image.fromarray(_to_8_bit(np.asarray(image), 65535)).convert("RGB")
     if image.mode == "F":
         values = np.asarray(image)
         return Image.fromarray(_to_8_bit(values, 1 if values.max() <= 1 else 255)).convert("RGB")
     profile = image.info.get("icc_profile")
+    if profile and image.mode in ("RGBA", "P", "PA", "LA"):
+        image.info.pop("transparency", None)
+        image = image.convert("L" if image.mode == "LA" else "RGB")
     if profile and image.mode in ("RGB", "CMYK", "L"):
         return _to_srgb(image, profile, path)
     return image.convert("RGB")
 
 
-def _to_8_bit(values: np.ndarray, white: float) -> np.ndarray:
-    return np.clip(np.nan_to_num(values) * (255.0 / white) + 0.5, 0, 255).astype(np.uint8)
+def _to_8_bit(values: NDArray[Any], white: float) -> NDArray[np.uint8]:
+    levels: NDArray[Any] = np.clip(np.nan_to_num(values) * (255.0 / white) + 0.5, 0, 255)
+    return levels.astype(np.uint8)
 
 
 def _to_srgb(image: Image.Image, profile: bytes, path: Path) -> Image.Image:

@@ -70,7 +70,7 @@ class Norm(nn.Module):
             raise StylizeError(f"{type(self).__name__}: got an input of shape {tuple(x.shape)}, must be (N, C, H, W)")
         statistics = self.frozen if self.frozen is not None else self.measure(x)
         if self.recording:
-            self.recorded = Statistics(statistics.mean.detach(), statistics.variance.detach())
+            self.recorded = Statistics(*(s.detach().clone() for s in statistics))
         return _multiply_add(x, *self.coefficients(statistics))
 
     def measure(self, x: Tensor) -> Statistics:

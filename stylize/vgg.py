@@ -5,6 +5,7 @@ RGB in [0, 1] goes in, named feature maps come out; the normalization that the w
 
 from __future__ import annotations
 
+import http.client
 import threading
 import urllib.error
 import urllib.request
@@ -73,10 +74,11 @@ class VGG19(nn.Module):
     def __init__(self, depth: int, pooling: Pooling = "max", padding: VGGPadding = "replication") -> None:
         super().__init__()
         modules = {}
-        mode = {"zero": "zeros", "replication": "replicate"}[padding]
-        for layer in LAYERS[:depth]:
-            conv = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1, padding_mode=mode)
-            modules[layer.key] = conv
+        mode: Literal["zeros", "replicate"] = "zeros" if padding == "zero" else "replicate"
+        with torch.random.fork_rng(devices=[]):  # weights are loaded: the caller's random numbers stay the same
+            for layer in LAYERS[:depth]:
+                conv = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1, padding_mode=mode)
+                modules[layer.key] = conv
         self.features = nn.ModuleDict(modules)
         self.pool = F.max_pool2d if pooling == "max" else F.avg_pool2d
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], False)
@@ -236,7 +238,8 @@ def imagenet_file() -> Path:
         torch.hub.download_url_to_file(URL, str(path), hash_prefix=SHA256_PREFIX)
     except (OSError, RuntimeError) as error:
         raise StylizeError(
-            f"the VGG-19 weights cannot be downloaded ({_first_line(error)}); fetch {URL} (548 MB) and put it at {path}, "
+            f"the VGG-19 weights cannot be downloaded ({_first_line(error)}); "
+            f"fetch {URL} (548 MB) and put it at {path}, "
             "or set loss.vgg to the path of a copy, or to 'random' (colour and fine texture only)"
         ) from error
     return path
@@ -258,7 +261,7 @@ def _probe(url: str, timeout_s: float) -> None:
             request = urllib.request.Request(url, method="HEAD")
             urllib.request.urlopen(request, timeout=timeout_s).close()
             outcome.append(None)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             outcome.append(error)
 
     thread = threading.Thread(target=connect, daemon=True)
@@ -298,6 +301,6 @@ def natural_noise(count: int, size_px: int, generator: torch.Generator) -> Tenso
     white = torch.randn(count, 3, size_px, size_px, generator=generator)
     frequency = torch.fft.fftfreq(size_px)
     radius = torch.hypot(frequency[:, None], frequency[None, :]).clamp_min(1 / size_px)
-    pink = torch.fft.ifft2(torch.fft.fft2(white) / radius).real
+    pink: Tensor = torch.fft.ifft2(torch.fft.fft2(white) / radius).real
     pink = pink / pink.std((-2, -1), keepdim=True)
     return (0.45 + 0.25 * pink).clamp(0, 1)

@@ -83,9 +83,7 @@ def test_output_is_as_large_as_input_with_every_padding(padding: str) -> None:
 def test_too_small_an_image_is_refused(name: str, height: int, width: int) -> None:
     with pytest.raises(StylizeError) as caught:
         build(name)(photos(1, height, width))
-    assert str(caught.value) == (
-        f"got an image of {width}×{height} px, must be at least 16 px in each direction"
-    )
+    assert str(caught.value) == (f"got an image of {width}×{height} px, must be at least 16 px in each direction")
 
 
 @torch.no_grad()
@@ -159,9 +157,7 @@ def test_texture_network_draws_fresh_noise_for_every_image_in_training() -> None
         ((17, 300), [(17, 300), (9, 150), (5, 75), (3, 38), (2, 19), (2, 10)]),
     ),
 )
-def test_pyramid_halves_rounded_up_but_not_below_two(
-    size: tuple[int, int], expected: list[tuple[int, int]]
-) -> None:
+def test_pyramid_halves_rounded_up_but_not_below_two(size: tuple[int, int], expected: list[tuple[int, int]]) -> None:
     assert pyramid_sizes(*size) == expected
 
 
@@ -187,10 +183,17 @@ def test_every_parameter_gets_a_gradient(name: str, norm: str) -> None:
 
 def test_unknown_generator_is_refused_with_the_right_names() -> None:
     with pytest.raises(StylizeError) as caught:
-        build("jonson")
+        build_generator(GeneratorConfig.model_construct(name="jonson"))
     assert str(caught.value) == (
-        "generator.name: got 'jonson', must be one of 'johnson', 'texture_network'. "
-        "Did you mean 'johnson'?"
+        "generator.name: got 'jonson', must be one of 'johnson', 'texture_network'. Did you mean 'johnson'?"
+    )
+
+
+def test_unknown_generator_is_refused_by_the_config() -> None:
+    with pytest.raises(ValidationError) as caught:
+        GeneratorConfig(name="jonson")
+    assert caught.value.errors()[0]["msg"] == (
+        "Value error, got 'jonson', must be one of 'johnson', 'texture_network'. Did you mean 'johnson'?"
     )
 
 

@@ -109,7 +109,7 @@ def test_content_term_is_zero_for_the_photograph_itself(vgg: VGG19, scale: str) 
     content = photos()
     terms = PerceptualLoss(vgg, config(scale=scale), [photos(1)[0]])(content.clone(), content)
     assert float(terms["content"]) == 0
-    assert float(terms["style"]) > 1e-4
+    assert float(terms["style"]) > 1e-6
 
 
 def test_raw_terms_are_the_sums_over_layers_of_mean_squares(vgg: VGG19) -> None:
@@ -245,14 +245,11 @@ def test_terms_are_float32_under_autocast_and_close(vgg: VGG19) -> None:
         (15, 16, {"relu1_1": 1.0}, 16),
     ),
 )
-def test_too_small_a_style_image_is_refused(
-    height: int, width: int, layers: dict[str, float], least: int
-) -> None:
+def test_too_small_a_style_image_is_refused(height: int, width: int, layers: dict[str, float], least: int) -> None:
     with pytest.raises(StylizeError) as caught:
         check_style_size(height, width, LossConfig(style_layers=layers), "starry.jpg")
     assert str(caught.value) == (
-        f"starry.jpg: got a style image of {width}×{height} px, "
-        f"must be at least {least} px in each direction"
+        f"starry.jpg: got a style image of {width}×{height} px, must be at least {least} px in each direction"
     )
     check_style_size(least, least, LossConfig(style_layers=layers), "starry.jpg")
 
@@ -268,9 +265,7 @@ def test_layer_weights_of_zero_and_no_layers_are_refused_by_the_config() -> None
     assert complaint(lambda: LossConfig(style_layers={"relu1_1": 0.0})) == (
         "Value error, got relu1_1: 0.0, must be a weight above 0"
     )
-    assert complaint(lambda: LossConfig(content_layers={})) == (
-        "Value error, got no layers, must name at least one"
-    )
+    assert complaint(lambda: LossConfig(content_layers={})) == ("Value error, got no layers, must name at least one")
 
 
 @pytest.mark.parametrize("key", ("content_weight", "style_weight", "tv_weight"))

@@ -99,9 +99,7 @@ def test_batch_norm_leaves_its_running_statistics_alone_in_evaluation() -> None:
 @layouts
 @pytest.mark.parametrize("name", NORMS)
 @pytest.mark.parametrize("training", (True, False), ids=("train", "eval"))
-def test_every_norm_keeps_shape_and_layout(
-    name: str, training: bool, layout: torch.memory_format
-) -> None:
+def test_every_norm_keeps_shape_and_layout(name: str, training: bool, layout: torch.memory_format) -> None:
     x = maps(layout=layout)
     y = build_norm(name, CHANNELS).train(training)(x)
     assert y.shape == x.shape
@@ -187,9 +185,7 @@ def test_without_scale_there_is_no_factor(name: str) -> None:
     assert_close(norm(x), whole(x))
 
 
-@pytest.mark.parametrize(
-    ("name", "dims"), (("instance", (2, 3)), ("batch", (0, 2, 3)), ("layer", (1, 2, 3)))
-)
+@pytest.mark.parametrize(("name", "dims"), (("instance", (2, 3)), ("batch", (0, 2, 3)), ("layer", (1, 2, 3))))
 def test_epsilon_is_added_to_the_variance(name: str, dims: tuple[int, ...]) -> None:
     x = maps()
     assert_close(build_norm(name, CHANNELS, eps=0.7)(x), normalized(x, dims, eps=0.7))
@@ -215,9 +211,7 @@ def test_bin_with_gate_one_equals_batch_norm(layout: torch.memory_format) -> Non
 
 @layouts
 @pytest.mark.parametrize("training", (True, False), ids=("train", "eval"))
-def test_bin_with_gate_zero_equals_instance_norm(
-    training: bool, layout: torch.memory_format
-) -> None:
+def test_bin_with_gate_zero_equals_instance_norm(training: bool, layout: torch.memory_format) -> None:
     norm = with_random_affine(BatchInstanceNorm(CHANNELS)).train(training)
     nn.init.zeros_(norm.gate)
     x = maps(layout=layout)
@@ -342,6 +336,14 @@ def test_recording_ends_with_the_block() -> None:
     assert network[1].recorded is None
 
 
+def test_recorded_running_statistics_do_not_move_with_the_layer() -> None:
+    norm = BatchNorm(CHANNELS).eval()
+    with recorded_statistics(norm) as statistics:
+        norm(maps())
+    norm.train()(maps())
+    assert torch.equal(statistics[""].mean, torch.zeros(1, CHANNELS))
+
+
 def test_an_images_own_statistics_frozen_give_the_same_output() -> None:
     network, x = two_norms(), maps()
     with recorded_statistics(network) as statistics:
@@ -406,9 +408,7 @@ def test_freezing_an_unknown_layer_is_refused_and_freezes_nothing() -> None:
 
 @layouts
 @with_parameters
-def test_bfloat16_input_is_normalized_by_float32_statistics(
-    name: str, layout: torch.memory_format
-) -> None:
+def test_bfloat16_input_is_normalized_by_float32_statistics(name: str, layout: torch.memory_format) -> None:
     norm = with_random_affine(build_norm(name, CHANNELS))
     x = maps(layout=layout).bfloat16()
     with recorded_statistics(norm) as statistics:

@@ -168,6 +168,8 @@ def _paint_one(stylizer: Stylizer, job: Job, paint: Paint, quality: int, overwri
     format_of(job.target)
     try:
         job.target.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise StylizeError(f"{job.target.parent}: is a file, must be a folder") from error
     except OSError as error:
         raise StylizeError(f"{job.target.parent}: cannot be created ({error.strerror})") from error
     if not os.access(job.target.parent, os.W_OK):

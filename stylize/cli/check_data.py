@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import click
@@ -27,7 +28,7 @@ def check_data(folder: Path, resize: int) -> None:
     files = find_images(folder)
     if not files:
         raise StylizeError(f"{folder}: holds no image files (jpg, png, webp, tiff, gif, bmp)")
-    report = check_folder(files, resize, lambda f: tqdm(f, unit="image", disable=not sys.stderr.isatty()))
+    report = check_folder(files, resize, partial(tqdm, unit="image", disable=not sys.stderr.isatty()))
     click.echo(f"{report.files} image files, {len(report.unreadable)} unreadable")
     if report.sizes:
         shorter = sorted(min(size) for size in report.sizes)

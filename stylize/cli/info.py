@@ -15,7 +15,7 @@ def info(model: str, as_json: bool) -> None:
     from stylize.inference.models import find_model
     from stylize.model_file import read_card
 
-    path = find_model(model).path
+    path = find_model(model, place="MODEL").path
     card = read_card(path)
     facts = {
         "path": str(path),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shlex
 import shutil
 import signal
 import sys
@@ -75,12 +77,16 @@ def train(
     if resume:
         run.trainer.resume()
         logger.info("resuming at step %d", run.trainer.progress.step)
-    _fit(run, run_dir, config_path)
+    _fit(run, run_dir)
 
 
 def _check_run_dir(run_dir: Path, config: RunConfig, resume: bool, overwrite: bool) -> None:
     if run_dir.exists() and not run_dir.is_dir():
         raise StylizeError(f"{run_dir}: is a file, must be a run folder")
+    parent = next(folder for folder in run_dir.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        reason = "cannot be written to" if parent.is_dir() else "is a file"
+        raise StylizeError(f"{run_dir}: cannot be created: {parent} {reason}")
     started = (run_dir / "config.yaml").exists()
     if resume:
         if not started:
@@ -139,7 +145,7 @@ def _describe(run: Run) -> None:
         raise StylizeError("content.validation: none of the held-out photographs can be read")
 
 
-def _fit(run: Run, run_dir: Path, config_path: Path) -> None:
+def _fit(run: Run, run_dir: Path) -> None:
     from stylize.training.monitor import Monitor
     from stylize.training.trainer import Interrupted
 
@@ -154,11 +160,16 @@ def _fit(run: Run, run_dir: Path, config_path: Path) -> None:
         except Interrupted:
             logger.info(
                 "stopped after step %d; go on with: stylize train --config %s --output %s --resume",
-                progress.step, config_path, run_dir,
+                progress.step, quoted(run_dir / "config.yaml"), quoted(run_dir),
             )  # fmt: skip
             sys.exit(130)
         monitor.log_hyperparameters(_hyperparameters(config), progress.validation)
     _report(run.trainer.progress, run_dir, time.monotonic() - start_s, first_step, batch_size)
+
+
+def quoted(path: Path) -> str:
+    """A path as it has to be typed in a shell."""
+    return shlex.quote(str(path))
 
 
 def _hyperparameters(config: RunConfig) -> dict[str, object]:
@@ -175,8 +186,8 @@ def _report(progress: Progress, run_dir: Path, seconds: float, first_step: int, 
             progress.best_step, progress.validation["content"], progress.validation["style"],
         )  # fmt: skip
     click.echo(f"model: {run_dir / 'model.safetensors'}")
-    click.echo(f"paint with it: stylize apply PHOTO --model {run_dir}")
-    click.echo("watch it: tensorboard --logdir runs")
+    click.echo(f"paint with it: stylize apply PHOTO --model {quoted(run_dir)}")
+    click.echo(f"watch it: tensorboard --logdir {quoted(run_dir)}")
 
 
 @contextmanager

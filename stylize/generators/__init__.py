@@ -24,4 +24,4 @@ def build_generator(config: GeneratorConfig) -> Generator:
         StylizeError: No network of that name.
     """
     cls = pick(GENERATORS, config.name, "generator.name")
-    return cls(config)  # type: ignore[call-arg]  # every generator is built from its config alone
+    return cls(config)

@@ -87,7 +87,11 @@ class Generator(nn.Module):
             norm.project_()
 
 
-PADDING_MODES = {"reflection": "reflect", "replication": "replicate", "zero": "zeros"}
+PADDING_MODES: dict[str, Literal["zeros", "reflect", "replicate"]] = {
+    "reflection": "reflect",
+    "replication": "replicate",
+    "zero": "zeros",
+}
 
 
 def padded_conv(

@@ -24,12 +24,13 @@ def built_in_models() -> dict[str, Path]:
     return {path.stem: path for path in sorted(BUILT_IN.glob("*.safetensors"))}
 
 
-def find_model(name: str | None, runs: Path = RUNS) -> FoundModel:
+def find_model(name: str | None, runs: Path = RUNS, place: str = "--model") -> FoundModel:
     """The model that a user means by a file, a run folder, a built-in style's name, or by nothing.
 
     Args:
         name: What the user gave; None: the newest model under `runs`, else the first built-in style.
         runs: Where run folders are.
+        place: Where the name was given, for the messages.
 
     Raises:
         StylizeError: There is no such model.
@@ -41,7 +42,7 @@ def find_model(name: str | None, runs: Path = RUNS) -> FoundModel:
     if path.is_dir():
         if not (path / MODEL_NAME).is_file():
             raise StylizeError(
-                f"--model: {path} holds no {MODEL_NAME}: no training has got as far as its first validation"
+                f"{place}: {path} holds no {MODEL_NAME}: no training has got as far as its first validation"
             )
         return FoundModel(path / MODEL_NAME, "the best model of that run")
     if path.exists():
@@ -49,9 +50,10 @@ def find_model(name: str | None, runs: Path = RUNS) -> FoundModel:
     if name in built_in:
         return FoundModel(built_in[name], "built in")
     listed = ", ".join(f"'{style}'" for style in built_in)
-    raise StylizeError(
-        f"--model: got '{name}', must be a model file, a run folder, or one of {listed}.{nearest(name, built_in)}"
+    kinds = (
+        f"a model file, a run folder, or a built-in style ({listed})." if built_in else "a model file or a run folder"
     )
+    raise StylizeError(f"{place}: got '{name}', must be {kinds}{nearest(name, built_in)}")
 
 
 def _newest(runs: Path) -> FoundModel | None:

@@ -38,7 +38,7 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int
             torch.save(dict(state), file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
         raise StylizeError(f"{path}: the checkpoint cannot be written ({error})") from error

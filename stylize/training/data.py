@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -47,7 +47,7 @@ class ContentConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     path: str = Field(
-        description="a folder of photographs, searched recursively, or 'samples': those of scikit-image and scikit-learn"
+        description="a folder of photographs, searched recursively, or 'samples' (of scikit-image, scikit-learn)"
     )
     validation: Annotated[int, Field(ge=0)] | str = Field(
         16, description="how many photographs are held out, or a folder of others"
@@ -85,7 +85,7 @@ def find_photographs(config: ContentConfig, seed: int) -> Photographs:
     files = sample_photographs() if config.path == SAMPLES else _folder(config.path, "content.path")
     if isinstance(config.validation, str):
         held_out = _folder(config.validation, "content.validation")
-        training = [file for file in files if file not in set(held_out)]
+        training = sorted(set(files) - set(held_out))
     else:
         shuffled = random.Random(f"validation {seed}").sample(files, len(files))
         held_out, training = shuffled[: config.validation], sorted(shuffled[config.validation :])
@@ -126,11 +126,12 @@ def _folder(path: str, key: str) -> list[Path]:
     return files
 
 
-class CropDataset(Dataset[tuple[Tensor, list[str]]]):
+class CropDataset(Dataset[tuple[Tensor | None, list[str]]]):
     """Square crops by position in the endless stream.
 
     An item is the crop, uint8 `(3, crop, crop)`, and the messages of files that could not be read; in their place
-    comes another file, also determined by the position.
+    comes another file, also determined by the position. After 20 such files there is no crop: an error raised in a
+    worker would arrive with the worker's traceback in its message.
     """
 
     def __init__(self, files: Sequence[Path], config: ContentConfig, seed: int) -> None:
@@ -138,7 +139,7 @@ class CropDataset(Dataset[tuple[Tensor, list[str]]]):
         self.config = config
         self.seed = seed
 
-    def __getitem__(self, position: int) -> tuple[Tensor, list[str]]:
+    def __getitem__(self, position: int) -> tuple[Tensor | None, list[str]]:
         draw = random.Random(f"crop {self.seed} {position}")
         epoch, place = divmod(position, len(self.files))
         index = epoch_order(self.seed, epoch, len(self.files))[place]
@@ -149,7 +150,7 @@ class CropDataset(Dataset[tuple[Tensor, list[str]]]):
             except StylizeError as error:
                 unreadable.append(str(error))
                 index = draw.randrange(len(self.files))
-        raise StylizeError(unreadable_report(unreadable, len(self.files)))
+        return None, unreadable
 
     def _crop(self, file: Path, draw: random.Random) -> Tensor:
         image = read_rgb(file, self.config.resize)
@@ -194,9 +195,10 @@ class _Positions(torch.utils.data.Sampler[list[int]]):
         return len(self.steps)
 
 
-def _collate(items: list[tuple[Tensor, list[str]]]) -> tuple[Tensor, list[str]]:
-    crops, messages = zip(*items, strict=True)
-    return torch.stack(crops), [message for some in messages for message in some]
+def _collate(items: list[tuple[Tensor | None, list[str]]]) -> tuple[Tensor | None, list[str]]:
+    crops = [crop for crop, _ in items if crop is not None]
+    messages = [message for _, some in items for message in some]
+    return (torch.stack(crops) if len(crops) == len(items) else None), messages
 
 
 class Batches:
@@ -232,6 +234,8 @@ class Batches:
         )
         for crops, messages in loader:
             self._report(messages)
+            if crops is None:
+                raise StylizeError(unreadable_report(messages, len(self.dataset.files)))
             yield crops
 
     def _report(self, messages: list[str]) -> None:
@@ -270,7 +274,7 @@ class FolderReport(NamedTuple):
 
 
 def check_folder(
-    files: Sequence[Path], resize_px: int, progress: Callable[[Sequence[Path]], Sequence[Path]]
+    files: Sequence[Path], resize_px: int, progress: Callable[[Sequence[Path]], Iterable[Path]]
 ) -> FolderReport:
     """Decode every file as a run would.
 

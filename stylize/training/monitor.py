@@ -107,7 +107,7 @@ class Monitor:
     def log_hyperparameters(self, values: Mapping[str, Any], results: Mapping[str, float]) -> None:
         """Fill TensorBoard's HParams tab: the settings with the final held-out losses."""
         metrics = {f"hparam/{name}": value for name, value in results.items()}
-        for summary in hparams(dict(values), metrics):
+        for summary in hparams(dict(values), metrics):  # type: ignore[no-untyped-call]
             self.tensorboard._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
         for name, value in metrics.items():
             self.tensorboard.add_scalar(name, value)

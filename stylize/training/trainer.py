@@ -163,7 +163,7 @@ class Trainer:
         terms = self._terms(self._to_device(batch))
         self._check_finite(terms)
         self.optimizer.zero_grad(set_to_none=True)
-        terms["total"].backward()
+        torch.autograd.backward(terms["total"])
         norm = torch.nn.utils.clip_grad_norm_(self.generator.parameters(), math.inf)
         self.optimizer.step()
         self.generator.project_()
@@ -313,16 +313,16 @@ def choose_precision(name: str, device: torch.device) -> str:
     if name != "auto":
         return name
     chosen = "bf16" if _has_bf16(device) else "fp32"
-    logger.info("train.precision: auto is %s on this %s", chosen, device.type)
+    logger.info("precision: auto is %s on this %s", chosen, device.type)
     return chosen
 
 
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+        return any(bool(getattr(torch.cpu, check, lambda: False)()) for check in checks)
     return False
 
 
