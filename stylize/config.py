@@ -24,7 +24,7 @@ class StyleImage(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     path: str = Field(description="the picture, relative to the config file")
-    weight: float = Field(1.0, gt=0, description="its share in the style")
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="its share in the style")
 
 
 class StyleConfig(BaseModel):
@@ -122,11 +122,14 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return _with_absolute_paths(config, path.resolve().parent)
 
 
+MERGE = "tag:yaml.org,2002:merge"  # of `<<: *anchor`
+
+
 class _Loader(yaml.SafeLoader):
     """YAML that reads 1e-3 as a number, as YAML 1.2 does, and refuses a key that comes twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != MERGE]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(
@@ -152,8 +155,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError as error:
         raise StylizeError(f"{path}: no such config file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise StylizeError(f"{path}: cannot be read ({error})") from error
+    except OSError as error:
+        raise StylizeError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise StylizeError(f"{path}: got another encoding, must be text in UTF-8") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise StylizeError(f"{path}: not valid YAML: {_yaml_reason(error)}") from error
     if not isinstance(tree, dict):
@@ -174,13 +179,13 @@ def _override_(tree: dict[str, Any], override: str) -> None:
         raise StylizeError(f"--set: got '{override}', must be KEY=VALUE, such as loss.style_weight=20")
     try:
         value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise StylizeError(f"--set {override}: not valid YAML: {_yaml_reason(error)}") from error
     *parents, last = key.split(".")
-    for parent in parents:
+    for depth, parent in enumerate(parents, start=1):
         child = tree.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise StylizeError(f"--set {override}: {parent} holds a value, not keys")
+            raise StylizeError(f"--set {override}: {'.'.join(parents[:depth])} holds a value, not keys")
         tree = child
     tree[last] = value
 
@@ -234,11 +239,12 @@ TYPES = {
     "none_required": "null",
     "finite_number": "a finite number",
 }
+UNKNOWN_KEY = ("extra_forbidden", "invalid_key")
 
 
 def _first_mistake(errors: Sequence[ErrorDetails], place: str) -> str:
     """The first of pydantic's errors as one line, and how many more there are."""
-    errors = sorted(errors, key=lambda error: error["type"] != "extra_forbidden")
+    errors = sorted(errors, key=lambda error: error["type"] not in UNKNOWN_KEY)
     first = errors[0]
     same = [e for e in errors if _key_path(e)[: len(_key_path(first))] == _key_path(first)]
     key = ".".join(_key_path(first))
@@ -254,7 +260,9 @@ def _key_path(error: ErrorDetails) -> list[str]:
     model: Any = RunConfig
     for part in error["loc"]:
         fields = getattr(model, "model_fields", None)
-        if fields is not None:
+        if isinstance(part, int) and fields is not None and path:
+            path.append(str(part))  # the place in a list of models
+        elif fields is not None:
             path.append(str(part))
             annotation = fields[part].annotation if part in fields else None
             model = annotation if not get_args(annotation) else get_args(annotation)[0]
@@ -267,7 +275,7 @@ def _mistake(error: ErrorDetails, same_key: Sequence[ErrorDetails]) -> str:
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "value_error":
         return str(context["error"])
-    if kind == "extra_forbidden":
+    if kind in UNKNOWN_KEY:
         allowed = _fields_beside(error["loc"])
         name = str(error["loc"][-1])
         listed = ", ".join(f"'{key}'" for key in allowed)
@@ -279,7 +287,7 @@ def _mistake(error: ErrorDetails, same_key: Sequence[ErrorDetails]) -> str:
         return unknown_name(str(value), words, "").removeprefix(": ")
     if kind in BOUNDS:
         bound, relation = BOUNDS[kind]
-        return f"got {_shown(value)}, must be {relation} {context[bound]}"
+        return f"got {_shown(value)}, must be {relation} {context[bound]:.15g}"
     if kind == "string_pattern_mismatch":
         return f"got {_shown(value)}, must be letters, digits, '.', '_' and '-', starting with a letter or digit"
     expected = dict.fromkeys(_expected(other) for other in same_key)
@@ -291,7 +299,7 @@ def _expected(error: ErrorDetails) -> str:
         return str(error.get("ctx", {}).get("expected"))
     if error["type"] in BOUNDS:
         name, words = BOUNDS[error["type"]]
-        return f"{words} {error.get('ctx', {})[name]}"
+        return f"{words} {error.get('ctx', {})[name]:.15g}"
     return TYPES.get(error["type"], error["msg"])
 
 

@@ -262,7 +262,7 @@ def instance_statistics(x: Tensor) -> Statistics:
         StylizeError: The maps are 1×1: there is nothing to normalize over.
     """
     if x.shape[-2] * x.shape[-1] == 1:
-        raise StylizeError("instance normalization: got maps of 1×1, must be larger than one value")
+        raise StylizeError("normalization: got maps of 1×1, must be larger: there is nothing to take a variance of")
     variance, mean = torch.var_mean(x.float(), (2, 3), correction=0)
     return Statistics(mean, variance)
 

@@ -409,7 +409,7 @@ def test_train_says_what_it_trains_and_what_to_do_next(tmp_path: Path, call: Cal
     lines = err.splitlines()
     assert lines[0].startswith("precision: auto is ")
     assert lines[1] == (
-        "johnson generator, instance norm, width 4: 26,835 parameters; VGG-19 weights: random, seed 0; device: cpu"
+        "johnson generator, instance norm, width 4: 28,467 parameters; VGG-19 weights: random, seed 0; device: cpu"
     )
     assert lines[2] == "6 photographs to train on, 2 held out"
     assert lines[3].startswith("step 2: held-out content ")

@@ -295,7 +295,7 @@ def test_two_dimensional_input_is_refused(name: str) -> None:
 
 def test_maps_of_one_value_are_refused() -> None:
     assert refusal(lambda: InstanceNorm(CHANNELS)(torch.zeros(2, CHANNELS, 1, 1))) == (
-        "instance normalization: got maps of 1×1, must be larger than one value"
+        "normalization: got maps of 1×1, must be larger: there is nothing to take a variance of"
     )
 
 

@@ -193,8 +193,11 @@ def _report(progress: Progress, run_dir: Path, seconds: float, first_step: int, 
 @contextmanager
 def _stop_on_signals(trainer: Trainer) -> Iterator[None]:
     """On SIGINT and SIGTERM finish the step, write a checkpoint and stop; a second signal stops at once."""
+    training_process = os.getpid()
 
     def stop(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != training_process:  # a forked one that decodes: it goes on until the training ends it
+            return sys.exit() if number == signal.SIGTERM else None
         if trainer.stop_requested:
             raise KeyboardInterrupt
         trainer.stop_requested = True
