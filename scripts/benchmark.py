@@ -165,6 +165,11 @@ def conv_norm(in_channels: int, out_channels: int, kernel_px: int, stride: int =
     return [*conv(in_channels, out_channels, kernel_px, stride), nn.InstanceNorm2d(out_channels, affine=True)]
 
 
+def upsample() -> nn.Module:
+    """Twice the size, as `stylize.generators.base.upsample_to` has it."""
+    return nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+
+
 class PlainResidual(nn.Module):
     """A residual block."""
 
@@ -184,8 +189,8 @@ def plain_generator(width: int) -> nn.Sequential:
         *(*conv_norm(width, 2 * width, 3, stride=2), nn.ReLU()),
         *(*conv_norm(2 * width, 4 * width, 3, stride=2), nn.ReLU()),
         *(PlainResidual(4 * width) for _ in range(5)),
-        *(nn.Upsample(scale_factor=2), *conv_norm(4 * width, 2 * width, 3), nn.ReLU()),
-        *(nn.Upsample(scale_factor=2), *conv_norm(2 * width, width, 3), nn.ReLU()),
+        *(upsample(), *conv_norm(4 * width, 2 * width, 3), nn.ReLU()),
+        *(upsample(), *conv_norm(2 * width, width, 3), nn.ReLU()),
         *conv(width, 3, 9),
         nn.Sigmoid(),
     )

@@ -95,9 +95,7 @@ def resized(values: Array, width: int, height: int) -> Array:
     return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
 
 
-def smooth_noise(
-    rng: Generator, canvas: Canvas, feature: float, octaves: int = 3, stretch: float = 1.0
-) -> Array:
+def smooth_noise(rng: Generator, canvas: Canvas, feature: float, octaves: int = 3, stretch: float = 1.0) -> Array:
     """Returns value noise with mean 0 and deviation 1.
 
     Args:
@@ -319,9 +317,7 @@ class Painting:
         last = self.canvas.side - 1
         return np.asarray(field[min(max(int(y), 0), last), min(max(int(x), 0), last)])
 
-    def _lay_paint(
-        self, window: tuple[slice, slice], along: Array, across: Array, load: Array
-    ) -> None:
+    def _lay_paint(self, window: tuple[slice, slice], along: Array, across: Array, load: Array) -> None:
         """Drags the loaded brush over a window, in coordinates where the stroke fills -1..1."""
         bristles = np.interp(np.linspace(0, 1, 64), np.linspace(0, 1, 11), self.rng.random(11))
         ends = np.interp(np.linspace(0, 1, 64), np.linspace(0, 1, 9), self.rng.random(9))
@@ -539,8 +535,7 @@ def sampled(field: Array, canvas: Canvas, x: Array, y: Array) -> Array:
     """Returns a field at other coordinates, in units, mirrored at its borders."""
     last = canvas.side - 1
     columns, rows = (
-        np.abs((np.round(axis * canvas.unit).astype(np.intp) + last) % (2 * last) - last)
-        for axis in (x, y)
+        np.abs((np.round(axis * canvas.unit).astype(np.intp) + last) % (2 * last) - last) for axis in (x, y)
     )
     return np.asarray(field[rows, columns])
 
@@ -1030,9 +1025,7 @@ class Setting:
             x += way * long * np.cos(angle) * 1.02
             y += way * long * np.sin(angle) * 1.02
 
-    def _snapped(
-        self, field: Field, slopes: Sequence[Array], x: float, y: float
-    ) -> tuple[float, float, float]:
+    def _snapped(self, field: Field, slopes: Sequence[Array], x: float, y: float) -> tuple[float, float, float]:
         """Returns a point moved to the middle of its row, and the row's angle there."""
         last = self.canvas.side - 1
         row, column = min(max(int(y), 0), last), min(max(int(x), 0), last)

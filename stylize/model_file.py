@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from stylize.generators import Generator, GeneratorConfig, build_generator
 FORMAT = "stylize model"
 FORMAT_VERSION = 1
 THUMBNAIL_PX = 96
+STYLE_NAME = re.compile(r"[\w .-]{1,100}")  # it becomes part of file names
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def read_card(path: Path) -> ModelCard:
     """
     metadata = _metadata(path)
     version = metadata.get("format_version", "")
-    if not version.isdigit():
+    if not re.fullmatch("[0-9]{1,9}", version):
         raise StylizeError(f"{path}: damaged: no format version")
     if int(version) > FORMAT_VERSION:
         raise StylizeError(
@@ -119,25 +121,37 @@ def read_card(path: Path) -> ModelCard:
     try:
         return ModelCard(
             generator=GeneratorConfig.model_validate_json(metadata["generator"]),
-            style=metadata["style"],
+            style=_style_name(metadata["style"]),
             step=int(metadata["step"]),
             vgg=metadata["vgg"],
-            validation=json.loads(metadata["validation"]),
-            config=json.loads(metadata["config"]),
+            validation={name: float(value) for name, value in json.loads(metadata["validation"]).items()},
+            config=dict(json.loads(metadata["config"])),
             thumbnail=base64.b64decode(metadata["thumbnail"]),
             stylize_version=metadata["stylize_version"],
             torch_version=metadata["torch_version"],
         )
     except KeyError as error:
         raise StylizeError(f"{path}: damaged: its metadata lack {error}") from error
-    except (ValidationError, ValueError) as error:
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, ("generator", *first["loc"])))
+        raise StylizeError(
+            f"{path}: damaged: its metadata: {place}: {first['msg'].removeprefix('Value error, ')}"
+        ) from error
+    except (ValueError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0]
         raise StylizeError(f"{path}: damaged: its metadata cannot be read ({reason})") from error
 
 
+def _style_name(name: str) -> str:
+    if not STYLE_NAME.fullmatch(name):
+        raise ValueError(f"style: got {name[:100]!r}, must be letters, digits, ' ', '.', '_' and '-', at most 100")
+    return name
+
+
 def _metadata(path: Path) -> Mapping[str, str]:
     if not path.is_file():
-        raise StylizeError(f"{path}: no such file")
+        raise StylizeError(f"{path}: {'is a folder, must be a model file' if path.is_dir() else 'no such file'}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

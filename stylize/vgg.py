@@ -275,13 +275,16 @@ def _probe(url: str, timeout_s: float) -> None:
 
 @torch.no_grad()
 def randomize_(vgg: VGG19, seed: int) -> None:
-    """Seeded orthogonal weights without biases, each layer scaled to a mean activation of 1 on synthetic images.
+    """Seeded orthogonal weights, every channel centred and every layer scaled to a mean activation of 1.
 
-    A network of random filters still sees colour and fine texture. The images are noise with the 1/f spectrum of
-    photographs.
+    A network of random filters still sees colour and fine texture. Centre and scale are measured layer by layer on
+    synthetic images, noise with the 1/f spectrum of photographs.
 
     Source: He, Wang & Hopcroft 2016, arXiv:1606.04801 (random VGG); Mishkin & Matas 2015, arXiv:1511.06422
         (scaling layer by layer).
+    Differs: biases that centre the channels, where the sources have none. Behind a ReLU all inputs are positive, and
+        without a centre every deeper channel is little more than the local brightness: its Gram matrix is satisfied
+        by smooth blobs.
     """
     generator = torch.Generator().manual_seed(seed)
     x = (natural_noise(8, 64, generator) - vgg.mean) / vgg.std
@@ -291,8 +294,10 @@ def randomize_(vgg: VGG19, seed: int) -> None:
         conv.bias.zero_()
         if layer.pool_before:
             x = vgg.pool(x, 2)
-        mean = F.relu(conv(x)).mean()
-        conv.weight /= mean
+        conv.bias -= conv(x).mean((0, 2, 3))
+        scale = F.relu(conv(x)).mean()
+        conv.weight /= scale
+        conv.bias /= scale
         x = F.relu(conv(x))
 
 

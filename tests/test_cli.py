@@ -310,9 +310,7 @@ def test_apply_refuses_inputs_that_are_no_pictures(tmp_path: Path, model: Path, 
     paint = ("apply", "--model", model.name)
     assert refusal(*paint, "missing.jpg") == "missing.jpg: no such file"
     assert refusal(*paint, "notes.jpg") == "notes.jpg: not an image of a known format"
-    assert refusal(*paint, "dot.png") == (
-        "dot.png: got an image of 1×1 px, must be at least 16 px in each direction"
-    )
+    assert refusal(*paint, "dot.png") == ("dot.png: got an image of 1×1 px, must be at least 16 px in each direction")
     assert refusal(*paint, "cut.jpg").startswith("cut.jpg: cannot be read as an image (image file is truncated")
     assert refusal(*paint, "empty") == "empty: holds no images; --recursive searches the folders below it"
     (tmp_path / "empty" / "below" / "image.jpg").unlink()
@@ -326,9 +324,7 @@ def test_apply_refuses_outputs_that_cannot_be_written(tmp_path: Path, model: Pat
     before = contents(tmp_path)
     paint = ("apply", "--model", model.name, "a/image.jpg")
     assert refusal(*paint, "-o", f"{model.name}/out.jpg") == f"{model.name}: is a file, must be a folder"
-    assert refusal(*paint, "-o", f"{model.name}/x/out.jpg") == (
-        f"{model.name}/x: cannot be created (Not a directory)"
-    )
+    assert refusal(*paint, "-o", f"{model.name}/x/out.jpg") == (f"{model.name}/x: cannot be created (Not a directory)")
     assert refusal(*paint, "-o", "out.txt") == (
         "out.txt: got the suffix '.txt', must be one of .avif, .bmp, .gif, .jpeg, .jpg, .png, .ppm, .tif, .tiff, .webp"
     )
@@ -453,9 +449,9 @@ def test_an_interrupted_run_saves_its_state_and_can_be_resumed(
 ) -> None:
     everyone = number == signal.SIGINT  # a terminal's ctrl-c reaches the decoding process, too
     write_config(tmp_path, {"train.steps": 1_000_000, "content.workers": int(everyone)})
+    rarely = ("--set", "train.validate_every=1000000", "--set", "train.checkpoint_every=1000000")
     process = subprocess.Popen(
-        [sys.executable, "-m", "stylize", "train", "--config", "a.yaml", "--output", "out/my run"]
-        + ["--set", "train.validate_every=1000000", "--set", "train.checkpoint_every=1000000"],
+        [sys.executable, "-m", "stylize", "train", "--config", "a.yaml", "--output", "out/my run", *rarely],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,

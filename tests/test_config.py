@@ -111,7 +111,10 @@ def test_an_unknown_norm_is_refused_as_the_design_says() -> None:
             "name: got 'my style', must be letters, digits, '.', '_' and '-', starting with a letter or digit",
         ),
         ({"name": 7}, "name: got 7, must be text"),
-        ({"loss.scale": "relativ"}, "loss.scale: got 'relativ', must be one of 'raw', 'relative'. Did you mean 'relative'?"),
+        (
+            {"loss.scale": "relativ"},
+            "loss.scale: got 'relativ', must be one of 'raw', 'relative'. Did you mean 'relative'?",
+        ),
         ({"loss.scale": 1}, "loss.scale: got '1', must be one of 'raw', 'relative'."),
         ({"loss.style_weight": -1}, "loss.style_weight: got -1, must be at least 0"),
         (
@@ -123,9 +126,9 @@ def test_an_unknown_norm_is_refused_as_the_design_says() -> None:
         ({"loss.style_layers": {"relu1_1": "a"}}, "loss.style_layers.relu1_1: got 'a', must be a number"),
         ({"loss.style_layers": ["relu1_1"]}, "loss.style_layers: got a list, must be keys with values"),
         ({"content.workers": "some"}, "content.workers: got 'some', must be a whole number or 'auto'"),
-        ({"content.workers": -1}, "content.workers: got -1, must be at least 0 or 'auto'"),
+        ({"content.workers": -1}, "content.workers: got -1, must be at least 0"),
         ({"content.validation": 1.5}, "content.validation: got 1.5, must be a whole number or text"),
-        ({"content.validation": -1}, "content.validation: got -1, must be at least 0 or text"),
+        ({"content.validation": -1}, "content.validation: got -1, must be at least 0"),
         (
             {"content.crop": 64},
             "content: got a crop of 64, must be at most resize (40): it would be larger than every photograph",
@@ -172,7 +175,7 @@ def test_all_other_keys_have_defaults() -> None:
         ("", "got nothing, must be keys with values"),
         ("3\n", "got a single value, must be keys with values"),
         ("1: 2\n", "1: unknown key, must be one of 'content', 'generator', 'loss', 'name', 'seed', 'style', 'train'."),
-        ("[" * 3000, "not valid YAML: maximum recursion depth exceeded"),
+        ("[" * 400, "not valid YAML: maximum recursion depth exceeded"),
     ],
 )  # fmt: skip
 def test_a_file_that_holds_no_config_is_refused(text: str, message: str) -> None:

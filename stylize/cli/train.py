@@ -197,7 +197,9 @@ def _stop_on_signals(trainer: Trainer) -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         if os.getpid() != training_process:  # a forked one that decodes: it goes on until the training ends it
-            return sys.exit() if number == signal.SIGTERM else None
+            if number == signal.SIGTERM:
+                sys.exit()
+            return
         if trainer.stop_requested:
             raise KeyboardInterrupt
         trainer.stop_requested = True

@@ -103,12 +103,15 @@ def padded_conv(
 
 
 def upsample_to(x: Tensor, height: int, width: int) -> Tensor:
-    """Double the size by nearest neighbour and crop to `height`×`width`, at most one row and column less.
+    """Double the size bilinearly and crop to `height`×`width`, at most one row and column less.
 
-    A side that is right already stays.
+    A side that is right already stays. Resize, then convolve: a transposed convolution of kernel 3 and stride 2
+    overlaps unevenly and leaves a checkerboard.
 
-    Resize then convolve: a transposed convolution of kernel 3 and stride 2 overlaps unevenly and leaves a
-    checkerboard. Source: Odena et al. 2016, Deconvolution and checkerboard artifacts.
+    Source: Odena et al. 2016, Deconvolution and checkerboard artifacts.
+    Differs: bilinear in place of nearest-neighbour. A convolution of nearest-neighbour values has weights of its own
+        for even and odd pixels, and the network paints a weave of two and four px with them.
     """
     factors = tuple(2.0 if side < target else 1.0 for side, target in zip(x.shape[-2:], (height, width), strict=True))
-    return nn.functional.interpolate(x, scale_factor=factors, mode="nearest")[..., :height, :width]
+    resized = nn.functional.interpolate(x, scale_factor=factors, mode="bilinear", align_corners=False)
+    return resized[..., :height, :width]

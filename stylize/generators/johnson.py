@@ -16,9 +16,9 @@ class JohnsonGenerator(Generator):
     convolution but the last; sigmoid output. Width 32 with instance normalization has 1,679,235 parameters.
 
     Source: Johnson et al. 2016, arXiv:1603.08155, and its supplement.
-    Differs: reflection padding at every convolution, and nearest-neighbour resize-convolutions in place of
-        transposed ones (Dumoulin et al. 2017, arXiv:1610.07629): no border frame, no checkerboard. Sigmoid in
-        place of a scaled tanh: the range is [0, 1].
+    Differs: reflection padding at every convolution, and resize-convolutions in place of transposed ones (as in
+        Dumoulin et al. 2017, arXiv:1610.07629, but bilinear): no border frame, no checkerboard. Sigmoid in place of
+        a scaled tanh: the range is [0, 1].
     """
 
     def __init__(self, config: GeneratorConfig) -> None:

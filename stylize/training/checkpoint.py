@@ -41,7 +41,8 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        raise StylizeError(f"{path}: the checkpoint cannot be written ({error})") from error
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise StylizeError(f"{path}: the checkpoint cannot be written ({reason})") from error
     for old in checkpoints(folder)[:-keep]:
         old.unlink()
     return path

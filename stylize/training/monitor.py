@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
-from stylize.images import Picture, contact_sheet, write_picture
+from stylize.images import Picture, contact_sheet, write_atomically, write_picture
 
 logger = logging.getLogger("stylize")
 
@@ -121,7 +121,7 @@ class Monitor:
     def _scalars(self, step: int, kind: str, scalars: Mapping[str, float]) -> None:
         for name, value in scalars.items():
             self.tensorboard.add_scalar(f"{kind}/{name}", value, step)
-        line = {"step": step, "kind": kind, **{k: round(v, 7) for k, v in scalars.items()}}
+        line = {"step": step, "kind": kind, **{k: float(f"{v:.7g}") for k, v in scalars.items()}}
         self._metrics.write(json.dumps(line) + "\n")
         self._metrics.flush()
 
@@ -134,6 +134,6 @@ def _drop_lines_after(path: Path, step: int) -> None:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             continue  # the line that a crash cut short
-    path.write_text("".join(kept), encoding="utf-8")
+    write_atomically(path, "".join(kept).encode())

@@ -223,8 +223,7 @@ class Trainer:
             if self.device.type == "cuda":
                 torch.cuda.set_rng_state_all([s.cpu() for s in state["random_cuda"]])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise StylizeError(f"{found[-1]}: a checkpoint of another run ({reason})") from error
+            raise StylizeError(f"{found[-1]}: does not fit this run: it is of another network, or damaged") from error
 
     def _forward(self, content: Tensor) -> dict[str, Tensor]:
         with self._autocast():

@@ -1,0 +1,67 @@
+"""What the README says is run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from stylize.cli import cli
+from stylize.training.data import sample_photographs
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(?:bash|sh)?\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [
+    line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.startswith("stylize ")
+]
+
+
+def test_the_readme_has_its_two_commands() -> None:
+    for script in ("scripts/quickstart", "scripts/test"):
+        assert any(script in block for block in BLOCKS)
+        assert os.access(ROOT / script, os.X_OK)
+
+
+def test_every_link_and_picture_of_the_documents_exists() -> None:
+    for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "data" / "README.md"]:
+        text = document.read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)#]+)\)", text) + re.findall(r'src="([^"]+)"', text):
+            if not target.startswith("http"):
+                assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_pictures_are_small() -> None:
+    for picture in [*(ROOT / "docs").rglob("*.jpg"), *(ROOT / "configs").rglob("*.jpg")]:
+        assert picture.stat().st_size < 150_000, picture
+
+
+def test_the_readme_shows_commands() -> None:
+    assert len(COMMANDS) >= 5
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_of_the_readme_runs(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(sample_photographs()[1], tmp_path / "photo.png")
+    (tmp_path / "holiday").mkdir()
+    shutil.copy(sample_photographs()[1], tmp_path / "holiday")
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    (tmp_path / "my-style.yaml").write_text(
+        "name: my-style\nstyle: {image: configs/styles/woodcut.jpg}\ncontent: {path: samples}\n", encoding="utf-8"
+    )
+    arguments = shlex.split(command)[1:]
+    if arguments[0] == "train":
+        arguments += ["--dry-run", "--set", "loss.vgg=random", "--set", "content.path=samples"]
+        arguments += ["--set", "generator.width=4", "--set", "content.validation=1"]
+        arguments = [argument for argument in arguments if argument != "--resume"]
+    if arguments[0] == "apply":
+        arguments += ["--max-size", "64"]
+    cli.main([str(argument) for argument in arguments], standalone_mode=False)
+    assert capsys.readouterr().out

@@ -1,0 +1,506 @@
+import json
+import logging
+import math
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fixtures_runs import write_config
+from torch import Tensor
+
+from stylize.build import Run, build_run
+from stylize.config import load_config
+from stylize.errors import StylizeError
+from stylize.images import read_rgb, to_bytes
+from stylize.model_file import load_model, read_card
+from stylize.norms import BatchInstanceNorm, BatchNorm
+from stylize.training.checkpoint import checkpoint_path, checkpoints, load_checkpoint, save_checkpoint
+from stylize.training.data import Batches, ContentConfig, CropDataset
+from stylize.training.monitor import Monitor
+from stylize.training.trainer import (
+    Interrupted,
+    ScheduleConfig,
+    TrainConfig,
+    Trainer,
+    choose_compile,
+    choose_device,
+    choose_memory_format,
+    choose_precision,
+    rate_factor,
+)
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def build(folder: Path, changes: Mapping[str, Any] | None = None, name: str = "run") -> Run:
+    config = load_config(write_config(folder, changes))
+    (folder / name).mkdir(exist_ok=True)
+    return build_run(config, CPU, folder / name)
+
+
+def fit(trainer: Trainer) -> None:
+    first_step, steps = trainer.progress.step, trainer.config.steps
+    with Monitor(trainer.run_dir, steps=steps, first_step=first_step) as monitor:
+        trainer.fit(monitor)
+
+
+def fit_until(trainer: Trainer, step: int) -> None:
+    """Ask the training to stop while that step runs."""
+    with Monitor(trainer.run_dir, steps=trainer.config.steps) as monitor:
+        advance = monitor.advance
+
+        def advance_and_ask() -> None:
+            advance()
+            trainer.stop_requested = trainer.progress.step == step
+
+        monitor.advance = advance_and_ask
+        trainer.fit(monitor)
+
+
+def batch_of(trainer: Trainer) -> Tensor:
+    return next(trainer.batches.from_step(0, 1))
+
+
+def weights(trainer: Trainer) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in trainer.generator.state_dict().items()}
+
+
+def equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def validate_with(trainer: Trainer, totals: Iterator[float], patch: pytest.MonkeyPatch) -> None:
+    """Let the held-out totals be these, one a validation; training goes on as it would."""
+    forward = trainer.loss.forward
+    per_validation = (total for total in totals for _ in trainer.validation)
+
+    def told(stylized: Tensor, content: Tensor) -> dict[str, Tensor]:
+        terms = forward(stylized, content)
+        return terms if torch.is_grad_enabled() else {**terms, "total": torch.tensor(next(per_validation))}
+
+    patch.setattr(trainer.loss, "forward", told)
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "images_per_s"} for line in lines]
+
+
+# A step
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch_instance"])
+def test_thirty_steps_lower_the_loss(tmp_path: Path, norm: str) -> None:
+    trainer = build(tmp_path, {"train.steps": 30, "train.learning_rate": 1e-2, "generator.norm": norm}).trainer
+    totals = [trainer.step(batch)["total"].item() for batch in trainer.batches.from_step(0, 30)]
+    assert sum(totals[-5:]) < 0.6 * sum(totals[:5])
+
+
+def test_a_step_tells_every_term_the_gradient_norm_and_the_learning_rate(tmp_path: Path) -> None:
+    trainer = build(tmp_path, {"train.schedule": {"name": "constant", "warmup_steps": 4}}).trainer
+    terms = trainer.step(batch_of(trainer))
+    assert set(terms) == {
+        "content/relu2_1", "style/relu1_1", "style/relu2_1", "content", "style", "tv", "total",
+        "gradient_norm", "learning_rate",
+    }  # fmt: skip
+    assert terms["learning_rate"].item() == pytest.approx(0.25e-3)
+    gradients = [p.grad.flatten() for p in trainer.generator.parameters() if p.grad is not None]
+    assert terms["gradient_norm"].item() == pytest.approx(torch.cat(gradients).norm().item(), rel=1e-5)
+    assert not any(term.requires_grad for term in terms.values())
+
+
+def test_crops_reach_the_generator_scaled_to_one(tmp_path: Path) -> None:
+    trainer = build(tmp_path).trainer
+    seen: list[Tensor] = []
+    trainer.generator.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    batch = batch_of(trainer)
+    assert batch.dtype == torch.uint8
+    trainer.step(batch)
+    assert torch.equal(seen[0], batch.float() / 255)
+    assert 0.5 < seen[0].max() <= 1
+
+
+def test_a_loss_that_is_not_finite_stops_before_anything_is_updated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = build(tmp_path, {"generator.norm": "none"}).trainer
+    before, style = weights(trainer), trainer.loss._style
+    first = trainer.loss.get_buffer("gram_relu1_1")
+    monkeypatch.setattr(trainer.loss, "_style", lambda f, gram: style(f, gram) * (math.nan if gram is first else 1))
+    with pytest.raises(StylizeError) as caught:
+        fit(trainer)
+    assert str(caught.value) == (
+        "step 1: the loss is not finite (style/relu1_1, style); nothing was updated. "
+        "Lower train.learning_rate or loss.style_weight, and go on with --resume"
+    )
+    assert equal(weights(trainer), before)
+    assert trainer.optimizer.state_dict()["state"] == {}
+    assert checkpoints(trainer.run_dir / "checkpoints") == []
+
+
+def test_gates_stay_in_range_and_learn_ten_times_as_fast(tmp_path: Path) -> None:
+    trainer = build(tmp_path, {"generator.norm": "batch_instance", "train.learning_rate": 0.02}).trainer
+    gates = [norm.gate for norm in trainer.generator.norms().values() if isinstance(norm, BatchInstanceNorm)]
+    for batch in trainer.batches.from_step(0, 8):
+        trainer.step(batch)
+        assert all(gate.min() >= 0 and gate.max() <= 1 for gate in gates)
+    assert any(gate.min() < 0.9 for gate in gates)
+    groups = {group["factor"]: group for group in trainer.optimizer.param_groups}
+    assert groups.keys() == {1.0, 10.0}
+    assert {id(p) for p in groups[10.0]["params"]} == {id(gate) for gate in gates}
+    assert (groups[1.0]["lr"], groups[10.0]["lr"]) == (0.02, 0.2)
+    assert all(group["weight_decay"] == 0 for group in groups.values())
+
+
+def test_a_step_in_bfloat16_keeps_weights_and_loss_in_float32(tmp_path: Path) -> None:
+    trainer = build(tmp_path, {"train.precision": "bf16"}).trainer
+    exact = build(tmp_path).trainer
+    rough, right = trainer.step(batch_of(trainer)), exact.step(batch_of(exact))
+    assert all(value.dtype == torch.float32 for value in [*weights(trainer).values(), rough["total"]])
+    assert rough["total"].item() == pytest.approx(right["total"].item(), rel=0.05)
+    assert rough["total"] != right["total"]
+
+
+# The learning rate
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [
+        (ScheduleConfig(name="constant", warmup_steps=0), [1, 1, 1, 1, 1]),
+        (ScheduleConfig(name="constant", warmup_steps=4), [0.25, 0.5, 0.75, 1, 1]),
+        (ScheduleConfig(name="cosine", warmup_steps=0, final_factor=0), [1, 0.8535534, 0.5, 0.1464466, 0]),
+        (ScheduleConfig(name="cosine", warmup_steps=0, final_factor=0.2), [1, 0.8828427, 0.6, 0.3171573, 0.2]),
+        (ScheduleConfig(name="cosine", warmup_steps=2, final_factor=0), [0.5, 0.8535534, 0.5, 0.1464466, 0]),
+        (ScheduleConfig(name="step", warmup_steps=0, step_every=2, step_factor=0.5), [1, 1, 0.5, 0.5, 0.25]),
+        (ScheduleConfig(name="step", warmup_steps=4, step_every=2, step_factor=0.5), [0.25, 0.5, 0.375, 0.5, 0.25]),
+    ],
+)
+def test_the_learning_rate_follows_its_schedule(schedule: ScheduleConfig, factors: list[float]) -> None:
+    config = TrainConfig(steps=5, schedule=schedule)
+    assert [rate_factor(step, config) for step in range(5)] == pytest.approx(factors, abs=1e-7)
+
+
+def test_a_run_of_one_step_has_a_learning_rate() -> None:
+    assert rate_factor(0, TrainConfig(steps=1, schedule=ScheduleConfig(warmup_steps=0))) == 1
+
+
+# Validation
+
+
+def test_validation_uses_running_statistics_and_leaves_them_alone(tmp_path: Path) -> None:
+    trainer = build(tmp_path, {"generator.norm": "batch"}).trainer
+    trainer.generator.train()
+    trainer.step(batch_of(trainer))
+    before, modes = weights(trainer), list[bool]()
+    trainer.generator.register_forward_pre_hook(lambda module, inputs: modes.append(module.training))
+    with Monitor(trainer.run_dir, steps=4) as monitor:
+        trainer.validate(monitor)
+    assert modes == [False, False]
+    assert trainer.generator.training
+    assert any(isinstance(m, BatchNorm) and m.training for m in trainer.generator.modules())
+    assert equal(weights(trainer), before)
+    trainer.generator.eval()
+    content = torch.stack(trainer.validation)
+    with torch.no_grad():
+        terms = [trainer.loss(trainer.generator(image[None]), image[None])["total"].item() for image in content]
+    assert trainer.progress.validation["total"] == pytest.approx(sum(terms) / len(terms), rel=1e-6)
+
+
+def test_the_model_kept_is_the_best_on_validation_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = build(tmp_path, {"train.steps": 8, "train.keep_checkpoints": 4}).trainer
+    validate_with(trainer, iter([3.0, 1.0, 2.0, math.nan]), monkeypatch)
+    fit(trainer)
+    assert (trainer.progress.best_step, trainer.progress.best_total) == (4, 1.0)
+    generator, card = load_model(tmp_path / "run" / "model.safetensors")
+    saved = load_checkpoint(checkpoint_path(tmp_path / "run" / "checkpoints", 4), CPU)
+    assert (card.step, card.validation["total"]) == (4, 1.0)
+    assert equal(generator.state_dict(), saved["generator"])
+    assert not equal(generator.state_dict(), weights(trainer))
+
+
+def test_without_held_out_photographs_the_last_model_is_kept(tmp_path: Path) -> None:
+    trainer = build(tmp_path, {"content.validation": 0}).trainer
+    fit(trainer)
+    generator, card = load_model(tmp_path / "run" / "model.safetensors")
+    assert (card.step, card.validation) == (4, {})
+    assert equal(generator.state_dict(), weights(trainer))
+
+
+def test_a_run_stops_early_when_it_gets_no_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = build(tmp_path, {"train.steps": 20, "train.stop_after": 2}).trainer
+    validate_with(trainer, iter([5.0, 1.0, 2.0, 1.0, 0.5]), monkeypatch)
+    with caplog.at_level(logging.INFO, "stylize"):
+        fit(trainer)
+    assert trainer.progress.step == 8
+    assert caplog.messages[-1] == "stopped early: no better held-out loss since step 4"
+
+
+# Stopping and resuming
+
+
+def test_a_run_that_is_asked_to_stop_finishes_its_step_and_saves(tmp_path: Path) -> None:
+    trainer = build(tmp_path, {"train.steps": 8, "train.checkpoint_every": 100}).trainer
+    with pytest.raises(Interrupted):
+        fit_until(trainer, 3)
+    assert trainer.progress.step == 3
+    assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-00000003.pt"]
+    assert [line["step"] for line in metrics(tmp_path / "run") if line["kind"] == "train"] == [1, 2, 3]
+
+
+def test_a_run_that_is_asked_to_stop_in_its_last_step_is_done(tmp_path: Path) -> None:
+    trainer = build(tmp_path).trainer
+    fit_until(trainer, 4)
+    assert trainer.progress.step == 4
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"generator.norm": "instance", "train.schedule": {"name": "cosine", "warmup_steps": 4}},
+        {"generator.norm": "batch_instance"},
+        pytest.param(
+            {"generator.name": "texture_network", "generator.norm": "batch"},
+            marks=pytest.mark.xfail(strict=True, reason="the DataLoader draws its seed from torch's generator"),
+        ),
+    ],
+    ids=["instance", "batch_instance", "texture_network"],
+)
+def test_a_resumed_run_equals_the_run_that_never_stopped(tmp_path: Path, changes: dict[str, Any]) -> None:
+    changes = {**changes, "train.steps": 7, "train.validate_every": 2}
+    whole = build(tmp_path, changes, "whole").trainer
+    fit(whole)
+    with pytest.raises(Interrupted):
+        fit_until(build(tmp_path, changes, "parts").trainer, 3)
+    torch.rand(5)
+    second = build(tmp_path, changes, "parts").trainer
+    second.resume()
+    assert second.progress.step == 3
+    fit(second)
+    assert vars(second.progress) == vars(whole.progress)
+    assert equal(weights(second), weights(whole))
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    best, best_of_parts = (load_model(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    assert equal(best_of_parts[0].state_dict(), best[0].state_dict())
+    assert best_of_parts[1] == best[1]
+    rates = [line["learning_rate"] for line in metrics(tmp_path / "parts") if line["kind"] == "train"]
+    assert rates == [pytest.approx(1e-3 * rate_factor(step, whole.config), rel=1e-6) for step in range(7)]
+
+
+def test_resuming_drops_the_records_after_the_checkpoint(tmp_path: Path) -> None:
+    trainer = build(tmp_path, {"train.steps": 2}).trainer
+    fit(trainer)
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "kind": "train", "total": 1.0}\n7\n{"step": 4, "ki')
+    again = build(tmp_path, {"train.steps": 4}).trainer
+    again.resume()
+    fit(again)
+    lines = [(line["step"], line["kind"]) for line in metrics(tmp_path / "run")]
+    assert lines == [(1, "train"), (2, "train"), (2, "validation"), (3, "train"), (4, "train"), (4, "validation")]
+
+
+def test_there_must_be_a_checkpoint_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(StylizeError) as caught:
+        build(tmp_path).trainer.resume()
+    assert str(caught.value) == f"{tmp_path}/run: nothing to resume: no checkpoint was written yet"
+
+
+def test_small_losses_keep_their_digits_in_the_metrics(tmp_path: Path) -> None:
+    with Monitor(tmp_path, steps=1) as monitor:
+        monitor.log_step(1, {"content": 1.23456789e-9, "style": 123.456789, "total": 0.0})
+    assert metrics(tmp_path)[0] == {
+        "step": 1, "kind": "train", "content": 1.234568e-9, "style": 123.4568, "total": 0.0,
+    }  # fmt: skip
+
+
+# Checkpoints
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "step-notes.pt").touch()
+    for step in (5, 10, 999_999_99, 20):
+        save_checkpoint(tmp_path, step, {"step": step}, keep=3)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000010.pt", "step-00000020.pt", "step-99999999.pt"]
+    assert (tmp_path / "step-notes.pt").exists()
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_older_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path, 1, {"step": 1}, keep=1)
+
+    def full(state: object, file: Any) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    for error_of in (2, 1):
+        with pytest.raises(StylizeError) as caught:
+            save_checkpoint(tmp_path, error_of, {}, keep=1)
+        assert str(caught.value) == (
+            f"{tmp_path}/step-{error_of:08d}.pt: the checkpoint cannot be written (No space left on device)"
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.pt"]
+    assert load_checkpoint(tmp_path / "step-00000001.pt", CPU) == {"step": 1}
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    whole = save_checkpoint(tmp_path, 1, {"weights": torch.rand(500)}, keep=1).read_bytes()
+    path = tmp_path / "cut.pt"
+    for content in (whole[: len(whole) // 2], b"", b"not a checkpoint"):
+        path.write_bytes(content)
+        with pytest.raises(StylizeError) as caught:
+            load_checkpoint(path, CPU)
+        assert str(caught.value).startswith(f"{path}: the checkpoint is damaged (")
+        assert "\n" not in str(caught.value)
+    torch.save([1, 2], path)
+    with pytest.raises(StylizeError) as caught:
+        load_checkpoint(path, CPU)
+    assert str(caught.value) == f"{path}: no checkpoint: must hold a dict"
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "step-00000001.pt"
+    malicious = type("Malicious", (), {"__reduce__": lambda self: (Path.touch, (Path("executed"),))})()
+    path.write_bytes(pickle.dumps({"progress": malicious}))
+    with pytest.raises(StylizeError, match="the checkpoint is damaged"):
+        load_checkpoint(path, CPU)
+    torch.save({"progress": malicious}, path)
+    with pytest.raises(StylizeError, match="the checkpoint is damaged"):
+        load_checkpoint(path, CPU)
+    assert not Path("executed").exists()
+    torch.load(path, weights_only=False)
+    assert Path("executed").exists()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"generator.width": 8}, {"generator.norm": "batch_instance"}, {"generator.name": "texture_network"}]
+)
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    build(tmp_path).trainer.save()
+    other = build(tmp_path, changes).trainer
+    with pytest.raises(StylizeError) as caught:
+        other.resume()
+    assert str(caught.value) == (
+        f"{tmp_path}/run/checkpoints/step-00000000.pt: does not fit this run: it is of another network, or damaged"
+    )
+
+
+def test_a_checkpoint_without_its_parts_is_refused(tmp_path: Path) -> None:
+    trainer = build(tmp_path).trainer
+    path = trainer.save()
+    state = load_checkpoint(path, CPU)
+    for broken in ({**state, "progress": {"stp": 1}}, {k: v for k, v in state.items() if k != "optimizer"}):
+        torch.save(broken, path)
+        with pytest.raises(StylizeError) as caught:
+            trainer.resume()
+        assert str(caught.value) == f"{path}: does not fit this run: it is of another network, or damaged"
+
+
+# Where and how to compute
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(StylizeError) as caught:
+        choose_device("cuda")
+    assert str(caught.value) == "--device: got 'cuda', which torch does not find here; usable: 'cpu'"
+    assert choose_device("auto") == CPU
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device("auto") == torch.device("mps")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("auto") == CUDA
+    assert choose_device("cpu") == CPU
+
+
+@pytest.mark.parametrize(("hardware", "chosen"), [(True, "bf16"), (False, "fp32")])
+def test_automatic_precision_follows_the_hardware_and_says_so(
+    hardware: bool, chosen: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("stylize.training.trainer._has_bf16", lambda device: hardware)
+    with caplog.at_level(logging.INFO, "stylize"):
+        assert choose_precision("auto", CPU) == chosen
+        assert choose_precision("fp32", CPU) == "fp32"
+        assert choose_precision("bf16", CPU) == "bf16"
+    assert caplog.messages == [f"precision: auto is {chosen} on this cpu"]
+
+
+def test_memory_format_follows_device_and_precision() -> None:
+    assert choose_memory_format(CUDA, "fp32") == torch.channels_last
+    assert choose_memory_format(CPU, "bf16") == torch.channels_last
+    assert choose_memory_format(CPU, "fp32") == torch.contiguous_format
+
+
+def test_automatic_compilation_is_for_long_runs_on_cuda(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    with caplog.at_level(logging.INFO, "stylize"):
+        assert choose_compile("auto", CUDA, 40_000)
+        assert not choose_compile("auto", CUDA, 100)
+        assert not choose_compile("auto", CPU, 40_000)
+    assert caplog.messages == [
+        "train.compile: auto is on for 40000 steps on cuda",
+        "train.compile: auto is off for 100 steps on cuda",
+        "train.compile: auto is off for 40000 steps on cpu",
+    ]
+    assert choose_compile("always", CPU, 1)
+    assert not choose_compile("never", CUDA, 40_000)
+
+
+@pytest.mark.parametrize("device", [CPU, CUDA])
+def test_compilation_without_a_compiler_is_refused(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(StylizeError) as caught:
+        choose_compile("always", device, 1)
+    assert str(caught.value) == f"train.compile: got 'always', but no compiler for {device.type} is found"
+    assert not choose_compile("auto", device, 40_000)
+
+
+def test_a_decoding_process_that_is_spawned_gives_the_same_batches(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    files = sorted((tmp_path / "photos").iterdir())
+    dataset = CropDataset(files, ContentConfig(path="photos", resize=40, crop=32), 0)
+    spawned = Batches(dataset, 4, workers=1)
+    spawned.options["multiprocessing_context"] = "spawn"
+    here, there = (list(batches.from_step(3, 5)) for batches in (Batches(dataset, 4), spawned))
+    assert torch.equal(torch.stack(here), torch.stack(there))
+
+
+def test_what_a_run_builds_is_what_its_config_says(tmp_path: Path) -> None:
+    run = build(tmp_path, {"content.limit": 3, "style.size": 32})
+    assert (len(run.photographs.training), len(run.photographs.validation)) == (3, 2)
+    assert run.vgg_weights == "random, seed 0"
+    assert run.styles[0].shape == (3, 27, 32)
+    assert [image.shape for image in run.trainer.validation] == [(3, 32, 32)] * 2
+    crops = to_bytes(read_rgb(run.photographs.training[0], 40))
+    assert min(crops.shape[1:]) == 40
+
+
+def test_several_style_images_share_the_target_by_their_weights(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    paths = ["style.png", "photos/0.jpg"]
+    grams = [
+        build(tmp_path, {"style": {"image": path, "size": 48}}).trainer.loss.get_buffer("gram_relu1_1")
+        for path in paths
+    ]
+    images = [{"path": path, "weight": weight} for path, weight in zip(paths, (3.0, 1.0), strict=True)]
+    mixed = build(tmp_path, {"style": {"images": images, "size": 48}}).trainer.loss.get_buffer("gram_relu1_1")
+    assert torch.allclose(mixed, 0.75 * grams[0] + 0.25 * grams[1])
+
+
+def test_the_model_file_says_how_it_was_trained(tmp_path: Path) -> None:
+    fit(build(tmp_path, {"name": "dots"}).trainer)
+    card = read_card(tmp_path / "run" / "model.safetensors")
+    assert (card.style, card.vgg, card.generator.width) == ("dots", "random, seed 0", 4)
+    assert card.config["train"]["steps"] == 4
+    assert card.thumbnail.startswith(b"\xff\xd8")
