@@ -100,10 +100,28 @@ class PerceptualLoss(nn.Module):
             Scalars by name: every layer (`style/relu1_1`, `content/relu2_2`), the terms `style`, `content` and
             `tv` before their weights, and `total`, their weighted sum.
         """
-        config = self.config
-        features = self.vgg(stylized, config.taps())
+        return self._terms(stylized, *self._features(stylized, content))
+
+    def measure(self, stylized: Tensor, content: Tensor) -> dict[str, Tensor]:
+        """The terms as in a call, and `content_correlation`, a measure of the content that is kept.
+
+        It is the correlation of the features at the content layers, stylized against photograph: 1 where all structure
+        is kept, whatever its contrast, 0 where none is.
+        """
+        features, targets = self._features(stylized, content)
+        correlations = [correlation(features[tap], targets[tap]) for tap in self.config.content_layers]
+        return self._terms(stylized, features, targets) | {"content_correlation": torch.stack(correlations).mean()}
+
+    def _features(self, stylized: Tensor, content: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Features of the stylized pictures at all layers, and of the photographs at the content layers."""
+        features = self.vgg(stylized, self.config.taps())
         with torch.no_grad():
-            targets = self.vgg(content, config.content_layers)
+            return features, self.vgg(content, self.config.content_layers)
+
+    def _terms(
+        self, stylized: Tensor, features: Mapping[str, Tensor], targets: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        config = self.config
         terms = {f"content/{tap}": self._content(features[tap], targets[tap]) for tap in config.content_layers}
         terms |= {
             f"style/{tap}": self._style(features[tap], self.get_buffer(f"gram_{tap}")) for tap in config.style_layers
@@ -166,6 +184,19 @@ def squared_error(value: Tensor, target: Tensor, relative: bool) -> Tensor:
     if relative:
         error = error / target.square().flatten(1).mean(1).clamp_min(1e-12)
     return error.mean()
+
+
+def correlation(value: Tensor, target: Tensor) -> Tensor:
+    """Correlation of feature maps `(N, C, H, W)`, each channel centred, image by image, then averaged.
+
+    >>> maps = torch.tensor([[[[0.0, 1.0], [2.0, 5.0]]]])
+    >>> round(float(correlation(3 * maps + 7, maps)), 6), round(float(correlation(-maps, maps)), 6)
+    (1.0, -1.0)
+    """
+    a, b = (maps.float() - maps.float().mean((2, 3), keepdim=True) for maps in (value, target))
+    product = (a * b).flatten(1).sum(1)
+    norms = a.flatten(1).norm(dim=1) * b.flatten(1).norm(dim=1)
+    return torch.mean(product / norms.clamp_min(1e-12))
 
 
 def total_variation(image: Tensor, squared: bool = False) -> Tensor:

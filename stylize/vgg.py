@@ -74,12 +74,12 @@ class VGG19(nn.Module):
     def __init__(self, depth: int, pooling: Pooling = "max", padding: VGGPadding = "replication") -> None:
         super().__init__()
         modules = {}
-        mode: Literal["zeros", "replicate"] = "zeros" if padding == "zero" else "replicate"
         with torch.random.fork_rng(devices=[]):  # weights are loaded: the caller's random numbers stay the same
             for layer in LAYERS[:depth]:
-                conv = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1, padding_mode=mode)
+                conv = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=int(padding == "zero"))
                 modules[layer.key] = conv
         self.features = nn.ModuleDict(modules)
+        self.pad = nn.Identity() if padding == "zero" else ReplicateBorder()
         self.pool = F.max_pool2d if pooling == "max" else F.avg_pool2d
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None], False)
@@ -108,10 +108,21 @@ class VGG19(nn.Module):
         for layer in LAYERS[:depth]:
             if layer.pool_before:
                 x = self.pool(x, 2)
-            x = F.relu(self.features[layer.key](x), inplace=True)
+            x = F.relu(self.features[layer.key](self.pad(x)), inplace=True)
             if layer.tap in wanted:
                 found[layer.tap] = x
         return found
+
+
+class ReplicateBorder(nn.Module):
+    """One more pixel on every side, the same as its neighbour.
+
+    Differs: from `torch.nn.ReplicationPad2d` in its backward pass alone, which torch.compile cannot lower on CPUs.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([x[..., :1, :], x, x[..., -1:, :]], dim=-2)
+        return torch.cat([x[..., :1], x, x[..., -1:]], dim=-1)
 
 
 def tap_depth(taps: Iterable[str]) -> int:
@@ -294,6 +305,7 @@ def randomize_(vgg: VGG19, seed: int) -> None:
         conv.bias.zero_()
         if layer.pool_before:
             x = vgg.pool(x, 2)
+        x = vgg.pad(x)
         conv.bias -= conv(x).mean((0, 2, 3))
         scale = F.relu(conv(x)).mean()
         conv.weight /= scale

@@ -37,7 +37,7 @@ def info(model: str, as_json: bool) -> None:
     click.echo(f"style       {card.style}")
     click.echo(f"generator   {generator.name}, {generator.norm} norm, width {generator.width}")
     click.echo(f"trained     {card.step} steps against VGG-19 ({card.vgg})")
-    for name in ("content", "style", "total"):
+    for name in ("style", "style_of_photographs", "content", "content_correlation"):
         if name in card.validation:
-            click.echo(f"held-out    {name} {card.validation[name]:.4f}")
+            click.echo(f"held-out    {name.replace('_', ' ')} {card.validation[name]:.4f}")
     click.echo(f"written by  stylize {card.stylize_version}, torch {card.torch_version}")

@@ -182,8 +182,9 @@ def _report(progress: Progress, run_dir: Path, seconds: float, first_step: int, 
     logger.info("%d steps in %.0f s, %.2f images/s", progress.step - first_step, seconds, rate)
     if progress.validation:
         logger.info(
-            "best at step %d: held-out content %.4f, style %.4f",
-            progress.best_step, progress.validation["content"], progress.validation["style"],
+            "best at step %d: held-out style %.4f (photographs: %.4f), content %.4f (correlation %.3f)",
+            progress.best_step,
+            *(progress.validation[k] for k in ("style", "style_of_photographs", "content", "content_correlation")),
         )  # fmt: skip
     click.echo(f"model: {run_dir / 'model.safetensors'}")
     click.echo(f"paint with it: stylize apply PHOTO --model {quoted(run_dir)}")

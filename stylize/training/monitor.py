@@ -88,8 +88,8 @@ class Monitor:
         for i, image in enumerate(stylized):
             self.tensorboard.add_image(f"stylized/{i}", contact_sheet([[content[i], image]]), step)
         self.tell(
-            f"step {step}: held-out content {terms['content']:.4f}, style {terms['style']:.4f}, "
-            f"total {terms['total']:.4f}"
+            f"step {step}: held-out style {terms['style']:.4f} (photographs: {terms['style_of_photographs']:.4f}), "
+            f"content {terms['content']:.4f} (correlation {terms['content_correlation']:.3f})"
         )
 
     def log_histogram(self, step: int, name: str, values: Tensor) -> None:

@@ -9,7 +9,9 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -177,12 +179,12 @@ class Trainer:
             self.save_best(self.progress)
             return
         self.generator.eval()
-        stylized, sums = [], dict[str, float]()
+        stylized, sums = [], {"style_of_photographs": self.style_of_photographs}
         for image in self.validation:
             content = self._to_device(image[None])
             with self._autocast():
                 painted = self.generator(content)
-                terms = self.loss(painted, content)
+                terms = self.loss.measure(painted, content)
             stylized.append(painted[0].float().cpu())
             for name, term in terms.items():
                 sums[name] = sums.get(name, 0.0) + term.item() / len(self.validation)
@@ -192,6 +194,13 @@ class Trainer:
         for name, norm in self.generator.norms().items():
             for kind, values in norm.histograms().items():
                 monitor.log_histogram(self.progress.step, f"{kind}/{name}", values)
+
+    @cached_property
+    def style_of_photographs(self) -> float:
+        """The style term of the held-out photographs as they are: from where a model has to come down."""
+        with torch.no_grad(), self._autocast():
+            contents = [self._to_device(image[None]) for image in self.validation]
+            return fmean(float(self.loss(content, content)["style"]) for content in contents)
 
     def save(self) -> Path:
         """Write a checkpoint of the whole state."""

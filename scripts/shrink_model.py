@@ -1,0 +1,25 @@
+"""Store a model's weights in float16: half the size, for models that travel with the package.
+
+python scripts/shrink_model.py runs/NAME/model.safetensors stylize/builtin/NAME.safetensors
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from stylize.images import write_atomically
+from stylize.model_file import encode_model, load_model
+
+
+def main(source: Path, target: Path) -> None:
+    """Write `source` to `target` with weights in float16."""
+    generator, card = load_model(source)
+    write_atomically(target, encode_model(generator, card, torch.float16))
+    print(f"{target} ({target.stat().st_size / 1e6:.2f} MB)")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
