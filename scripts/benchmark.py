@@ -37,6 +37,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from stylize.devices import choose_device, choose_memory_format, choose_precision
 from stylize.generators import Generator, GeneratorConfig, build_generator
 from stylize.images import Picture
 from stylize.inference.stylizer import Stylizer
@@ -48,9 +49,6 @@ from stylize.training.trainer import (
     TrainConfig,
     Trainer,
     choose_compile,
-    choose_device,
-    choose_memory_format,
-    choose_precision,
 )
 from stylize.vgg import VGG19, natural_noise, randomize_, tap_depth
 

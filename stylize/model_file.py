@@ -28,6 +28,7 @@ from stylize.generators import Generator, GeneratorConfig, build_generator
 FORMAT = "stylize model"
 FORMAT_VERSION = 1
 THUMBNAIL_PX = 96
+STYLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # becomes a part of file names
 STYLE_NAME = re.compile(r"[\w .-]{1,100}")  # it becomes part of file names
 
 
@@ -118,6 +119,8 @@ def read_card(path: Path) -> ModelCard:
             f"{path}: got format version {version}, must be at most {FORMAT_VERSION}: "
             f"it was written by a newer stylize than this one ({__version__}); upgrade stylize"
         )
+    if not STYLE_NAME.fullmatch(metadata.get("style", "")):
+        raise StylizeError(f"{path}: damaged: its style's name is no name: {metadata.get('style', '')[:80]!r}")
     try:
         return ModelCard(
             generator=GeneratorConfig.model_validate_json(metadata["generator"]),

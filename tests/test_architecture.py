@@ -13,6 +13,7 @@ MAY_IMPORT = {
     "stylize.__main__": {"cli"},
     "stylize.errors": set(),
     "stylize.images": {"errors"},
+    "stylize.devices": {"errors"},
     "stylize.norms": {"errors"},
     "stylize.generators": {"errors", "norms", "generators"},
     "stylize.vgg": {"errors"},
@@ -22,6 +23,7 @@ MAY_IMPORT = {
     "stylize.training.checkpoint": {"errors"},
     "stylize.training.monitor": {"errors", "images"},
     "stylize.training.trainer": {
+        "devices",
         "errors",
         "losses",
         "norms",

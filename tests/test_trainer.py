@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stylize.build import Run, build_run
 from stylize.config import load_config
+from stylize.devices import choose_device, choose_memory_format, choose_precision
 from stylize.errors import StylizeError
 from stylize.images import read_rgb, to_bytes
 from stylize.model_file import load_model, read_card
@@ -26,9 +27,6 @@ from stylize.training.trainer import (
     TrainConfig,
     Trainer,
     choose_compile,
-    choose_device,
-    choose_memory_format,
-    choose_precision,
     rate_factor,
 )
 
@@ -74,14 +72,13 @@ def equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 
 def validate_with(trainer: Trainer, totals: Iterator[float], patch: pytest.MonkeyPatch) -> None:
     """Let the held-out totals be these, one a validation; training goes on as it would."""
-    forward = trainer.loss.forward
+    measure = trainer.loss.measure
     per_validation = (total for total in totals for _ in trainer.validation)
 
     def told(stylized: Tensor, content: Tensor) -> dict[str, Tensor]:
-        terms = forward(stylized, content)
-        return terms if torch.is_grad_enabled() else {**terms, "total": torch.tensor(next(per_validation))}
+        return {**measure(stylized, content), "total": torch.tensor(next(per_validation))}
 
-    patch.setattr(trainer.loss, "forward", told)
+    patch.setattr(trainer.loss, "measure", told)
 
 
 def metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -424,7 +421,7 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
 def test_automatic_precision_follows_the_hardware_and_says_so(
     hardware: bool, chosen: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("stylize.training.trainer._has_bf16", lambda device: hardware)
+    monkeypatch.setattr("stylize.devices._has_bf16", lambda device: hardware)
     with caplog.at_level(logging.INFO, "stylize"):
         assert choose_precision("auto", CPU) == chosen
         assert choose_precision("fp32", CPU) == "fp32"

@@ -79,10 +79,10 @@ def apply(
     device: str,
 ) -> None:
     """Paint photographs with a trained model."""
+    from stylize.devices import choose_device, choose_precision
     from stylize.inference.models import find_model
     from stylize.inference.stylizer import Paint, Stylizer
     from stylize.model_file import load_model
-    from stylize.training.trainer import choose_device, choose_precision
 
     found = find_model(model)
     generator, card = load_model(found.path)

@@ -66,7 +66,7 @@ def train(
     _check_run_dir(run_dir, config, resume, overwrite)
 
     from stylize.build import build_run
-    from stylize.training.trainer import choose_device
+    from stylize.devices import choose_device
 
     run = build_run(config, choose_device(device), run_dir)
     _describe(run)

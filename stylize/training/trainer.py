@@ -18,6 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from stylize.devices import choose_memory_format, choose_precision
 from stylize.errors import StylizeError
 from stylize.generators import Generator
 from stylize.losses import PerceptualLoss
@@ -114,6 +115,7 @@ class Trainer:
         self.stop_requested = False
         self.device = next(generator.parameters()).device
         self.precision = choose_precision(config.precision, self.device)
+        logger.info("train.precision: %s on %s is %s", config.precision, self.device.type, self.precision)
         self.optimizer = torch.optim.Adam(
             [{"params": group.parameters, "factor": group.learning_rate_factor} for group in generator.param_groups()],
             lr=config.learning_rate,
@@ -295,53 +297,6 @@ def rate_factor(step: int, config: TrainConfig) -> float:
     if schedule.name == "step":
         return warmup * schedule.step_factor ** (step // schedule.step_every)
     return warmup
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name; `auto`: CUDA, else MPS, else CPU.
-
-    Raises:
-        StylizeError: The device is not there.
-    """
-    present = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        name = next(kind for kind, there in present.items() if there)
-    if not present[name]:
-        usable = ", ".join(f"'{kind}'" for kind, there in present.items() if there)
-        raise StylizeError(f"--device: got '{name}', which torch does not find here; usable: {usable}")
-    return torch.device(name)
-
-
-def choose_precision(name: str, device: torch.device) -> str:
-    """`fp32` or `bf16`; `auto`: bf16 where the device multiplies it in hardware."""
-    if name != "auto":
-        return name
-    chosen = "bf16" if _has_bf16(device) else "fp32"
-    logger.info("precision: auto is %s on this %s", chosen, device.type)
-    return chosen
-
-
-def _has_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu":
-        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        return any(bool(getattr(torch.cpu, check, lambda: False)()) for check in checks)
-    return False
-
-
-def choose_memory_format(device: torch.device, precision: str) -> torch.memory_format:
-    """Channels-last where the convolutions of the device prefer it.
-
-    On a CPU in float32 the backward passes of padding and upsampling are slower in channels-last than the
-    convolutions are faster.
-    """
-    prefers = device.type == "cuda" or (device.type == "cpu" and precision == "bf16")
-    return torch.channels_last if prefers else torch.contiguous_format
 
 
 def choose_compile(name: str, device: torch.device, steps: int) -> bool:
