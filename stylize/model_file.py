@@ -119,8 +119,6 @@ def read_card(path: Path) -> ModelCard:
             f"{path}: got format version {version}, must be at most {FORMAT_VERSION}: "
             f"it was written by a newer stylize than this one ({__version__}); upgrade stylize"
         )
-    if not STYLE_NAME.fullmatch(metadata.get("style", "")):
-        raise StylizeError(f"{path}: damaged: its style's name is no name: {metadata.get('style', '')[:80]!r}")
     try:
         return ModelCard(
             generator=GeneratorConfig.model_validate_json(metadata["generator"]),
