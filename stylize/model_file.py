@@ -28,7 +28,6 @@ from stylize.generators import Generator, GeneratorConfig, build_generator
 FORMAT = "stylize model"
 FORMAT_VERSION = 1
 THUMBNAIL_PX = 96
-STYLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # becomes a part of file names
 STYLE_NAME = re.compile(r"[\w .-]{1,100}")  # it becomes part of file names
 
 
