@@ -15,7 +15,7 @@ from stylize.training.data import sample_photographs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(?:bash|sh)?\n(.*?)```", README, flags=re.DOTALL)
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [
     line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.startswith("stylize ")
 ]

@@ -419,14 +419,15 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(("hardware", "chosen"), [(True, "bf16"), (False, "fp32")])
 def test_automatic_precision_follows_the_hardware_and_says_so(
-    hardware: bool, chosen: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    hardware: bool, chosen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("stylize.devices._has_bf16", lambda device: hardware)
+    assert choose_precision("auto", CPU) == chosen
+    assert choose_precision("fp32", CPU) == "fp32"
+    assert choose_precision("bf16", CPU) == "bf16"
     with caplog.at_level(logging.INFO, "stylize"):
-        assert choose_precision("auto", CPU) == chosen
-        assert choose_precision("fp32", CPU) == "fp32"
-        assert choose_precision("bf16", CPU) == "bf16"
-    assert caplog.messages == [f"precision: auto is {chosen} on this cpu"]
+        assert build(tmp_path, {"train.precision": "auto"}).trainer.precision == chosen
+    assert caplog.messages == [f"train.precision: auto on cpu is {chosen}"]
 
 
 def test_memory_format_follows_device_and_precision() -> None:

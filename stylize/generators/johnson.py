@@ -62,7 +62,7 @@ class ConvNormReLU(nn.Module):
         self.norm = build_norm(config.norm, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.norm(self.conv(x)))
+        return torch.relu_(self.norm(self.conv(x)))
 
 
 class ResidualBlock(nn.Module):

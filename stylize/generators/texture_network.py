@@ -79,7 +79,7 @@ def conv_block(in_channels: int, out_channels: int, config: GeneratorConfig) -> 
         layers += [
             padded_conv(in_channels, out_channels, kernel_px, config),
             build_norm(config.norm, out_channels),
-            nn.LeakyReLU(0.01),
+            nn.LeakyReLU(0.01, inplace=True),
         ]
         in_channels = out_channels
     return nn.Sequential(*layers)
