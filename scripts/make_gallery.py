@@ -1,19 +1,21 @@
-"""Lay out the README's picture: photographs above, painted by the built-in styles below.
+"""Lay out what models paint: photographs above, a row for each model below, its style picture at the left.
 
-    python scripts/make_gallery.py [OUTPUT]
+    python scripts/make_gallery.py                                    # the built-in styles, for the README
+    python scripts/make_gallery.py -o norms.jpg runs/norm-batch runs/norm-instance
 
 The photographs are the samples of scikit-image and scikit-learn.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+import click
 import torch
+from torch import Tensor
 
 from stylize.images import Picture, contact_sheet, read_rgb, to_tensor, write_picture
-from stylize.inference.models import built_in_models
+from stylize.inference.models import built_in_models, find_model
 from stylize.inference.stylizer import Stylizer
 from stylize.model_file import load_model
 from stylize.training.data import sample_photographs
@@ -21,20 +23,29 @@ from stylize.training.data import sample_photographs
 ROOT = Path(__file__).parent.parent
 PHOTOGRAPHS = ("chelsea", "china", "astronaut", "coffee")
 PAINTED_PX = 400
-TILE_PX = 224
+TILE_PX = 168
 
 
-def main(output: Path) -> None:
-    """Paint every photograph in every built-in style, and write the sheet."""
+@click.command()
+@click.argument("models", nargs=-1)
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=ROOT / "docs" / "images" / "gallery.jpg")
+def main(models: tuple[str, ...], output: Path) -> None:
+    """Paint every photograph with every model, and write the sheet."""
     photographs = [square(path, PAINTED_PX) for path in chosen_photographs()]
     rows = [[torch.ones(3, TILE_PX, TILE_PX), *(shrink(photograph) for photograph in photographs)]]
-    for name, path in built_in_models().items():
-        stylizer = Stylizer(load_model(path)[0], torch.device("cpu"))
-        painted = [shrink(stylizer(Picture(photograph)).rgb) for photograph in photographs]
-        rows.append([shrink(square(ROOT / "configs" / "styles" / f"{name}.jpg", PAINTED_PX)), *painted])
+    rows += [painted_row(name, photographs) for name in models or built_in_models()]
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_picture(output, Picture(contact_sheet(rows)), quality=85)
-    print(f"{output} ({output.stat().st_size / 1024:.0f} kB)")
+    write_picture(output, Picture(contact_sheet(rows)), quality=72)
+    click.echo(f"{output} ({output.stat().st_size / 1024:.0f} kB)")
+
+
+def painted_row(model: str, photographs: list[Tensor]) -> list[Tensor]:
+    """The style picture, then the photographs as the model paints them."""
+    generator, card = load_model(find_model(model).path)
+    stylizer = Stylizer(generator, torch.device("cpu"))
+    style = ROOT / "configs" / "styles" / Path(card.config["style"]["image"]).name
+    painted = [stylizer(Picture(photograph)).rgb for photograph in photographs]
+    return [shrink(image) for image in (square(style, PAINTED_PX), *painted)]
 
 
 def chosen_photographs() -> list[Path]:
@@ -43,18 +54,18 @@ def chosen_photographs() -> list[Path]:
     return [by_name[name] for name in PHOTOGRAPHS]
 
 
-def square(path: Path, side_px: int) -> torch.Tensor:
+def square(path: Path, side_px: int) -> Tensor:
     """The middle square of a picture, `(3, side, side)`."""
     image = to_tensor(read_rgb(path, side_px))
     top, left = ((length - side_px) // 2 for length in image.shape[-2:])
     return image[:, top : top + side_px, left : left + side_px]
 
 
-def shrink(image: torch.Tensor) -> torch.Tensor:
+def shrink(image: Tensor) -> Tensor:
     """A picture at the size of a tile."""
     size = (TILE_PX, TILE_PX)
     return torch.nn.functional.interpolate(image[None], size, mode="bicubic", antialias=True)[0].clamp(0, 1)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "images" / "gallery.jpg")
+    main()
