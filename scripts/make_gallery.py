@@ -35,7 +35,7 @@ def main(models: tuple[str, ...], output: Path) -> None:
     rows = [[torch.ones(3, TILE_PX, TILE_PX), *(shrink(photograph) for photograph in photographs)]]
     rows += [painted_row(name, photographs) for name in models or built_in_models()]
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_picture(output, Picture(contact_sheet(rows)), quality=72)
+    write_picture(output, Picture(contact_sheet(rows)), quality=62)
     click.echo(f"{output} ({output.stat().st_size / 1024:.0f} kB)")
 
 
