@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
@@ -17,8 +18,8 @@ def _known_taps(weights: Mapping[str, float]) -> Mapping[str, float]:
     for tap, weight in weights.items():
         if tap not in TAPS:
             raise ValueError(unknown_name(tap, TAPS, "").removeprefix(": "))
-        if weight <= 0:
-            raise ValueError(f"got {tap}: {weight}, must be a weight above 0")
+        if not 0 < weight < math.inf:
+            raise ValueError(f"got {tap}: {weight}, must be a finite weight above 0")
     if not weights:
         raise ValueError("got no layers, must name at least one")
     return weights
@@ -42,9 +43,9 @@ class LossConfig(BaseModel):
         {"relu1_1": 1.0, "relu2_1": 1.0, "relu3_1": 1.0, "relu4_1": 1.0},
         description="layers whose Gram matrices carry the style, with weights",
     )
-    content_weight: float = Field(1.0, ge=0, description="factor of the content term")
-    style_weight: float = Field(10.0, ge=0, description="factor of the style term")
-    tv_weight: float = Field(0.0, ge=0, description="factor of the total variation")
+    content_weight: float = Field(1.0, ge=0, allow_inf_nan=False, description="factor of the content term")
+    style_weight: float = Field(10.0, ge=0, allow_inf_nan=False, description="factor of the style term")
+    tv_weight: float = Field(0.0, ge=0, allow_inf_nan=False, description="factor of the total variation")
     scale: Literal["relative", "raw"] = Field(
         "relative",
         description="relative: each term over its target's own energy; raw: mean squares, as in the papers",

@@ -122,7 +122,7 @@ def test_an_unknown_norm_is_refused_as_the_design_says() -> None:
             f"loss.style_layers: got 'relu3_9', must be one of {TAPS}. Did you mean 'relu3_4'?",
         ),
         ({"loss.style_layers": {}}, "loss.style_layers: got no layers, must name at least one"),
-        ({"loss.style_layers": {"relu1_1": 0}}, "loss.style_layers: got relu1_1: 0.0, must be a weight above 0"),
+        ({"loss.style_layers": {"relu1_1": 0}}, "loss.style_layers: got relu1_1: 0.0, must be a finite weight above 0"),
         ({"loss.style_layers": {"relu1_1": "a"}}, "loss.style_layers.relu1_1: got 'a', must be a number"),
         ({"loss.style_layers": ["relu1_1"]}, "loss.style_layers: got a list, must be keys with values"),
         ({"content.workers": "some"}, "content.workers: got 'some', must be a whole number or 'auto'"),

@@ -263,7 +263,7 @@ def test_unknown_layers_are_refused_by_the_config(key: str) -> None:
 
 def test_layer_weights_of_zero_and_no_layers_are_refused_by_the_config() -> None:
     assert complaint(lambda: LossConfig(style_layers={"relu1_1": 0.0})) == (
-        "Value error, got relu1_1: 0.0, must be a weight above 0"
+        "Value error, got relu1_1: 0.0, must be a finite weight above 0"
     )
     assert complaint(lambda: LossConfig(content_layers={})) == ("Value error, got no layers, must name at least one")
 

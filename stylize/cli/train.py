@@ -99,9 +99,9 @@ def _check_run_dir(run_dir: Path, config: RunConfig, resume: bool, overwrite: bo
 
 def _check_same_run(path: Path, config: RunConfig) -> None:
     """Refuse to resume with settings under which the run so far would have been another."""
-    from stylize.config import read_yaml
+    from stylize.config import load_config
 
-    before, now = _flat(read_yaml(path)), _flat(config.model_dump(mode="json"))
+    before, now = (_flat(c.model_dump(mode="json")) for c in (load_config(path), config))
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key) and key not in RESUMABLE_KEYS:
             raise StylizeError(
@@ -194,13 +194,8 @@ def _report(progress: Progress, run_dir: Path, seconds: float, first_step: int, 
 @contextmanager
 def _stop_on_signals(trainer: Trainer) -> Iterator[None]:
     """On SIGINT and SIGTERM finish the step, write a checkpoint and stop; a second signal stops at once."""
-    training_process = os.getpid()
 
     def stop(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != training_process:  # a forked one that decodes: it goes on until the training ends it
-            if number == signal.SIGTERM:
-                sys.exit()
-            return
         if trainer.stop_requested:
             raise KeyboardInterrupt
         trainer.stop_requested = True

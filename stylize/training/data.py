@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import random
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -201,6 +202,11 @@ def _collate(items: list[tuple[Tensor | None, list[str]]]) -> tuple[Tensor | Non
     return (torch.stack(crops) if len(crops) == len(items) else None), messages
 
 
+def _leave_ctrl_c_to_the_training(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class Batches:
     """Batches of crops from any step on.
 
@@ -230,6 +236,8 @@ class Batches:
             self.dataset,
             batch_sampler=_Positions(first_step, last_step, self.batch_size),
             collate_fn=_collate,
+            worker_init_fn=_leave_ctrl_c_to_the_training,
+            generator=torch.Generator(),  # its seed would be drawn from torch's: a resumed run would differ
             **self.options,
         )
         for crops, messages in loader:

@@ -115,7 +115,8 @@ class Trainer:
         self.stop_requested = False
         self.device = next(generator.parameters()).device
         self.precision = choose_precision(config.precision, self.device)
-        logger.info("train.precision: %s on %s is %s", config.precision, self.device.type, self.precision)
+        if config.precision == "auto":
+            logger.info("train.precision: auto on %s is %s", self.device.type, self.precision)
         self.optimizer = torch.optim.Adam(
             [{"params": group.parameters, "factor": group.learning_rate_factor} for group in generator.param_groups()],
             lr=config.learning_rate,
@@ -159,7 +160,7 @@ class Trainer:
             The loss terms, the gradient norm and the learning rate.
 
         Raises:
-            StylizeError: A term is not finite; nothing was updated.
+            StylizeError: A term, or the gradient, is not finite; nothing was updated.
         """
         rate = self.config.learning_rate * rate_factor(self.progress.step, self.config)
         for group in self.optimizer.param_groups:
@@ -169,6 +170,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(terms["total"])
         norm = torch.nn.utils.clip_grad_norm_(self.generator.parameters(), math.inf)
+        self._check_finite({"total": norm, "its gradient": norm})
         self.optimizer.step()
         self.generator.project_()
         detached = {name: term.detach() for name, term in terms.items()}
