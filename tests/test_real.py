@@ -24,7 +24,7 @@ pytestmark = [
 ]
 STYLES = Path(__file__).parent.parent / "configs" / "styles"
 LAYERS = {"relu1_1": 1.0, "relu2_1": 1.0, "relu3_1": 1.0}
-LOSS = LossConfig(vgg=f"{DATA}/vgg/vgg19-conv3_1.safetensors", style_layers=LAYERS, content_layers={"relu2_2": 1.0})
+LOSS = LossConfig(vgg=f"{DATA}/vgg/vgg19-conv3_1.safetensors", style_layers=LAYERS, content_layers={"relu3_1": 1.0})
 
 
 def photographs(count: int, side_px: int) -> torch.Tensor:
@@ -50,9 +50,9 @@ def test_built_in_models_carry_their_style_and_keep_the_content(style: str) -> N
     generator, _ = load_model(built_in_models()[style])
     content = photographs(4, 192)
     with torch.no_grad():
-        painted, plain = loss(generator(content), content), loss(content, content)
-    assert painted["style"] < 0.2 * plain["style"]
-    assert painted["content"] < 2.0
+        painted, plain = loss.measure(generator(content), content), loss(content, content)
+    assert painted["style"] < 0.3 * plain["style"]
+    assert painted["content_correlation"] > 0.25
 
 
 def test_a_short_training_on_real_weights_learns_the_style(tmp_path: Path) -> None:
@@ -61,17 +61,19 @@ def test_a_short_training_on_real_weights_learns_the_style(tmp_path: Path) -> No
         [
             f"loss.vgg={LOSS.vgg}",
             f"content.path={DATA}/photos",
-            "content.resize=96",
-            "content.crop=80",
-            "generator.width=8",
-            "train.steps=60",
+            "content.validation=4",
+            "content.resize=144",
+            "content.crop=128",
+            "generator.width=16",
+            "train.steps=80",
+            "train.learning_rate=2e-3",
             "train.batch_size=1",
-            "train.validate_every=60",
+            "train.validate_every=80",
         ],
     )
     run = build_run(config, torch.device("cpu"), tmp_path)
-    with Monitor(tmp_path, steps=60) as monitor:
+    with Monitor(tmp_path, steps=80) as monitor:
         progress = run.trainer.fit(monitor)
     with torch.no_grad():
         plain = [float(run.trainer.loss(x[None], x[None])["style"]) for x in run.trainer.validation]
-    assert progress.validation["style"] < 0.6 * sum(plain) / len(plain)
+    assert progress.validation["style"] < 0.85 * sum(plain) / len(plain)
