@@ -60,10 +60,12 @@ def test_a_short_training_on_real_weights_learns_the_style(tmp_path: Path) -> No
         STYLES.parent / "quickstart.yaml",
         [
             f"loss.vgg={LOSS.vgg}",
+            "loss.content_weight=0.2",
+            f"style.image={STYLES}/swirling_strokes.jpg",
             f"content.path={DATA}/photos",
             "content.validation=4",
-            "content.resize=144",
-            "content.crop=128",
+            "content.resize=112",
+            "content.crop=96",
             "generator.width=16",
             "train.steps=80",
             "train.learning_rate=2e-3",
@@ -76,4 +78,4 @@ def test_a_short_training_on_real_weights_learns_the_style(tmp_path: Path) -> No
         progress = run.trainer.fit(monitor)
     with torch.no_grad():
         plain = [float(run.trainer.loss(x[None], x[None])["style"]) for x in run.trainer.validation]
-    assert progress.validation["style"] < 0.85 * sum(plain) / len(plain)
+    assert progress.validation["style"] < 0.7 * sum(plain) / len(plain)
