@@ -29,13 +29,14 @@ TILE_PX = 168
 @click.command()
 @click.argument("models", nargs=-1)
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=ROOT / "docs" / "images" / "gallery.jpg")
-def main(models: tuple[str, ...], output: Path) -> None:
+@click.option("--quality", type=click.IntRange(1, 100), default=62, show_default=True)
+def main(models: tuple[str, ...], output: Path, quality: int) -> None:
     """Paint every photograph with every model, and write the sheet."""
     photographs = [square(path, PAINTED_PX) for path in chosen_photographs()]
     rows = [[torch.ones(3, TILE_PX, TILE_PX), *(shrink(photograph) for photograph in photographs)]]
     rows += [painted_row(name, photographs) for name in models or built_in_models()]
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_picture(output, Picture(contact_sheet(rows)), quality=62)
+    write_picture(output, Picture(contact_sheet(rows)), quality=quality)
     click.echo(f"{output} ({output.stat().st_size / 1024:.0f} kB)")
 
 
