@@ -60,7 +60,7 @@ class PerceptualLoss(nn.Module):
     """Content, style and total-variation terms of stylized pictures.
 
     With `scale: relative` each layer's squared difference is divided by the energy of its target, and layers are
-    averaged by their weights: a weight means the same for every style and every VGG. With `raw` a layer's term is
+    averaged by their weights: a weight means the same for every VGG, and for styles of like contrast. With `raw` a layer's term is
     the mean squared difference, and layers are summed, as in the papers' code.
 
     Args:
