@@ -60,8 +60,8 @@ class PerceptualLoss(nn.Module):
     """Content, style and total-variation terms of stylized pictures.
 
     With `scale: relative` each layer's squared difference is divided by the energy of its target, and layers are
-    averaged by their weights: a weight means the same for every VGG, and for styles of like contrast. With `raw` a layer's term is
-    the mean squared difference, and layers are summed, as in the papers' code.
+    averaged by their weights: a weight means the same for every VGG, and for styles of like contrast.
+    With `raw` a layer's term is the mean squared difference, and layers are summed, as in the papers' code.
 
     Args:
         vgg: The frozen descriptor, deep enough for the configured layers.
