@@ -231,10 +231,10 @@ def plain_gram(features: Tensor) -> Tensor:
     return flat.bmm(flat.transpose(1, 2)) / (c * h * w)
 
 
-def plain_error(value: Tensor, target: Tensor) -> Tensor:
-    """The mean squared difference over the target's mean square, image by image, then averaged."""
+def plain_error(value: Tensor, target: Tensor, of_style: Tensor | float = 0.0) -> Tensor:
+    """The mean squared difference over the target's mean square and another, image by image, then averaged."""
     dims = tuple(range(1, value.dim()))
-    return (((value - target) ** 2).mean(dims) / (target**2).mean(dims)).mean()
+    return (((value - target) ** 2).mean(dims) / ((target**2).mean(dims) + of_style)).mean()
 
 
 @torch.no_grad()
@@ -316,6 +316,7 @@ class PlainTraining(Workload):
         with torch.no_grad():
             features = self.vgg(make_style(settings)[None].to(self.device))
         self.grams = {tap: plain_gram(features[tap]) for tap in STYLE_TAPS}
+        self.style_energy = (features[CONTENT_TAP] ** 2).mean()
         self.optimizer = torch.optim.Adam(self.generator.parameters(), LEARNING_RATE)
         self.crops = make_crops(settings)
         self.choices = choices("fp32", torch.contiguous_format, compiled=False)
@@ -330,7 +331,7 @@ class PlainTraining(Workload):
 
     def _loss(self, stylized: Tensor, content: Tensor) -> Tensor:
         features, targets = self.vgg(stylized), self.vgg(content)
-        content_loss = plain_error(features[CONTENT_TAP], targets[CONTENT_TAP])
+        content_loss = plain_error(features[CONTENT_TAP], targets[CONTENT_TAP], self.style_energy)
         style_loss = torch.zeros((), device=self.device)
         for tap, target in self.grams.items():
             gram = plain_gram(features[tap])

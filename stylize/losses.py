@@ -48,7 +48,7 @@ class LossConfig(BaseModel):
     tv_weight: float = Field(0.0, ge=0, allow_inf_nan=False, description="factor of the total variation")
     scale: Literal["relative", "raw"] = Field(
         "relative",
-        description="relative: each term over its target's own energy; raw: mean squares, as in the papers",
+        description="relative: each term over the energy of what it compares; raw: mean squares, as in the papers",
     )
 
     def taps(self) -> tuple[str, ...]:
@@ -59,8 +59,12 @@ class LossConfig(BaseModel):
 class PerceptualLoss(nn.Module):
     """Content, style and total-variation terms of stylized pictures.
 
-    With `scale: relative` each layer's squared difference is divided by the energy of its target, and layers are
-    averaged by their weights: a weight means the same for every VGG, and for styles of like contrast.
+    With `scale: relative` a style layer's squared Gram difference is divided by the energy of the style's Gram matrix,
+    `‖G − G*‖² / ‖G*‖²`; a content layer's squared feature difference by the energy of the photograph's features and the
+    style's together, `‖F − F*‖² / (‖F*‖² + ‖F_style‖²)`, each per value; and layers are averaged by their weights. So
+    both terms are near 1 for a picture that has nothing to do with its target, whatever the VGG and the style, and a
+    weight means the same for all of them. (Over the photograph's energy alone a style of strong contrast would drive
+    the content term far above 1, whatever the network does: a painting in that style has the style's energy.)
     With `raw` a layer's term is the mean squared difference, and layers are summed, as in the papers' code.
 
     Args:
@@ -85,10 +89,10 @@ class PerceptualLoss(nn.Module):
         self.vgg = vgg
         self.config = config
         weights = torch.tensor(style_image_weights or [1.0] * len(styles))
-        grams = [self._target_grams(style) for style in styles]
-        for tap in config.style_layers:
-            target = sum(w * g[tap] for w, g in zip(weights / weights.sum(), grams, strict=True))
-            self.register_buffer(f"gram_{tap}", target)
+        targets = [self._style_targets(style) for style in styles]
+        for name in targets[0]:
+            mean = sum(w * t[name] for w, t in zip(weights / weights.sum(), targets, strict=True))
+            self.register_buffer(name, mean)
 
     def forward(self, stylized: Tensor, content: Tensor) -> dict[str, Tensor]:
         """The terms for a batch of pictures.
@@ -123,10 +127,8 @@ class PerceptualLoss(nn.Module):
         self, stylized: Tensor, features: Mapping[str, Tensor], targets: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         config = self.config
-        terms = {f"content/{tap}": self._content(features[tap], targets[tap]) for tap in config.content_layers}
-        terms |= {
-            f"style/{tap}": self._style(features[tap], self.get_buffer(f"gram_{tap}")) for tap in config.style_layers
-        }
+        terms = {f"content/{tap}": self._content(tap, features[tap], targets[tap]) for tap in config.content_layers}
+        terms |= {f"style/{tap}": self._style(tap, features[tap]) for tap in config.style_layers}
         terms["content"] = self._combine(terms, "content", config.content_layers)
         terms["style"] = self._combine(terms, "style", config.style_layers)
         terms["tv"] = total_variation(stylized, squared=config.scale == "raw")
@@ -137,18 +139,24 @@ class PerceptualLoss(nn.Module):
         )
         return terms
 
-    def _target_grams(self, style: Tensor) -> dict[str, Tensor]:
+    def _style_targets(self, style: Tensor) -> dict[str, Tensor]:
+        """What a style image is remembered by: Gram matrices, and its features' mean square at the content layers."""
         with torch.no_grad():
-            features = self.vgg(style[None], self.config.style_layers)
-        return {tap: gram_matrix(f)[0] for tap, f in features.items()}
+            features = self.vgg(style[None], self.config.taps())
+        grams = {f"gram_{tap}": gram_matrix(features[tap])[0] for tap in self.config.style_layers}
+        return grams | {f"energy_{tap}": features[tap].float().square().mean() for tap in self.config.content_layers}
 
-    def _content(self, features: Tensor, target: Tensor) -> Tensor:
-        relative = self.config.scale == "relative"
-        return squared_error(features.float(), target.float(), relative)
+    def _content(self, tap: str, features: Tensor, target: Tensor) -> Tensor:
+        if self.config.scale == "raw":
+            return squared_error(features.float(), target.float())
+        target = target.float()
+        energy = target.square().flatten(1).mean(1) + self.get_buffer(f"energy_{tap}")
+        return squared_error(features.float(), target, energy)
 
-    def _style(self, features: Tensor, target: Tensor) -> Tensor:
-        gram = gram_matrix(features)
-        return squared_error(gram, target.expand_as(gram), self.config.scale == "relative")
+    def _style(self, tap: str, features: Tensor) -> Tensor:
+        gram, target = gram_matrix(features), self.get_buffer(f"gram_{tap}")
+        energy = target.square().mean() if self.config.scale == "relative" else None
+        return squared_error(gram, target.expand_as(gram), energy)
 
     def _combine(self, terms: Mapping[str, Tensor], kind: str, layers: Mapping[str, float]) -> Tensor:
         total = torch.stack([weight * terms[f"{kind}/{tap}"] for tap, weight in layers.items()]).sum()
@@ -174,16 +182,16 @@ def gram_matrix(features: Tensor) -> Tensor:
         return flat @ flat.transpose(1, 2) / (flat.shape[1] * flat.shape[2])
 
 
-def squared_error(value: Tensor, target: Tensor, relative: bool) -> Tensor:
-    """The mean squared difference, or its ratio to the target's mean square, image by image, then averaged.
+def squared_error(value: Tensor, target: Tensor, energy: Tensor | None = None) -> Tensor:
+    """The mean squared difference, image by image, over an energy (a mean square) if one is given, then averaged.
 
     >>> a, b = torch.tensor([[1.0, 3.0]]), torch.tensor([[1.0, 1.0]])
-    >>> float(squared_error(a, b, relative=False)), float(squared_error(a, 2 * b, relative=True))
+    >>> float(squared_error(a, b)), float(squared_error(a, b, energy=torch.tensor(8.0)))
     (2.0, 0.25)
     """
     error = (value - target).square().flatten(1).mean(1)
-    if relative:
-        error = error / target.square().flatten(1).mean(1).clamp_min(1e-12)
+    if energy is not None:
+        error = error / energy.clamp_min(1e-12)
     return error.mean()
 
 
@@ -213,12 +221,12 @@ def total_variation(image: Tensor, squared: bool = False) -> Tensor:
 
 
 def check_style_size(height: int, width: int, config: LossConfig, name: str) -> None:
-    """Refuse a style image that shrinks to nothing on its way to the deepest style layer.
+    """Refuse a style image that shrinks to nothing on its way to the deepest layer.
 
     Raises:
         StylizeError: It is smaller than 16 px in a direction, or than 4 values at the deepest layer.
     """
-    poolings = max(int(tap[4]) for tap in config.style_layers) - 1
+    poolings = max(int(tap[4]) for tap in config.taps()) - 1
     least = max(16, 4 * 2**poolings)
     if min(height, width) < least:
         raise StylizeError(

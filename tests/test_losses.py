@@ -82,18 +82,40 @@ def test_total_variation_of_a_flat_image_is_zero() -> None:
 
 def test_squared_error_of_hand_made_values() -> None:
     value, target = torch.tensor([[1.0, 3.0]]), torch.tensor([[1.0, 1.0]])
-    assert float(squared_error(value, target, relative=False)) == 2
-    assert float(squared_error(value, 2 * target, relative=True)) == 0.25
+    assert float(squared_error(value, target)) == 2
+    assert float(squared_error(value, target, energy=torch.tensor(8.0))) == 0.25
 
 
 def test_relative_error_is_taken_image_by_image() -> None:
     target = torch.tensor([[1.0], [100.0]])
-    assert float(squared_error(2 * target, target, relative=True)) == 1
-    assert float(squared_error(target * torch.tensor([[2.0], [1.0]]), target, True)) == 0.5
+    energy = target.square().flatten()
+    assert float(squared_error(2 * target, target, energy)) == 1
+    assert float(squared_error(target * torch.tensor([[2.0], [1.0]]), target, energy)) == 0.5
 
 
 def test_relative_error_of_a_black_target_is_finite() -> None:
-    assert torch.isfinite(squared_error(torch.ones(1, 2), torch.zeros(1, 2), relative=True))
+    assert torch.isfinite(squared_error(torch.ones(1, 2), torch.zeros(1, 2), torch.zeros(1)))
+
+
+def test_relative_content_is_measured_by_the_energy_of_photograph_and_style(vgg: VGG19) -> None:
+    style, stylized, content = photos(1, 32, 28), photos(), 0.1 * photos()
+    terms = PerceptualLoss(vgg, config(), [style[0]])(stylized, content)
+    ours, of_style, of_content = (vgg(image, ["relu1_2"])["relu1_2"] for image in (stylized, style, content))
+    expected = sum(
+        (ours[i] - of_content[i]).square().mean() / (of_content[i].square().mean() + of_style.square().mean())
+        for i in range(2)
+    )
+    torch.testing.assert_close(terms["content"], expected / 2)
+
+
+@pytest.mark.parametrize("contrast", (0.5, 1.0))
+def test_the_relative_content_term_of_unrelated_pictures_is_below_one_at_any_contrast(contrast: float) -> None:
+    layers = {"relu2_1": 1.0}
+    vgg = load_vgg("random", layers).vgg
+    style, painted = (0.5 + contrast * (photos(1, 64, 64) - 0.5) for _ in range(2))
+    content = 0.5 + 0.3 * (photos(1, 64, 64) - 0.5)
+    loss = PerceptualLoss(vgg, config(style_layers=layers, content_layers=layers), [style[0]])
+    assert 0.05 < float(loss(painted, content)["content"]) < 1
 
 
 @pytest.mark.parametrize("scale", ("relative", "raw"))
@@ -195,7 +217,7 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_images(vgg: VGG19) -> None:
 def test_style_targets_are_computed_once(vgg: VGG19) -> None:
     calls = count_calls(vgg)
     loss = PerceptualLoss(vgg, config(), [photos(1)[0], photos(1)[0]])
-    assert calls == [tuple(STYLE_LAYERS)] * 2
+    assert calls == [(*STYLE_LAYERS, *CONTENT_LAYERS)] * 2
     calls.clear()
     for _ in range(3):
         loss(photos(), photos())
@@ -247,11 +269,16 @@ def test_terms_are_float32_under_autocast_and_close(vgg: VGG19) -> None:
 )
 def test_too_small_a_style_image_is_refused(height: int, width: int, layers: dict[str, float], least: int) -> None:
     with pytest.raises(StylizeError) as caught:
-        check_style_size(height, width, LossConfig(style_layers=layers), "starry.jpg")
+        check_style_size(height, width, config(style_layers=layers), "starry.jpg")
     assert str(caught.value) == (
         f"starry.jpg: got a style image of {width}×{height} px, must be at least {least} px in each direction"
     )
-    check_style_size(least, least, LossConfig(style_layers=layers), "starry.jpg")
+    check_style_size(least, least, config(style_layers=layers), "starry.jpg")
+
+
+def test_a_deeper_content_layer_asks_for_a_larger_style_image() -> None:
+    with pytest.raises(StylizeError, match="must be at least 32 px in each direction"):
+        check_style_size(40, 31, config(content_layers={"relu4_2": 1.0}), "starry.jpg")
 
 
 @pytest.mark.parametrize("key", ("style_layers", "content_layers"))
