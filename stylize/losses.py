@@ -43,6 +43,9 @@ class LossConfig(BaseModel):
         {"relu1_1": 1.0, "relu2_1": 1.0, "relu3_1": 1.0, "relu4_1": 1.0},
         description="layers whose Gram matrices carry the style, with weights",
     )
+    channel_balance: float = Field(
+        0.0, ge=0, le=1, description="relative: 0: strong channels count most in Gram matrices; 1: all alike"
+    )
     content_weight: float = Field(1.0, ge=0, allow_inf_nan=False, description="factor of the content term")
     style_weight: float = Field(10.0, ge=0, allow_inf_nan=False, description="factor of the style term")
     tv_weight: float = Field(0.0, ge=0, allow_inf_nan=False, description="factor of the total variation")
@@ -65,6 +68,9 @@ class PerceptualLoss(nn.Module):
     both terms are near 1 for a picture that has nothing to do with its target, whatever the VGG and the style, and a
     weight means the same for all of them. (Over the photograph's energy alone a style of strong contrast would drive
     the content term far above 1, whatever the network does: a painting in that style has the style's energy.)
+    With `channel_balance` b the Gram entry of channels i and j is first divided by `(G*_ii G*_jj)^(b/2)`: at 0 it is
+    the plain Gram matrix, in which a few channels that see brightness and edges outweigh all that see colour (a gray
+    copy of a pastel picture differs from it by 2 % at relu1_1); at 1 every channel counts alike.
     With `raw` a layer's term is the mean squared difference, and layers are summed, as in the papers' code.
 
     Args:
@@ -93,6 +99,10 @@ class PerceptualLoss(nn.Module):
         for name in targets[0]:
             mean = sum(w * t[name] for w, t in zip(weights / weights.sum(), targets, strict=True))
             self.register_buffer(name, mean)
+        for tap in config.style_layers:
+            self.register_buffer(
+                f"balance_{tap}", channel_balance(self.get_buffer(f"gram_{tap}"), config.channel_balance)
+            )
 
     def forward(self, stylized: Tensor, content: Tensor) -> dict[str, Tensor]:
         """The terms for a batch of pictures.
@@ -155,8 +165,11 @@ class PerceptualLoss(nn.Module):
 
     def _style(self, tap: str, features: Tensor) -> Tensor:
         gram, target = gram_matrix(features), self.get_buffer(f"gram_{tap}")
-        energy = target.square().mean() if self.config.scale == "relative" else None
-        return squared_error(gram, target.expand_as(gram), energy)
+        if self.config.scale == "raw":
+            return squared_error(gram, target.expand_as(gram))
+        balance = self.get_buffer(f"balance_{tap}")
+        target = balance * target
+        return squared_error(balance * gram, target.expand_as(gram), target.square().mean())
 
     def _combine(self, terms: Mapping[str, Tensor], kind: str, layers: Mapping[str, float]) -> Tensor:
         total = torch.stack([weight * terms[f"{kind}/{tap}"] for tap, weight in layers.items()]).sum()
@@ -180,6 +193,20 @@ def gram_matrix(features: Tensor) -> Tensor:
     flat = features.float().flatten(2)
     with torch.autocast(flat.device.type, enabled=False):
         return flat @ flat.transpose(1, 2) / (flat.shape[1] * flat.shape[2])
+
+
+def channel_balance(gram: Tensor, balance: float) -> Tensor:
+    """Factors `(g_i g_j)^(−balance/2)` for the entries of a Gram matrix, g its diagonal over the diagonal's mean.
+
+    Channels below a thousandth of the mean count as that: what is not in the style is not to be blown up.
+
+    >>> gram = torch.tensor([[4.0, 1.0], [1.0, 1.0]])
+    >>> (gram * channel_balance(gram, 1.0)).tolist()
+    [[2.5, 1.25], [1.25, 2.5]]
+    """
+    energy = gram.diagonal()
+    factor = (energy / energy.mean().clamp_min(1e-12)).clamp_min(1e-3) ** (-balance / 2)
+    return torch.outer(factor, factor)
 
 
 def squared_error(value: Tensor, target: Tensor, energy: Tensor | None = None) -> Tensor:

@@ -150,6 +150,32 @@ def test_raw_terms_are_the_sums_over_layers_of_mean_squares(vgg: VGG19) -> None:
     torch.testing.assert_close(terms["tv"], total_variation(stylized, squared=True))
 
 
+def test_balanced_style_terms_compare_gram_matrices_over_their_channels_energy(vgg: VGG19) -> None:
+    style, stylized = photos(1, 32, 28), photos(1)
+    terms = PerceptualLoss(vgg, config(channel_balance=1.0), [style[0]])(stylized, photos(1))
+    ours, target = (gram_matrix(vgg(image, ["relu2_1"])["relu2_1"])[0] for image in (stylized, style))
+    rms = target.diagonal().clamp_min(1e-3 * target.diagonal().mean()).sqrt()
+    ours, target = ours / torch.outer(rms, rms), target / torch.outer(rms, rms)
+    torch.testing.assert_close(terms["style/relu2_1"], (ours - target).square().sum() / target.square().sum())
+
+
+def test_balanced_channels_tell_a_pastel_picture_from_its_gray_copy_better(vgg: VGG19) -> None:
+    style = 0.8 + 0.1 * photos(1, 32, 28)
+    gray = style.mean(1, keepdim=True).expand_as(style)
+
+    def of_gray_copy(balance: float) -> float:
+        loss = PerceptualLoss(vgg, config(channel_balance=balance), [style[0]])
+        return float(loss(gray, photos(1, 32, 28))["style"])
+
+    assert of_gray_copy(1.0) > of_gray_copy(0.5) > of_gray_copy(0.0)
+
+
+def test_balance_leaves_a_channel_that_the_style_lacks_finite(vgg: VGG19) -> None:
+    black = torch.zeros(3, 32, 28)
+    terms = PerceptualLoss(vgg, config(channel_balance=1.0), [black])(photos(), photos())
+    assert torch.isfinite(terms["total"])
+
+
 def test_relative_layers_are_averaged_by_their_weights(vgg: VGG19) -> None:
     terms = PerceptualLoss(vgg, config(), [photos(1)[0]])(stylized := photos(), photos())
     weighted = (terms["style/relu1_1"] + 3 * terms["style/relu2_1"]) / 4
