@@ -87,19 +87,35 @@ class Generator(nn.Module):
             norm.project_()
 
 
-PADDING_MODES: dict[str, Literal["zeros", "reflect", "replicate"]] = {
-    "reflection": "reflect",
-    "replication": "replicate",
-    "zero": "zeros",
-}
+PADDING_MODES = {"reflection": "reflect", "replication": "replicate", "zero": "constant"}
 
 
-def padded_conv(
-    in_channels: int, out_channels: int, kernel_px: int, config: GeneratorConfig, *, stride: int = 1
-) -> nn.Conv2d:
-    """A convolution that keeps the size (or divides it by the stride, rounded up), padded as the config says."""
-    mode = PADDING_MODES[config.padding]
-    return nn.Conv2d(in_channels, out_channels, kernel_px, stride, padding=kernel_px // 2, padding_mode=mode)
+class PaddedConv2d(nn.Conv2d):
+    """A convolution that keeps the size, or divides it by the stride, rounded up.
+
+    Args:
+        kernel_px: Its side, odd.
+        config: Says what stands beyond the border.
+        stride: 1 or 2.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_px: int, config: GeneratorConfig, *, stride: int = 1
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_px, stride)
+        self.border_px = kernel_px // 2
+        self.border = PADDING_MODES[config.padding]
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Convolve `x`, first enlarged to `size` if one is given (see `upsample_to`)."""
+        # In one expression: the enlarged maps are the largest of all, and must be gone before the convolution runs.
+        padded = self._pad(x if size is None else upsample_to(x, *size))
+        return nn.functional.conv2d(padded, self.weight, self.bias, self.stride)
+
+    def _pad(self, x: Tensor) -> Tensor:
+        if self.border_px == 0:
+            return x
+        return nn.functional.pad(x, (self.border_px,) * 4, self.border)
 
 
 def upsample_to(x: Tensor, height: int, width: int) -> Tensor:

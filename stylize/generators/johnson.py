@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stylize.generators.base import Generator, GeneratorConfig, padded_conv, upsample_to
+from stylize.generators.base import Generator, GeneratorConfig, PaddedConv2d
 from stylize.norms import build_norm
 
 
@@ -38,7 +38,7 @@ class JohnsonGenerator(Generator):
                 ConvNormReLU(2 * width, width, 3, config),
             ]
         )
-        self.to_rgb = padded_conv(width, 3, 9, config)
+        self.to_rgb = PaddedConv2d(width, 3, 9, config)
 
     def paint(self, x: Tensor) -> Tensor:
         sizes = []
@@ -46,23 +46,23 @@ class JohnsonGenerator(Generator):
             x = layer(x)
             sizes.append((x.shape[-2], x.shape[-1]))
         x = self.blocks(x)
-        for layer, (height, width) in zip(self.decode, reversed(sizes[:-1]), strict=True):
-            x = layer(upsample_to(x, height, width))
+        for layer, size in zip(self.decode, reversed(sizes[:-1]), strict=True):
+            x = layer(x, size)
         return torch.sigmoid(self.to_rgb(x))
 
 
 class ConvNormReLU(nn.Module):
-    """Convolution, norm, ReLU."""
+    """Convolution (of maps enlarged to `size`, if one is given), norm, ReLU."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_px: int, config: GeneratorConfig, stride: int = 1
     ) -> None:
         super().__init__()
-        self.conv = padded_conv(in_channels, out_channels, kernel_px, config, stride=stride)
+        self.conv = PaddedConv2d(in_channels, out_channels, kernel_px, config, stride=stride)
         self.norm = build_norm(config.norm, out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.relu_(self.norm(self.conv(x)))
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        return torch.relu_(self.norm(self.conv(x, size)))
 
 
 class ResidualBlock(nn.Module):
@@ -74,7 +74,7 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int, config: GeneratorConfig) -> None:
         super().__init__()
         self.first = ConvNormReLU(channels, channels, 3, config)
-        self.conv = padded_conv(channels, channels, 3, config)
+        self.conv = PaddedConv2d(channels, channels, 3, config)
         self.norm = build_norm(config.norm, channels)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stylize.generators.base import Generator, GeneratorConfig, padded_conv, upsample_to
+from stylize.generators.base import Generator, GeneratorConfig, PaddedConv2d, upsample_to
 from stylize.norms import build_norm
 
 SCALES = 6
@@ -77,7 +77,7 @@ def conv_block(in_channels: int, out_channels: int, config: GeneratorConfig) -> 
     layers: list[nn.Module] = []
     for kernel_px in (3, 3, 1):
         layers += [
-            padded_conv(in_channels, out_channels, kernel_px, config),
+            PaddedConv2d(in_channels, out_channels, kernel_px, config),
             build_norm(config.norm, out_channels),
             nn.LeakyReLU(0.01, inplace=True),
         ]
