@@ -64,7 +64,8 @@ LOSS = LossConfig(
     style_layers=dict.fromkeys(STYLE_TAPS, 1.0),
     content_layers={CONTENT_TAP: 1.0},
     content_weight=1.0,
-    style_weight=10.0,
+    style_weight=3.0,
+    channel_balance=0.0,  # the plain side has plain Gram matrices
     tv_weight=0.0,
     scale="relative",
 )

@@ -44,10 +44,10 @@ class LossConfig(BaseModel):
         description="layers whose Gram matrices carry the style, with weights",
     )
     channel_balance: float = Field(
-        0.0, ge=0, le=1, description="relative: 0: strong channels count most in Gram matrices; 1: all alike"
+        0.5, ge=0, le=1, description="relative: 0: strong channels count most in Gram matrices; 1: all alike"
     )
     content_weight: float = Field(1.0, ge=0, allow_inf_nan=False, description="factor of the content term")
-    style_weight: float = Field(10.0, ge=0, allow_inf_nan=False, description="factor of the style term")
+    style_weight: float = Field(3.0, ge=0, allow_inf_nan=False, description="factor of the style term")
     tv_weight: float = Field(0.0, ge=0, allow_inf_nan=False, description="factor of the total variation")
     scale: Literal["relative", "raw"] = Field(
         "relative",

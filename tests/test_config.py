@@ -157,7 +157,7 @@ def test_a_key_that_has_no_default_must_be_given(key: str) -> None:
 
 def test_all_other_keys_have_defaults() -> None:
     config = load_config(written({"name": "a", "style": {"image": "a.jpg"}, "content": {"path": "photos"}}))
-    assert (config.generator.norm, config.train.steps, config.loss.style_weight) == ("instance", 40_000, 10.0)
+    assert (config.generator.norm, config.train.steps, config.loss.style_weight) == ("instance", 40_000, 3.0)
 
 
 @pytest.mark.parametrize(
