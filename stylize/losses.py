@@ -64,13 +64,13 @@ class PerceptualLoss(nn.Module):
 
     With `scale: relative` a style layer's squared Gram difference is divided by the energy of the style's Gram matrix,
     `‖G − G*‖² / ‖G*‖²`; a content layer's squared feature difference by the energy of the photograph's features and the
-    style's together, `‖F − F*‖² / (‖F*‖² + ‖F_style‖²)`, each per value; and layers are averaged by their weights. So
-    both terms are near 1 for a picture that has nothing to do with its target, whatever the VGG and the style, and a
-    weight means the same for all of them. (Over the photograph's energy alone a style of strong contrast would drive
-    the content term far above 1, whatever the network does: a painting in that style has the style's energy.)
+    style's together, `‖F − F*‖² / (‖F*‖² + ‖F_style‖²)`, each per value; and layers are averaged by their weights. So a
+    weight means much the same for every VGG and every style. (Over the photograph's energy alone a style of strong
+    contrast would drive the content term far above 1, whatever the network does: a painting in that style has the
+    style's energy.)
     With `channel_balance` b the Gram entry of channels i and j is first divided by `(G*_ii G*_jj)^(b/2)`: at 0 it is
-    the plain Gram matrix, in which a few channels that see brightness and edges outweigh all that see colour (a gray
-    copy of a pastel picture differs from it by 2 % at relu1_1); at 1 every channel counts alike.
+    the plain Gram matrix, in which a few channels that see brightness and edges outweigh all that see colour, and pale
+    styles lose theirs; at 1 every channel counts alike.
     With `raw` a layer's term is the mean squared difference, and layers are summed, as in the papers' code.
 
     Args:
