@@ -100,9 +100,10 @@ class PerceptualLoss(nn.Module):
             mean = sum(w * t[name] for w, t in zip(weights / weights.sum(), targets, strict=True))
             self.register_buffer(name, mean)
         for tap in config.style_layers:
-            self.register_buffer(
-                f"balance_{tap}", channel_balance(self.get_buffer(f"gram_{tap}"), config.channel_balance)
-            )
+            gram = self.get_buffer(f"gram_{tap}")
+            balance = channel_balance(gram, config.channel_balance)
+            self.register_buffer(f"balance_{tap}", balance)
+            self.register_buffer(f"balanced_gram_{tap}", balance * gram)
 
     def forward(self, stylized: Tensor, content: Tensor) -> dict[str, Tensor]:
         """The terms for a batch of pictures.
@@ -164,12 +165,11 @@ class PerceptualLoss(nn.Module):
         return squared_error(features.float(), target, energy)
 
     def _style(self, tap: str, features: Tensor) -> Tensor:
-        gram, target = gram_matrix(features), self.get_buffer(f"gram_{tap}")
+        gram = gram_matrix(features)
         if self.config.scale == "raw":
-            return squared_error(gram, target.expand_as(gram))
-        balance = self.get_buffer(f"balance_{tap}")
-        target = balance * target
-        return squared_error(balance * gram, target.expand_as(gram), target.square().mean())
+            return squared_error(gram, self.get_buffer(f"gram_{tap}").expand_as(gram))
+        target = self.get_buffer(f"balanced_gram_{tap}")
+        return squared_error(self.get_buffer(f"balance_{tap}") * gram, target.expand_as(gram), target.square().mean())
 
     def _combine(self, terms: Mapping[str, Tensor], kind: str, layers: Mapping[str, float]) -> Tensor:
         total = torch.stack([weight * terms[f"{kind}/{tap}"] for tap, weight in layers.items()]).sum()

@@ -1,3 +1,6 @@
+import weakref
+from typing import Any
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -5,6 +8,8 @@ from torch import Tensor
 
 from stylize.errors import StylizeError
 from stylize.generators import GENERATORS, Generator, GeneratorConfig, build_generator
+from stylize.generators import base as generators_base
+from stylize.generators.base import PaddedConv2d
 from stylize.generators.texture_network import pyramid_sizes
 from stylize.norms import NORMS
 
@@ -215,3 +220,25 @@ def test_unfit_width_is_refused_by_the_config(width: object) -> None:
 def test_unknown_key_is_refused_by_the_config() -> None:
     with pytest.raises(ValidationError):
         GeneratorConfig(widht=32)
+
+
+@torch.no_grad()
+def test_enlarged_maps_are_gone_before_the_convolution_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are the largest of all: kept any longer, they would add to the memory that painting takes."""
+    enlarge, convolve = generators_base.upsample_to, torch.nn.functional.conv2d
+    enlarged: list[weakref.ref[Tensor]] = []
+    alive: list[bool] = []
+
+    def watched_enlarge(*arguments: Any) -> Tensor:
+        maps = enlarge(*arguments)
+        enlarged.append(weakref.ref(maps))
+        return maps
+
+    def watched_convolve(*arguments: Any) -> Tensor:
+        alive.extend(reference() is not None for reference in enlarged)
+        return convolve(*arguments)
+
+    monkeypatch.setattr(generators_base, "upsample_to", watched_enlarge)
+    monkeypatch.setattr(torch.nn.functional, "conv2d", watched_convolve)
+    PaddedConv2d(4, 4, 3, GeneratorConfig())(torch.rand(1, 4, 16, 16), size=(32, 32))
+    assert alive == [False]
