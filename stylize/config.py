@@ -217,7 +217,7 @@ def _alternatives(config: RunConfig, folder: Path) -> list[str]:
 
 
 def _vgg_source(name: str, absolute: Any) -> str:
-    return name if name in ("imagenet", "random") else str(absolute(name))
+    return name if name in ("imagenet", "compact", "random") else str(absolute(name))
 
 
 BOUNDS = {

@@ -33,7 +33,9 @@ class LossConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    vgg: str = Field("imagenet", description="VGG-19 weights: imagenet, random, a file, or a-or-b: the first to be had")
+    vgg: str = Field(
+        "imagenet", description="VGG-19 weights: imagenet, compact, random, a file, or a-or-b: the first to be had"
+    )
     pooling: Pooling = Field("max", description="pooling in VGG-19")
     padding: VGGPadding = Field("replication", description="what VGG-19 sees beyond the border")
     content_layers: LayerWeights = Field(

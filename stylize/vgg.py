@@ -1,4 +1,4 @@
-"""The frozen VGG-19 by which pictures are compared, and where its weights come from.
+"""The frozen VGG-19 by which pictures are compared, its compact student, and where their weights come from.
 
 RGB in [0, 1] goes in, named feature maps come out; the normalization that the weights expect happens inside.
 """
@@ -9,9 +9,9 @@ import http.client
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,16 @@ from stylize.errors import StylizeError, pick
 
 Pooling = Literal["max", "average"]
 VGGPadding = Literal["zero", "replication"]
+Convolution = Literal["plain", "separable"]
 
 BLOCKS = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
 URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
 FILE_NAME = URL.rsplit("/", 1)[1]
 SHA256_PREFIX = "dcbb9e9d"
 CONNECTION_TIMEOUT_S = 15.0
+COMPACT = Path(__file__).parent / "weights" / "vgg19-compact.safetensors"
+CONVOLUTIONS: Mapping[str, Convolution] = {kind: kind for kind in get_args(Convolution)}
+COMPACT_FORMAT = "stylize compact VGG-19"
 
 
 class Layer(NamedTuple):
@@ -52,6 +56,7 @@ def _layers() -> tuple[Layer, ...]:
 
 LAYERS = _layers()
 TAPS: Mapping[str, int] = {layer.tap: i for i, layer in enumerate(LAYERS)}
+WIDTHS = tuple(layer.out_channels for layer in LAYERS)
 
 
 class VGG19(nn.Module):
@@ -62,6 +67,10 @@ class VGG19(nn.Module):
         pooling: `max` as trained, or `average` as Gatys et al. prefer.
         padding: What stands beyond the border of every map: `replication` of the border (the default), or `zero`
             as in training.
+        widths: Channels of each convolution, where they are not VGG-19's: a student keeps the layers and their taps,
+            and has fewer channels.
+        convolution: `plain` as in VGG-19, or `separable`: behind the first layer 3×3 within every channel, then 1×1
+            across them.
 
     Source: Simonyan & Zisserman 2014, arXiv:1409.1556, configuration E.
     Differs: with zero padding every layer sees a dark frame around the picture, and a generator learns to answer
@@ -71,13 +80,22 @@ class VGG19(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, depth: int, pooling: Pooling = "max", padding: VGGPadding = "replication") -> None:
+    def __init__(
+        self,
+        depth: int,
+        pooling: Pooling = "max",
+        padding: VGGPadding = "replication",
+        widths: Sequence[int] = WIDTHS,
+        convolution: Convolution = "plain",
+    ) -> None:
         super().__init__()
+        self.widths = tuple(widths[:depth])
+        self.convolution = convolution
         modules = {}
         with torch.random.fork_rng(devices=[]):  # weights are loaded: the caller's random numbers stay the same
-            for layer in LAYERS[:depth]:
-                conv = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=int(padding == "zero"))
-                modules[layer.key] = conv
+            for layer, inputs, outputs in zip(LAYERS, (3, *self.widths), self.widths, strict=False):
+                kind = convolution if layer.key != "0" else "plain"
+                modules[layer.key] = _convolution(inputs, outputs, kind, int(padding == "zero"))
         self.features = nn.ModuleDict(modules)
         self.pad = nn.Identity() if padding == "zero" else ReplicateBorder()
         self.pool = F.max_pool2d if pooling == "max" else F.avg_pool2d
@@ -112,6 +130,20 @@ class VGG19(nn.Module):
             if layer.tap in wanted:
                 found[layer.tap] = x
         return found
+
+
+def _convolution(in_channels: int, out_channels: int, kind: Convolution, padding_px: int) -> nn.Module:
+    if kind == "plain":
+        return nn.Conv2d(in_channels, out_channels, 3, padding=padding_px)
+    depthwise = nn.Conv2d(in_channels, in_channels, 3, padding=padding_px, groups=in_channels, bias=False)
+    return nn.Sequential(depthwise, nn.Conv2d(in_channels, out_channels, 1))
+
+
+def last_convolution(layer: nn.Module) -> nn.Conv2d:
+    """The convolution with a layer's bias: the only one, or the 1×1 of a separable layer."""
+    conv = layer[-1] if isinstance(layer, nn.Sequential) else layer
+    assert isinstance(conv, nn.Conv2d) and conv.bias is not None
+    return conv
 
 
 class ReplicateBorder(nn.Module):
@@ -156,7 +188,8 @@ def load_vgg(
     """A VGG-19 deep enough for `taps`, with weights from `source`.
 
     Args:
-        source: `imagenet`, `random`, the path of a weight file, or several joined by `-or-`: the first to be had.
+        source: `imagenet`, `compact` (VGG-19's student, in the package), `random`, the path of a weight file, or
+            several joined by `-or-`: the first to be had.
         taps: The layers that will be asked for.
         pooling: See `VGG19`; random weights always take average pooling.
         padding: See `VGG19`.
@@ -187,7 +220,11 @@ def _load_one(name: str, depth: int, pooling: Pooling, padding: VGGPadding, seed
         vgg = VGG19(depth, "average", padding)
         randomize_(vgg, seed)
         return LoadedVGG(vgg, f"random, seed {seed}")
+    if name == "compact":
+        return LoadedVGG(read_compact(compact_file(), depth, pooling, padding), "compact (VGG-19's student)")
     path = imagenet_file() if name == "imagenet" else Path(name)
+    if _metadata(path).get("format") == COMPACT_FORMAT:
+        return LoadedVGG(read_compact(path, depth, pooling, padding), path.name)
     vgg = VGG19(depth, pooling, padding)
     vgg.load_state_dict(read_weights(path, depth))
     return LoadedVGG(vgg, "imagenet (torchvision IMAGENET1K_V1)" if name == "imagenet" else path.name)
@@ -206,19 +243,87 @@ def read_weights(path: Path, depth: int) -> dict[str, Tensor]:
         for kind, right in (("weight", shape), ("bias", shape[:1])):
             value = state.get(f"features.{layer.key}.{kind}", state.get(f"{layer.key}.{kind}"))
             if value is None and i > 0:
-                raise StylizeError(
-                    f"{path}: reaches {LAYERS[i - 1].tap}, must reach {LAYERS[depth - 1].tap}; "
-                    "ask for shallower layers in loss.style_layers and loss.content_layers, or give a deeper file"
-                )
+                raise StylizeError(_too_shallow(path, i, depth))
             if value is None or tuple(value.shape) != right:
                 raise StylizeError(f"{path}: no VGG-19: must hold features.{layer.key}.{kind} of shape {right}")
             weights[f"features.{layer.key}.{kind}"] = value.float()
     return weights
 
 
+def _too_shallow(path: Path, reached: int, depth: int) -> str:
+    return (
+        f"{path}: reaches {LAYERS[reached - 1].tap}, must reach {LAYERS[depth - 1].tap}; "
+        "ask for shallower layers in loss.style_layers and loss.content_layers, or give a deeper file"
+    )
+
+
+def read_compact(path: Path, depth: int, pooling: Pooling = "max", padding: VGGPadding = "replication") -> VGG19:
+    """The first `depth` layers of a student of VGG-19, from a file that `encode_compact` made.
+
+    Raises:
+        StylizeError: The file is unreadable, damaged, or ends before the deepest tap asked for.
+    """
+    metadata = _metadata(path)
+    try:
+        widths = [int(width) for width in metadata["widths"].split(",")]
+        vgg = VGG19(
+            depth, pooling, padding, widths, pick(CONVOLUTIONS, metadata["convolution"], f"{path}: convolution")
+        )
+        if depth > len(widths):
+            raise StylizeError(_too_shallow(path, len(widths), depth))
+        state = _read_state(path)
+        vgg.load_state_dict({key: state[key].float() for key in vgg.state_dict()})
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise StylizeError(f"{path}: damaged: its weights do not fit its metadata") from error
+    return vgg
+
+
+def encode_compact(vgg: VGG19, about: Mapping[str, str]) -> bytes:
+    """The content of a student's file: weights in float16, and in the metadata what to build and what is to be known.
+
+    Args:
+        vgg: The student.
+        about: How it was made, by name.
+    """
+    from safetensors.torch import save
+
+    state = {key: value.detach().to("cpu", torch.float16).contiguous() for key, value in vgg.state_dict().items()}
+    widths = ",".join(map(str, vgg.widths))
+    return save(state, {**about, "format": COMPACT_FORMAT, "widths": widths, "convolution": vgg.convolution})
+
+
+def compact_file() -> Path:
+    """The student's file in the package.
+
+    Raises:
+        StylizeError: It is not there.
+    """
+    if not COMPACT.is_file():
+        raise StylizeError(
+            f"loss.vgg: got 'compact', but {COMPACT} is missing; install stylize anew, make the file with "
+            "scripts/distill_vgg.py, or take 'imagenet', 'random' or a weight file"
+        )
+    return COMPACT
+
+
+def _metadata(path: Path) -> Mapping[str, str]:
+    """The metadata of a safetensors file; none where it is another, or cannot be read."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return {}
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError):
+        return {}  # what is wrong with it is told where its weights are read
+
+
 def _read_state(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
-        raise StylizeError(f"loss.vgg: got '{path}', must be 'imagenet', 'random', or a weight file that exists")
+        raise StylizeError(
+            f"loss.vgg: got '{path}', must be 'imagenet', 'compact', 'random', or a weight file that exists"
+        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -251,7 +356,8 @@ def imagenet_file() -> Path:
         raise StylizeError(
             f"the VGG-19 weights cannot be downloaded ({_first_line(error)}); "
             f"fetch {URL} (548 MB) and put it at {path}, "
-            "or set loss.vgg to the path of a copy, or to 'random' (colour and fine texture only)"
+            "or set loss.vgg to the path of a copy, to 'compact' (VGG-19's student, to relu3_1), "
+            "or to 'random' (colour and fine texture only)"
         ) from error
     return path
 
@@ -299,18 +405,20 @@ def randomize_(vgg: VGG19, seed: int) -> None:
     """
     generator = torch.Generator().manual_seed(seed)
     x = (natural_noise(8, 64, generator) - vgg.mean) / vgg.std
-    for layer, conv in zip(LAYERS, vgg.features.values(), strict=False):
-        assert isinstance(conv, nn.Conv2d) and conv.bias is not None
-        nn.init.orthogonal_(conv.weight, generator=generator)
-        conv.bias.zero_()
+    for layer, module in zip(LAYERS, vgg.features.values(), strict=False):
+        for part in module.modules():
+            if isinstance(part, nn.Conv2d):
+                nn.init.orthogonal_(part.weight, generator=generator)
+        conv = last_convolution(module)
+        bias = cast(Tensor, conv.bias).zero_()
         if layer.pool_before:
             x = vgg.pool(x, 2)
         x = vgg.pad(x)
-        conv.bias -= conv(x).mean((0, 2, 3))
-        scale = F.relu(conv(x)).mean()
+        bias -= module(x).mean((0, 2, 3))
+        scale = F.relu(module(x)).mean()
         conv.weight /= scale
-        conv.bias /= scale
-        x = F.relu(conv(x))
+        bias /= scale
+        x = F.relu(module(x))
 
 
 def natural_noise(count: int, size_px: int, generator: torch.Generator) -> Tensor:

@@ -183,7 +183,8 @@ def test_train_says_where_to_put_the_vgg_weights_that_cannot_be_downloaded(
         "the VGG-19 weights cannot be downloaded (no route to host); fetch "
         "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth (548 MB) and put it at "
         f"{tmp_path}/torch/hub/checkpoints/vgg19-dcbb9e9d.pth, "
-        "or set loss.vgg to the path of a copy, or to 'random' (colour and fine texture only)"
+        "or set loss.vgg to the path of a copy, to 'compact' (VGG-19's student, to relu3_1), "
+        "or to 'random' (colour and fine texture only)"
     )
 
 

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -14,18 +15,26 @@ from torch.nn import functional as F
 
 import stylize.vgg
 from stylize.errors import StylizeError
+from stylize.inference.models import built_in_models
+from stylize.losses import LossConfig, PerceptualLoss
 from stylize.vgg import (
+    COMPACT_FORMAT,
     FILE_NAME,
     LAYERS,
     TAPS,
     URL,
     VGG19,
+    Convolution,
+    encode_compact,
     imagenet_file,
     load_vgg,
     natural_noise,
+    randomize_,
     read_weights,
     tap_depth,
 )
+
+COMPACT_TAPS = ("relu1_1", "relu1_2", "relu2_1", "relu2_2", "relu3_1")
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +68,8 @@ def cannot_download(reason: str, place: Path) -> str:
     return (
         f"the VGG-19 weights cannot be downloaded ({reason}); fetch "
         "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth (548 MB) "
-        f"and put it at {place}, or set loss.vgg to the path of a copy, or to 'random' "
-        "(colour and fine texture only)"
+        f"and put it at {place}, or set loss.vgg to the path of a copy, to 'compact' (VGG-19's student, to relu3_1), "
+        "or to 'random' (colour and fine texture only)"
     )
 
 
@@ -278,6 +287,118 @@ def test_random_weights_do_not_depend_on_the_depth() -> None:
     shallow = load_vgg("random", ["relu1_2"]).vgg.state_dict()
     deep = load_vgg("random", ["relu2_2"]).vgg.state_dict()
     assert all(torch.equal(value, deep[key]) for key, value in shallow.items())
+
+
+def write_student(path: Path, convolution: Convolution = "plain") -> VGG19:
+    vgg = VGG19(5, widths=(4, 4, 6, 6, 8), convolution=convolution)
+    randomize_(vgg, seed=1)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(encode_compact(vgg, {"name": "tiny"}))
+    return vgg
+
+
+@pytest.fixture
+def compact(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> VGG19:
+    """A small student in place of the one in the package."""
+    monkeypatch.setattr(stylize.vgg, "COMPACT", tmp_path / "weights" / "vgg19-compact.safetensors")
+    return write_student(stylize.vgg.COMPACT)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("convolution", get_args(Convolution))
+def test_a_student_has_the_taps_of_vgg_19_with_fewer_channels(tmp_path: Path, convolution: Convolution) -> None:
+    path, image = tmp_path / "student.safetensors", torch.rand(1, 3, 33, 48)
+    written = write_student(path, convolution)
+    loaded = load_vgg(str(path), COMPACT_TAPS)
+    found, expected = loaded.vgg(image, COMPACT_TAPS), written(image, COMPACT_TAPS)
+    assert loaded.weights == "student.safetensors"
+    assert {tap: tuple(maps.shape) for tap, maps in found.items()} == {
+        "relu1_1": (1, 4, 33, 48),
+        "relu1_2": (1, 4, 33, 48),
+        "relu2_1": (1, 6, 16, 24),
+        "relu2_2": (1, 6, 16, 24),
+        "relu3_1": (1, 8, 8, 12),
+    }
+    for tap in COMPACT_TAPS:
+        torch.testing.assert_close(found[tap], expected[tap], rtol=0.01, atol=0.01)  # stored in float16
+
+
+def test_compact_is_the_student_in_the_package(compact: VGG19) -> None:
+    loaded = load_vgg("compact", ["relu1_1", "relu2_1"], pooling="average", padding="zero")
+    assert loaded.weights == "compact (VGG-19's student)"
+    assert loaded.vgg.widths == (4, 4, 6)
+    assert loaded.vgg.pool is F.avg_pool2d
+    assert isinstance(loaded.vgg.pad, nn.Identity)
+    assert torch.equal(loaded.vgg.features["0"].weight, compact.features["0"].weight.half().float())
+
+
+def test_the_student_in_the_package_is_small_and_no_built_in_style() -> None:
+    assert stylize.vgg.COMPACT not in built_in_models().values()
+    assert not stylize.vgg.COMPACT.exists() or stylize.vgg.COMPACT.stat().st_size <= 600_000
+
+
+def test_a_tap_deeper_than_the_student_is_refused(compact: VGG19) -> None:
+    assert refusal(lambda: load_vgg("compact", ["relu1_1", "relu4_2"])) == (
+        f"{stylize.vgg.COMPACT}: reaches relu3_1, must reach relu4_2; ask for shallower layers in "
+        "loss.style_layers and loss.content_layers, or give a deeper file"
+    )
+
+
+def test_a_package_without_the_student_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(stylize.vgg, "COMPACT", tmp_path / "gone.safetensors")
+    assert refusal(lambda: load_vgg("compact", ["relu1_1"])) == (
+        f"loss.vgg: got 'compact', but {tmp_path}/gone.safetensors is missing; install stylize anew, make the file "
+        "with scripts/distill_vgg.py, or take 'imagenet', 'random' or a weight file"
+    )
+
+
+def test_imagenet_or_compact_takes_the_student_without_the_network(
+    compact: VGG19, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    place = empty_cache(monkeypatch, tmp_path)
+    without_network(monkeypatch, "no route to host")
+    said: list[str] = []
+    assert load_vgg("imagenet-or-compact", ["relu3_1"], say=said.append).weights == "compact (VGG-19's student)"
+    assert said == [
+        "loss.vgg: of 'imagenet-or-compact' took 'compact', because " + cannot_download("no route to host", place)
+    ]
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    ({"widths": "4,4"}, {"widths": "4,x", "convolution": "plain"}, {"widths": "4,9", "convolution": "plain"}),
+    ids=("no kind", "no numbers", "other widths"),
+)
+def test_a_damaged_student_is_refused(tmp_path: Path, metadata: dict[str, str]) -> None:
+    path = tmp_path / "student.safetensors"
+    state = VGG19(2, widths=(4, 4)).state_dict()
+    save_file(state, path, {"format": COMPACT_FORMAT, **metadata})
+    assert refusal(lambda: load_vgg(str(path), ["relu1_2"])) == f"{path}: damaged: its weights do not fit its metadata"
+
+
+@pytest.mark.parametrize("scale", ("relative", "raw"))
+def test_the_loss_of_a_student_has_the_names_of_that_of_vgg_19(compact: VGG19, scale: str) -> None:
+    layers = {"relu1_1": 1.0, "relu2_1": 1.0, "relu3_1": 1.0}
+    config = LossConfig(style_layers=layers, content_layers={"relu2_2": 1.0}, scale=scale)
+    terms = []
+    for source in ("compact", "random"):
+        image = torch.rand(1, 3, 32, 32, requires_grad=True)
+        loss = PerceptualLoss(load_vgg(source, config.taps()).vgg, config, [torch.rand(3, 40, 40)])
+        terms.append(loss(image, torch.rand(1, 3, 32, 32)))
+        terms[-1]["total"].backward()
+        assert image.grad.abs().sum() > 0
+    assert terms[0].keys() == terms[1].keys()
+    assert all(torch.isfinite(term) for term in terms[0].values())
+
+
+@pytest.mark.parametrize("convolution", get_args(Convolution))
+def test_a_random_student_has_a_mean_activation_of_one(convolution: Convolution) -> None:
+    vgg = VGG19(5, "average", widths=(4, 4, 6, 6, 8), convolution=convolution)
+    randomize_(vgg, seed=0)
+    images = natural_noise(8, 64, torch.Generator().manual_seed(0))
+    assert {tap: round(float(f.mean()), 2) for tap, f in vgg(images, COMPACT_TAPS).items()} == dict.fromkeys(
+        COMPACT_TAPS, 1.0
+    )
 
 
 def test_random_weights_leave_the_global_random_state_alone() -> None:
