@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -16,6 +16,8 @@ from stylize.generators import GeneratorConfig
 from stylize.losses import LossConfig
 from stylize.training.data import SAMPLES, ContentConfig
 from stylize.training.trainer import TrainConfig
+
+Config = TypeVar("Config", bound=BaseModel)
 
 
 class StyleImage(BaseModel):
@@ -112,14 +114,27 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         StylizeError: The first mistake, in one line: file, key, what came, what must hold.
     """
+    return _with_absolute_paths(read_config(RunConfig, path, overrides), path.resolve().parent)
+
+
+def read_config(model: type[Config], path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read and check a config file of any kind; paths in it stay as they are.
+
+    Args:
+        model: What must hold.
+        path: The YAML file.
+        overrides: As in `load_config`.
+
+    Raises:
+        StylizeError: As in `load_config`.
+    """
     tree = read_yaml(path)
     for override in overrides:
         _override_(tree, override)
     try:
-        config = RunConfig.model_validate(tree)
+        return model.model_validate(tree)
     except ValidationError as error:
-        raise StylizeError(_first_mistake(error.errors(), str(path))) from error
-    return _with_absolute_paths(config, path.resolve().parent)
+        raise StylizeError(_first_mistake(model, error.errors(), str(path))) from error
 
 
 MERGE = "tag:yaml.org,2002:merge"  # of `<<: *anchor`
@@ -242,22 +257,23 @@ TYPES = {
 UNKNOWN_KEY = ("extra_forbidden", "invalid_key")
 
 
-def _first_mistake(errors: Sequence[ErrorDetails], place: str) -> str:
+def _first_mistake(root: type[BaseModel], errors: Sequence[ErrorDetails], place: str) -> str:
     """The first of pydantic's errors as one line, and how many more there are."""
     errors = sorted(errors, key=lambda error: error["type"] not in UNKNOWN_KEY)
     first = errors[0]
-    same = [e for e in errors if _key_path(e)[: len(_key_path(first))] == _key_path(first)]
-    key = ".".join(_key_path(first))
-    more = len({tuple(_key_path(e)) for e in errors}) - 1
+    path = _key_path(root, first)
+    same = [e for e in errors if _key_path(root, e)[: len(path)] == path]
+    key = ".".join(path)
+    more = len({tuple(_key_path(root, e)) for e in errors}) - 1
     tail = f" (and {more} more)" if more else ""
-    text = _mistake(first, same)
+    text = _mistake(root, first, same)
     return f"{place}: {key}: {text}{tail}" if key else f"{place}: {text}{tail}"
 
 
-def _key_path(error: ErrorDetails) -> list[str]:
+def _key_path(root: type[BaseModel], error: ErrorDetails) -> list[str]:
     """The keys down to the mistake, without pydantic's names for the members of a union."""
     path: list[str] = []
-    model: Any = RunConfig
+    model: Any = root
     for part in error["loc"]:
         fields = getattr(model, "model_fields", None)
         if isinstance(part, int) and fields is not None and path:
@@ -271,12 +287,12 @@ def _key_path(error: ErrorDetails) -> list[str]:
     return path
 
 
-def _mistake(error: ErrorDetails, same_key: Sequence[ErrorDetails]) -> str:
+def _mistake(root: type[BaseModel], error: ErrorDetails, same_key: Sequence[ErrorDetails]) -> str:
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "value_error":
         return str(context["error"])
     if kind in UNKNOWN_KEY:
-        allowed = _fields_beside(error["loc"])
+        allowed = _fields_beside(root, error["loc"])
         name = str(error["loc"][-1])
         listed = ", ".join(f"'{key}'" for key in allowed)
         return f"unknown key, must be one of {listed}.{nearest(name, allowed)}"
@@ -303,9 +319,9 @@ def _expected(error: ErrorDetails) -> str:
     return TYPES.get(error["type"], error["msg"])
 
 
-def _fields_beside(location: tuple[int | str, ...]) -> list[str]:
+def _fields_beside(root: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """The keys that stand where an unknown one came."""
-    model: Any = RunConfig
+    model: Any = root
     for part in location[:-1]:
         if isinstance(part, int):
             continue

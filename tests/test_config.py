@@ -277,6 +277,7 @@ def test_paths_are_relative_to_the_config_and_else_to_the_current_folder(tmp_pat
     assert config.content.validation == f"{tmp_path}/held-out"
     assert config.loss.vgg == f"imagenet-or-{tmp_path}/configs/vgg.pth-or-random"
     assert load({"content.path": "samples"}).content.path == "samples"
+    assert load({"loss.vgg": "imagenet-or-compact"}).loss.vgg == "imagenet-or-compact"
 
 
 def test_what_to_yaml_writes_loads_as_an_equal_config() -> None:
