@@ -1,0 +1,330 @@
+"""Make VGG-19's compact student: the same layers and taps to relu3_1, far fewer channels.
+
+What a loss network is used for is its gradient with respect to the picture. So a student learns the teacher's
+activations, through linear heads that are thrown away, and besides the directions of the gradients of the style and
+the content term: it is differentiated through its own gradients. Candidates are judged by these directions::
+
+    python scripts/distill_vgg.py train --config scripts/distill/medium.yaml [--set KEY=VALUE ...] [--resume]
+    python scripts/distill_vgg.py evaluate --config scripts/distill/medium.yaml runs/distill/*/student.safetensors
+
+Paths in a config are relative to the current folder. `tensorboard --logdir runs/distill` shows every run.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, cast
+
+import click
+import torch
+import yaml
+from distill.examination import TAPS, Examination, LayerChoice, Look, cosine, log_ratio, look, table
+from distill.pictures import Mixture, MixtureConfig, Pool, PoolConfig, Scenes, Section, Share, Weight, augment, uniform
+from pydantic import Field
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from stylize import __version__
+from stylize.config import read_config
+from stylize.devices import choose_device
+from stylize.errors import StylizeError
+from stylize.images import contact_sheet, find_images, write_atomically
+from stylize.losses import LayerWeights, squared_error
+from stylize.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from stylize.training.data import Batches, ContentConfig, CropDataset, find_photographs, validation_images
+from stylize.training.trainer import ScheduleConfig, TrainConfig, rate_factor
+from stylize.vgg import VGG19, Convolution, encode_compact, last_convolution, load_vgg, randomize_
+
+MAX_GRADIENT_NORM = 1.0
+
+
+class StudentConfig(Section):
+    """The network to make."""
+
+    widths: list[Annotated[int, Field(ge=1)]] = Field(min_length=5, max_length=5, description="channels of each layer")
+    convolution: Convolution = Field("plain", description="3×3, or 3×3 within channels and 1×1 across them")
+
+
+class MatchConfig(Section):
+    """What the student has to match, and how much each counts."""
+
+    features: Weight = Field(1.0, description="the teacher's activations, through linear heads")
+    style_gradient: Weight = Field(1.0, description="the direction of the style term's gradient")
+    content_gradient: Weight = Field(0.5, description="the direction of the content term's gradient")
+    gradient_norms: Weight = Field(0.05, description="the logarithms of both gradients' norms, squared")
+    style_layers: LayerWeights = Field({"relu1_1": 1.0, "relu2_1": 1.0, "relu3_1": 1.0}, description="of that term")
+    content_layers: LayerWeights = Field({"relu2_2": 1.0, "relu3_1": 1.0}, description="of that term")
+    any_layers: Share = Field(0.5, description="share of the steps with drawn weights on all layers instead")
+
+    def gradients(self) -> dict[str, float]:
+        """The weights of all that is seen in gradients."""
+        return {name: getattr(self, name) for name in ("style_gradient", "content_gradient", "gradient_norms")}
+
+
+class DistillConfig(Section):
+    """Everything that determines a student."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="names the run folder")
+    seed: int = Field(0, ge=0, lt=2**31, description="of everything that is drawn")
+    teacher: str = Field("imagenet", description="VGG-19's weights, as in loss.vgg")
+    student: StudentConfig
+    content: ContentConfig = ContentConfig(path="samples", validation=2, resize=320, crop=256)
+    styles: str = Field("configs/styles", description="a folder of style pictures")
+    size: int = Field(96, ge=16, description="side of the pictures, px, to which parts of the crops are scaled")
+    match: MatchConfig = MatchConfig()
+    mixture: MixtureConfig = MixtureConfig()
+    pool: PoolConfig = PoolConfig()
+    steps: int = Field(3000, ge=1, description="optimizer steps")
+    batch_size: int = Field(4, ge=2, description="pictures a step")
+    learning_rate: float = Field(3e-3, gt=0, allow_inf_nan=False, description="of Adam")
+    schedule: ScheduleConfig = ScheduleConfig()
+    log_every: int = Field(10, ge=1)
+    evaluate_every: int = Field(500, ge=1)
+    checkpoint_every: int = Field(100, ge=1)
+
+    def to_yaml(self) -> str:
+        """The configuration with every key."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def draw_layers(match: MatchConfig, draw: torch.Generator) -> LayerChoice:
+    """The layers of the config, or drawn weights on all: which ones a user will choose is not known."""
+    if uniform(0, 1, draw, 1) >= match.any_layers:
+        return LayerChoice(match.style_layers, match.content_layers)
+    style, content = torch.empty(2, len(TAPS)).exponential_(generator=draw).tolist()
+    return LayerChoice(dict(zip(TAPS, style, strict=True)), dict(zip(TAPS, content, strict=True)))
+
+
+def style_pictures(config: DistillConfig) -> list[Path]:
+    """The style pictures.
+
+    Raises:
+        StylizeError: There are none.
+    """
+    files = find_images(Path(config.styles))
+    if not files:
+        raise StylizeError(f"styles: got '{config.styles}', must be a folder of style pictures")
+    return files
+
+
+def build_examination(config: DistillConfig, device: torch.device) -> Examination:
+    """The questions that this config puts to a student.
+
+    Raises:
+        StylizeError: The teacher, the photographs or the style pictures cannot be had.
+    """
+    photographs = validation_images(find_photographs(config.content, config.seed).validation, config.size)
+    if len(photographs) < 2:
+        raise StylizeError(f"content.validation: got {len(photographs)} photographs, must be at least 2")
+    styles = validation_images(style_pictures(config), config.size)
+    teacher = load_vgg(config.teacher, TAPS, say=logging.warning).vgg.to(device)
+    layers = LayerChoice(config.match.style_layers, config.match.content_layers)
+    return Examination(teacher, layers, photographs, styles)
+
+
+# --- Training -----------------------------------------------------------------------------------------------------
+
+
+class Distiller:
+    """Trains a student; all that is drawn at a step follows from the seed and the step."""
+
+    def __init__(self, config: DistillConfig, device: torch.device, run_dir: Path) -> None:
+        self.config, self.device, self.run_dir, self.step = config, device, run_dir, 0
+        self.examination = build_examination(config, device)
+        self.teacher = self.examination.teacher
+        self.student = VGG19(len(TAPS), widths=config.student.widths, convolution=config.student.convolution)
+        randomize_(self.student, config.seed)
+        self.student.to(device).requires_grad_(True)
+        torch.manual_seed(config.seed)
+        sizes = zip(TAPS, self.student.widths, self.teacher.widths, strict=True)
+        self.heads = nn.ModuleDict({tap: nn.Conv2d(mine, its, 1) for tap, mine, its in sizes}).to(device)
+        self.parameters = [*self.student.parameters(), *self.heads.parameters()]
+        self.optimizer = torch.optim.Adam(self.parameters, config.learning_rate)
+        self.mixture = Mixture(config.mixture, device)
+        self.pool = Pool(config.pool, config.size, device)
+
+    def fit(self) -> None:
+        """Train from where it stands to the last step, with a record in TensorBoard."""
+        config, board = self.config, SummaryWriter(str(self.run_dir), purge_step=self.step + 1)
+        bar = tqdm(total=config.steps, initial=self.step, unit="step", disable=not sys.stderr.isatty())
+        with board, bar:
+            for photographs, styles in self._crops():
+                scenes, terms = self.train_step(photographs, styles)
+                self.step += 1
+                bar.update()
+                if self._due(config.log_every):
+                    for name, term in terms.items():
+                        board.add_scalar(f"train/{name}", term.item(), self.step)
+                if self._due(config.evaluate_every):
+                    self.evaluate(board)
+                    board.add_image("pictures, their photographs and styles", contact_sheet(scenes), self.step)
+                if self._due(config.checkpoint_every):
+                    self.save()
+
+    def train_step(self, photographs: Tensor, styles: Tensor) -> tuple[Scenes, dict[str, Tensor]]:
+        """One optimizer step on crops, uint8; gives the scenes and the terms."""
+        config, draw = self.config, torch.Generator().manual_seed((self.config.seed << 32) + self.step)
+        photographs, styles = (augment(crops, config.size, draw).to(self.device) for crops in (photographs, styles))
+        scenes, slots = self.pool.exchange(*self.mixture(photographs, styles, draw), draw)
+        layers = draw_layers(config.match, draw)
+        taught = look(self.teacher, scenes, layers)
+        terms = self.terms(scenes, layers, taught)
+        if not torch.isfinite(terms["total"]):
+            raise StylizeError(f"step {self.step + 1}: the loss is not finite; lower learning_rate, and --resume")
+        for group in self.optimizer.param_groups:
+            schedule = TrainConfig(steps=config.steps, schedule=config.schedule)
+            group["lr"] = config.learning_rate * rate_factor(self.step, schedule)
+        self.optimizer.zero_grad()
+        torch.autograd.backward(terms["total"])
+        norm = nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM)
+        self.optimizer.step()
+        self.pool.descend_(scenes, slots, (taught.style_gradient, taught.content_gradient))
+        return scenes, {name: term.detach() for name, term in terms.items()} | {"gradient_norm": norm}
+
+    def terms(self, scenes: Scenes, layers: LayerChoice, taught: Look) -> dict[str, Tensor]:
+        """What is to become small: relative errors of the features, 1 − cosine of the gradients, and log ratios."""
+        match, terms = self.config.match, {}
+        gradients = {name: weight for name, weight in match.gradients().items() if weight > 0}
+        # Without gradients to match, the graph of a gradient need not be built: many times cheaper.
+        mine = look(self.student, scenes, layers, differentiable=True) if gradients else None
+        features = self.student(scenes.image, TAPS) if mine is None else mine.features
+        for tap in TAPS:
+            target = taught.features[tap].detach()
+            terms[f"features/{tap}"] = squared_error(self.heads[tap](features[tap]), target) / target.square().mean()
+        terms["features"] = torch.stack(list(terms.values())).mean()
+        if mine is not None:
+            pairs = ((mine.style_gradient, taught.style_gradient), (mine.content_gradient, taught.content_gradient))
+            terms["style_gradient"], terms["content_gradient"] = (1 - cosine(*pair) for pair in pairs)
+            terms["gradient_norms"] = torch.stack([log_ratio(*pair).square().mean() for pair in pairs]).mean()
+        weights = {"features": match.features, **gradients}
+        terms["total"] = torch.stack([weight * terms[name] for name, weight in weights.items()]).sum()
+        return terms
+
+    def evaluate(self, board: SummaryWriter) -> None:
+        """Examine the student as it would be shipped, and write its file."""
+        student = copy.deepcopy(self.student).requires_grad_(False)
+        scale_to_unit_mean_(student, torch.cat([scenes.image for scenes in self.examination.scenes.values()]))
+        results = self.examination(student)
+        for name, value in results.items():
+            board.add_scalar(f"held_out/{name}", value, self.step)
+        about = {
+            "config": json.dumps(self.config.model_dump(mode="json")),
+            "step": str(self.step),
+            "held_out": json.dumps(results),
+            "stylize_version": __version__,
+        }
+        write_atomically(self.run_dir / "student.safetensors", encode_compact(student, about))
+
+    def save(self) -> None:
+        """Write a checkpoint of everything that the seed and the step do not give."""
+        state = {
+            "student": self.student.state_dict(),
+            "heads": self.heads.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "pool": self.pool.scenes,
+            "pool_filled": self.pool.filled,
+        }
+        save_checkpoint(self.run_dir / "checkpoints", self.step, {"step": self.step, **state}, keep=2)
+
+    def resume(self) -> None:
+        """Take up the newest checkpoint.
+
+        Raises:
+            StylizeError: There is none, or it is damaged.
+        """
+        found = checkpoints(self.run_dir / "checkpoints")
+        if not found:
+            raise StylizeError(f"{self.run_dir}: nothing to resume: no checkpoint was written yet")
+        state = load_checkpoint(found[-1], self.device)
+        self.student.load_state_dict(state["student"])
+        self.heads.load_state_dict(state["heads"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.pool.scenes, self.pool.filled, self.step = state["pool"], state["pool_filled"], state["step"]
+
+    def _crops(self) -> Iterator[tuple[Tensor, Tensor]]:
+        config = self.config
+        workers = config.content.workers if config.content.workers != "auto" else 0
+        folders = (find_photographs(config.content, config.seed).training, style_pictures(config))
+        datasets = (CropDataset(files, config.content, config.seed + i) for i, files in enumerate(folders))
+        streams = [Batches(dataset, config.batch_size, workers) for dataset in datasets]
+        return zip(*(stream.from_step(self.step, config.steps) for stream in streams), strict=True)
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.config.steps
+
+
+@torch.no_grad()
+def scale_to_unit_mean_(vgg: VGG19, images: Tensor) -> None:
+    """Scale every layer to a mean activation of 1 on `images`, as the teacher's are; nothing else changes."""
+    before = 1.0
+    for module, features in zip(vgg.features.values(), vgg(images, TAPS).values(), strict=True):
+        mean, conv = max(float(features.mean()), 1e-6), last_convolution(module)
+        conv.weight *= before / mean
+        cast(Tensor, conv.bias).div_(mean)
+        before = mean
+
+
+# --- The command line ---------------------------------------------------------------------------------------------
+
+config_option = click.option("--config", "config_path", type=click.Path(path_type=Path), required=True)
+set_option = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key; repeatable.")
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+
+
+@click.group()
+def main() -> None:
+    """Make and judge students of VGG-19."""
+
+
+@main.command()
+@config_option
+@set_option
+@device_option
+@click.option("--output", type=click.Path(path_type=Path), help="The run folder; default runs/distill/NAME.")
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint.")
+def train(config_path: Path, overrides: tuple[str, ...], device: str, output: Path | None, resume: bool) -> None:
+    """Train a student; its file is RUN_DIR/student.safetensors."""
+    config = read_config(DistillConfig, config_path, overrides)
+    run_dir = output or Path("runs", "distill", config.name)
+    written = run_dir / "config.yaml"
+    if resume and (not written.is_file() or written.read_text(encoding="utf-8") != config.to_yaml()):
+        raise StylizeError(f"--resume: {written} is missing or differs, must hold the same configuration")
+    if not resume and written.exists():
+        raise StylizeError(f"{run_dir}: is there already: go on with --resume, or choose another --output")
+    distiller = Distiller(config, choose_device(device), run_dir)
+    if resume:
+        distiller.resume()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_atomically(written, config.to_yaml().encode())
+    distiller.fit()
+    click.echo(f"{run_dir / 'student.safetensors'}, after {distiller.step} steps")
+
+
+@main.command()
+@config_option
+@set_option
+@device_option
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures there, too.")
+@click.argument("students", nargs=-1, required=True)
+def evaluate(
+    config_path: Path, overrides: tuple[str, ...], device: str, json_path: Path | None, students: tuple[str, ...]
+) -> None:
+    """Judge STUDENTS by held-out pictures: files, or whatever loss.vgg takes (`random` for comparison)."""
+    examination = build_examination(read_config(DistillConfig, config_path, overrides), choose_device(device))
+    results = {name: examination(load_vgg(name, TAPS).vgg.to(examination.device)) for name in students}
+    click.echo(table(results))
+    if json_path is not None:
+        write_atomically(json_path, (json.dumps(results, indent=2) + "\n").encode())
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except StylizeError as error:
+        sys.exit(f"distill_vgg: {error}")

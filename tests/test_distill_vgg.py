@@ -1,0 +1,251 @@
+"""The making of VGG-19's student, with a teacher of random weights."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from stylize.config import read_config
+from stylize.errors import StylizeError
+from stylize.losses import LossConfig, PerceptualLoss
+from stylize.vgg import VGG19, encode_compact, load_vgg, natural_noise, randomize_
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "scripts" / "distill").glob("*.yaml"))
+TINY = {
+    "teacher": "random",
+    "styles": str(ROOT / "configs" / "styles"),
+    "size": 24,
+    "student.widths": [4, 4, 4, 4, 6],
+    "content.path": "samples",
+    "content.validation": 2,
+    "content.resize": 40,
+    "content.crop": 32,
+    "pool.size": 2,
+    "batch_size": 3,
+    "steps": 4,
+    "log_every": 1,
+    "evaluate_every": 4,
+    "checkpoint_every": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def distill() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "scripts")
+        import distill.examination
+        import distill_vgg
+
+        patch.setattr(distill.examination, "TIMED_PX", 32)
+        yield distill_vgg
+
+
+def settings(**changes: Any) -> list[str]:
+    return [f"{key}={json.dumps(value)}" for key, value in {**TINY, **changes}.items()]
+
+
+def build(distill: ModuleType, run_dir: Path, **changes: Any) -> Any:
+    config = read_config(distill.DistillConfig, ROOT / "scripts" / "distill" / "narrow.yaml", settings(**changes))
+    return distill.Distiller(config, torch.device("cpu"), run_dir)
+
+
+def invoke(distill: ModuleType, command: str, *arguments: object, **changes: Any) -> str:
+    overrides = [word for setting in settings(**changes) for word in ("--set", setting)]
+    config = ROOT / "scripts" / "distill" / "narrow.yaml"
+    line = [command, "--config", str(config), "--device", "cpu", *overrides, *map(str, arguments)]
+    return CliRunner().invoke(distill.main, line, catch_exceptions=False).output
+
+
+@pytest.fixture(scope="module")
+def run_dir(distill: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four steps."""
+    folder = tmp_path_factory.mktemp("distill") / "run"
+    invoke(distill, "train", "--output", folder)
+    return folder
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_every_candidate_builds_and_fits_the_package(distill: ModuleType, file: Path) -> None:
+    config = read_config(distill.DistillConfig, file)
+    student = VGG19(5, widths=config.student.widths, convolution=config.student.convolution)
+    assert config.name == file.stem
+    assert len(encode_compact(student, {})) < 500_000
+
+
+def test_the_candidates_differ_in_width_convolution_and_what_is_matched(distill: ModuleType) -> None:
+    configs = [read_config(distill.DistillConfig, file) for file in CONFIGS]
+    assert len({tuple(config.student.widths) for config in configs}) >= 3
+    assert {config.student.convolution for config in configs} == {"plain", "separable"}
+    assert {bool(config.match.style_gradient) for config in configs} == {True, False}
+
+
+def test_an_unknown_key_is_refused_with_the_right_ones(distill: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(StylizeError) as caught:
+        read_config(distill.DistillConfig, CONFIGS[0], ["match.style_gradiant=1"])
+    assert str(caught.value) == (
+        f"{CONFIGS[0]}: match.style_gradiant: unknown key, must be one of 'any_layers', 'content_gradient', "
+        "'content_layers', 'features', 'gradient_norms', 'style_gradient', 'style_layers'. "
+        "Did you mean 'style_gradient'?"
+    )
+
+
+def test_gradients_are_those_of_the_perceptual_loss(distill: ModuleType) -> None:
+    vgg, (content, style) = load_vgg("random", distill.TAPS).vgg, torch.rand(2, 1, 3, 24, 24)
+    image = torch.rand(1, 3, 24, 24, requires_grad=True)
+    layers = distill.LayerChoice({"relu1_1": 1.0, "relu3_1": 1.0}, {"relu2_2": 1.0})
+    loss = PerceptualLoss(vgg, LossConfig(style_layers=layers.style, content_layers=layers.content), [style[0]])
+    terms = loss(image, content)
+    look = distill.look(vgg, distill.Scenes(image, content, style), layers)
+    for term, found, factor in (("style", look.style_gradient, 2), ("content", look.content_gradient, 1)):
+        (expected,) = torch.autograd.grad(terms[term], image, retain_graph=True)
+        torch.testing.assert_close(found, factor * expected, rtol=1e-4, atol=1e-7)
+
+
+@torch.no_grad()
+def test_scaling_to_a_mean_of_one_changes_every_tap_by_a_factor_alone(distill: ModuleType) -> None:
+    for convolution in ("plain", "separable"):
+        vgg, images = VGG19(5, widths=(4, 4, 4, 4, 6), convolution=convolution), torch.rand(4, 3, 32, 32)
+        randomize_(vgg, seed=0)
+        for parameter in vgg.parameters():
+            parameter *= 1.3
+        before = vgg(images, distill.TAPS)
+        distill.scale_to_unit_mean_(vgg, images)
+        for tap, maps in vgg(images, distill.TAPS).items():
+            torch.testing.assert_close(maps, before[tap] / before[tap].mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_teacher_examined_against_itself_is_perfect(distill: ModuleType, tmp_path: Path) -> None:
+    examination = build(distill, tmp_path).examination
+    results = examination(examination.teacher)
+    for name, value in results.items():
+        if name.startswith("features/"):
+            assert value == pytest.approx(0, abs=1e-4), name
+        elif name != "time":
+            assert value == pytest.approx(1, abs=1e-4), name
+    assert results["time"] > 0
+
+
+def test_the_best_linear_map_leaves_over_what_is_not_linear(distill: ModuleType) -> None:
+    fit, x = sys.modules["distill.examination"].LinearFit(), torch.randn(2, 3, 40, 40)
+    independent = torch.randn(2, 1, 40, 40)
+    linear = 2 * x[:, :1] - x[:, 1:2] + 3
+    for i in range(2):
+        fit.add(x[i : i + 1], (linear + independent)[i : i + 1])
+    share = float(independent.square().mean() / (linear + independent).square().mean())
+    assert fit.relative_error() == pytest.approx(share, rel=0.1)
+
+
+def test_the_pool_fills_then_hands_out_and_takes_back_its_scenes(distill: ModuleType) -> None:
+    pictures = sys.modules["distill.pictures"]
+    pool, draw = (
+        pictures.Pool(pictures.PoolConfig(size=2, renewal=0.0, step=0.1), 16, torch.device("cpu")),
+        torch.Generator(),
+    )
+    scenes = pictures.Scenes(*torch.full((3, 3, 3, 16, 16), 0.5))
+    fresh, slots = pool.exchange(scenes, [False] * 3, draw)
+    assert slots == [0, 1, -1]
+    pool.descend_(fresh, slots, [torch.ones_like(scenes.image)])
+    assert pool.scenes[0].unique().tolist() == pytest.approx([0.4])
+    back, slots = pool.exchange(scenes, [True, False, False], draw)
+    assert slots[0] in (0, 1)
+    assert slots[1:] == [-1, -1]
+    assert [float(image.mean()) for image in back.image] == pytest.approx([0.4, 0.5, 0.5])
+
+
+def test_augmented_pictures_are_in_range_and_repeatable(distill: ModuleType) -> None:
+    crops = (natural_noise(3, 40, torch.Generator().manual_seed(0)) * 255).byte()
+    first, second = (distill.augment(crops, 24, torch.Generator().manual_seed(1)) for _ in range(2))
+    assert first.shape == (3, 3, 24, 24)
+    assert 0 <= first.min() < first.max() <= 1
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("kind", ("photograph", "style", "painted", "untrained", "noise", "optimized"))
+def test_every_kind_of_picture_can_be_had_alone(distill: ModuleType, kind: str) -> None:
+    pictures = sys.modules["distill.pictures"]
+    shares = dict.fromkeys(pictures.MixtureConfig.model_fields, 0.0) | {kind: 1.0}
+    mixture = pictures.Mixture(pictures.MixtureConfig(**shares), torch.device("cpu"))
+    photographs, styles = torch.rand(2, 2, 3, 24, 24)
+    scenes, from_pool = mixture(photographs, styles, torch.Generator().manual_seed(0))
+    assert from_pool == [kind == "optimized"] * 2
+    assert 0 <= scenes.image.min() < scenes.image.max() <= 1
+    assert not torch.equal(scenes.image, photographs)
+
+
+@pytest.mark.parametrize("convolution", ("plain", "separable"))
+def test_a_student_learns_gradients_and_features(distill: ModuleType, tmp_path: Path, convolution: str) -> None:
+    distiller = build(
+        distill, tmp_path, **{"student.convolution": convolution, "steps": 30, "schedule.warmup_steps": 1}
+    )
+    photographs, styles = next(distiller._crops())
+    totals = []
+    for _ in range(12):
+        _, terms = distiller.train_step(photographs, styles)
+        totals.append(float(terms["total"]))
+    assert min(totals[-4:]) < 0.9 * totals[0]
+
+
+def test_without_gradients_to_match_none_are_computed(distill: ModuleType, tmp_path: Path) -> None:
+    off = {f"match.{name}": 0.0 for name in ("style_gradient", "content_gradient", "gradient_norms")}
+    distiller = build(distill, tmp_path, **off)
+    _, terms = distiller.train_step(*next(distiller._crops()))
+    assert "style_gradient" not in terms
+    assert terms["total"] == terms["features"]
+
+
+def test_a_resumed_run_ends_with_the_same_student(distill: ModuleType, run_dir: Path, tmp_path: Path) -> None:
+    interrupted = build(distill, tmp_path / "resumed")
+    for crops, _ in zip(interrupted._crops(), range(2), strict=False):
+        interrupted.train_step(*crops)
+        interrupted.step += 1
+    interrupted.save()
+    resumed = build(distill, tmp_path / "resumed")
+    resumed.resume()
+    resumed.fit()
+    whole, parts = (load_file(folder / "student.safetensors") for folder in (run_dir, tmp_path / "resumed"))
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_the_student_of_a_run_is_a_loss_network(distill: ModuleType, run_dir: Path) -> None:
+    loaded = load_vgg(str(run_dir / "student.safetensors"), ["relu2_2"])
+    assert loaded.vgg.widths == (4, 4, 4, 4)
+
+
+def test_a_run_is_watched_in_tensorboard(run_dir: Path) -> None:
+    events = EventAccumulator(str(run_dir))
+    events.Reload()
+    tags = events.Tags()
+    assert {"train/total", "train/style_gradient", "train/features/relu3_1", "held_out/style_gradient"} <= set(
+        tags["scalars"]
+    )
+    assert tags["images"] == ["pictures, their photographs and styles"]
+    assert [event.step for event in events.Scalars("train/total")] == [1, 2, 3, 4]
+
+
+def test_evaluate_compares_students_in_a_table_and_as_json(distill: ModuleType, run_dir: Path, tmp_path: Path) -> None:
+    student, report = run_dir / "student.safetensors", tmp_path / "report.json"
+    lines = invoke(distill, "evaluate", student, "random", "--json", report).splitlines()
+    assert lines[0].split() == [str(student), "random"]
+    results = json.loads(report.read_text())
+    assert results["random"]["style_gradient"] == pytest.approx(1, abs=1e-4)
+    assert results[str(student)]["style_gradient/painted_0.6"] < 1
+    assert [line.split()[0] for line in lines[1:]] == list(results["random"])
+
+
+def test_a_run_is_not_replaced_and_resumed_only_as_it_was(distill: ModuleType, run_dir: Path) -> None:
+    with pytest.raises(StylizeError, match="is there already: go on with --resume, or choose another --output"):
+        invoke(distill, "train", "--output", run_dir)
+    with pytest.raises(StylizeError, match="missing or differs, must hold the same configuration"):
+        invoke(distill, "train", "--output", run_dir, "--resume", seed=1)
