@@ -1,24 +1,25 @@
-"""Make VGG-19's compact student: the same layers and taps to relu3_1, far fewer channels.
+"""Make compact students of VGG-19: the same layers and taps to relu3_1, far fewer channels.
 
 What a loss network is used for is its gradient with respect to the picture. So a student learns the teacher's
 activations, through linear heads that are thrown away, and besides the directions of the gradients of the style and
 the content term: it is differentiated through its own gradients. Candidates are judged by these directions::
 
-    python scripts/distill_vgg.py train --config scripts/distill/medium.yaml [--set KEY=VALUE ...] [--resume]
-    python scripts/distill_vgg.py evaluate --config scripts/distill/medium.yaml runs/distill/*/student.safetensors
+    python scripts/distill_vgg.py train --config scripts/distill/students.yaml [--set KEY=VALUE ...] [--resume]
+    python scripts/distill_vgg.py evaluate --config scripts/distill/students.yaml runs/distill/*.safetensors
 
 Paths in a config are relative to the current folder. `tensorboard --logdir runs/distill` shows every run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import click
 import torch
@@ -42,42 +43,49 @@ from stylize.training.trainer import ScheduleConfig, TrainConfig, rate_factor
 from stylize.vgg import VGG19, Convolution, encode_compact, last_convolution, load_vgg, randomize_
 
 MAX_GRADIENT_NORM = 1.0
-
-
-class StudentConfig(Section):
-    """The network to make."""
-
-    widths: list[Annotated[int, Field(ge=1)]] = Field(min_length=5, max_length=5, description="channels of each layer")
-    convolution: Convolution = Field("plain", description="3×3, or 3×3 within channels and 1×1 across them")
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 
 class MatchConfig(Section):
-    """What the student has to match, and how much each counts."""
+    """What a student has to match, and how much each counts."""
 
     features: Weight = Field(1.0, description="the teacher's activations, through linear heads")
     style_gradient: Weight = Field(1.0, description="the direction of the style term's gradient")
     content_gradient: Weight = Field(0.5, description="the direction of the content term's gradient")
     gradient_norms: Weight = Field(0.05, description="the logarithms of both gradients' norms, squared")
-    style_layers: LayerWeights = Field({"relu1_1": 1.0, "relu2_1": 1.0, "relu3_1": 1.0}, description="of that term")
-    content_layers: LayerWeights = Field({"relu2_2": 1.0, "relu3_1": 1.0}, description="of that term")
-    any_layers: Share = Field(0.5, description="share of the steps with drawn weights on all layers instead")
 
     def gradients(self) -> dict[str, float]:
         """The weights of all that is seen in gradients."""
-        return {name: getattr(self, name) for name in ("style_gradient", "content_gradient", "gradient_norms")}
+        return {name: weight for name, weight in self.model_dump(exclude={"features"}).items() if weight > 0}
+
+
+class StudentConfig(Section):
+    """A network to make, and what it is taught."""
+
+    widths: list[Annotated[int, Field(ge=1)]] = Field(min_length=5, max_length=5, description="channels of each layer")
+    convolution: Convolution = Field("plain", description="3×3, or 3×3 within channels and 1×1 across them")
+    match: MatchConfig = MatchConfig()
+
+
+class TermsConfig(Section):
+    """The terms whose gradients are matched."""
+
+    style_layers: LayerWeights = Field({"relu1_1": 1.0, "relu2_1": 1.0, "relu3_1": 1.0}, description="with weights")
+    content_layers: LayerWeights = Field({"relu2_2": 1.0, "relu3_1": 1.0}, description="with weights")
+    channel_balance: Share = Field(0.5, description="as in loss.channel_balance")
+    drawn: Share = Field(0.5, description="share of the steps with drawn weights on all layers, and a drawn balance")
 
 
 class DistillConfig(Section):
-    """Everything that determines a student."""
+    """Everything that determines the students."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="names the run folder")
     seed: int = Field(0, ge=0, lt=2**31, description="of everything that is drawn")
     teacher: str = Field("imagenet", description="VGG-19's weights, as in loss.vgg")
-    student: StudentConfig
+    students: dict[Name, StudentConfig] = Field(min_length=1, description="networks to make side by side, by name")
     content: ContentConfig = ContentConfig(path="samples", validation=2, resize=320, crop=256)
     styles: str = Field("configs/styles", description="a folder of style pictures")
-    size: int = Field(96, ge=16, description="side of the pictures, px, to which parts of the crops are scaled")
-    match: MatchConfig = MatchConfig()
+    size: int = Field(64, ge=16, description="side of the pictures, px, to which parts of the crops are scaled")
+    terms: TermsConfig = TermsConfig()
     mixture: MixtureConfig = MixtureConfig()
     pool: PoolConfig = PoolConfig()
     steps: int = Field(3000, ge=1, description="optimizer steps")
@@ -93,12 +101,18 @@ class DistillConfig(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-def draw_layers(match: MatchConfig, draw: torch.Generator) -> LayerChoice:
+def configured(terms: TermsConfig) -> LayerChoice:
+    """The layers of the config."""
+    return LayerChoice(terms.style_layers, terms.content_layers, terms.channel_balance)
+
+
+def draw_layers(terms: TermsConfig, draw: torch.Generator) -> LayerChoice:
     """The layers of the config, or drawn weights on all: which ones a user will choose is not known."""
-    if uniform(0, 1, draw, 1) >= match.any_layers:
-        return LayerChoice(match.style_layers, match.content_layers)
+    if uniform(0, 1, draw, 1) >= terms.drawn:
+        return configured(terms)
     style, content = torch.empty(2, len(TAPS)).exponential_(generator=draw).tolist()
-    return LayerChoice(dict(zip(TAPS, style, strict=True)), dict(zip(TAPS, content, strict=True)))
+    balance = float(uniform(0, 1, draw, 1))
+    return LayerChoice(dict(zip(TAPS, style, strict=True)), dict(zip(TAPS, content, strict=True)), balance)
 
 
 def style_pictures(config: DistillConfig) -> list[Path]:
@@ -124,76 +138,51 @@ def build_examination(config: DistillConfig, device: torch.device) -> Examinatio
         raise StylizeError(f"content.validation: got {len(photographs)} photographs, must be at least 2")
     styles = validation_images(style_pictures(config), config.size)
     teacher = load_vgg(config.teacher, TAPS, say=logging.warning).vgg.to(device)
-    layers = LayerChoice(config.match.style_layers, config.match.content_layers)
-    return Examination(teacher, layers, photographs, styles)
+    return Examination(teacher, configured(config.terms), photographs, styles)
 
 
 # --- Training -----------------------------------------------------------------------------------------------------
 
 
-class Distiller:
-    """Trains a student; all that is drawn at a step follows from the seed and the step."""
+class Student:
+    """A network being taught, the linear heads that are thrown away, and their optimizer."""
 
-    def __init__(self, config: DistillConfig, device: torch.device, run_dir: Path) -> None:
-        self.config, self.device, self.run_dir, self.step = config, device, run_dir, 0
-        self.examination = build_examination(config, device)
-        self.teacher = self.examination.teacher
-        self.student = VGG19(len(TAPS), widths=config.student.widths, convolution=config.student.convolution)
-        randomize_(self.student, config.seed)
-        self.student.to(device).requires_grad_(True)
-        torch.manual_seed(config.seed)
-        sizes = zip(TAPS, self.student.widths, self.teacher.widths, strict=True)
-        self.heads = nn.ModuleDict({tap: nn.Conv2d(mine, its, 1) for tap, mine, its in sizes}).to(device)
-        self.parameters = [*self.student.parameters(), *self.heads.parameters()]
-        self.optimizer = torch.optim.Adam(self.parameters, config.learning_rate)
-        self.mixture = Mixture(config.mixture, device)
-        self.pool = Pool(config.pool, config.size, device)
+    def __init__(self, config: StudentConfig, seed: int, learning_rate: float, teacher: VGG19) -> None:
+        self.match = config.match
+        self.vgg = VGG19(len(TAPS), widths=config.widths, convolution=config.convolution)
+        randomize_(self.vgg, seed)
+        self.vgg.to(teacher.mean.device).requires_grad_(True)
+        torch.manual_seed(seed)
+        sizes = zip(TAPS, self.vgg.widths, teacher.widths, strict=True)
+        heads = {tap: nn.Conv2d(mine, its, 1) for tap, mine, its in sizes}
+        self.heads = nn.ModuleDict(heads).to(teacher.mean.device)
+        self.parameters = [*self.vgg.parameters(), *self.heads.parameters()]
+        self.optimizer = torch.optim.Adam(self.parameters, learning_rate)
+        self.learning_rate = learning_rate
 
-    def fit(self) -> None:
-        """Train from where it stands to the last step, with a record in TensorBoard."""
-        config, board = self.config, SummaryWriter(str(self.run_dir), purge_step=self.step + 1)
-        bar = tqdm(total=config.steps, initial=self.step, unit="step", disable=not sys.stderr.isatty())
-        with board, bar:
-            for photographs, styles in self._crops():
-                scenes, terms = self.train_step(photographs, styles)
-                self.step += 1
-                bar.update()
-                if self._due(config.log_every):
-                    for name, term in terms.items():
-                        board.add_scalar(f"train/{name}", term.item(), self.step)
-                if self._due(config.evaluate_every):
-                    self.evaluate(board)
-                    board.add_image("pictures, their photographs and styles", contact_sheet(scenes), self.step)
-                if self._due(config.checkpoint_every):
-                    self.save()
+    def train_step(self, scenes: Scenes, layers: LayerChoice, taught: Look, rate: float) -> dict[str, Tensor]:
+        """One optimizer step at a share of the learning rate; gives the terms.
 
-    def train_step(self, photographs: Tensor, styles: Tensor) -> tuple[Scenes, dict[str, Tensor]]:
-        """One optimizer step on crops, uint8; gives the scenes and the terms."""
-        config, draw = self.config, torch.Generator().manual_seed((self.config.seed << 32) + self.step)
-        photographs, styles = (augment(crops, config.size, draw).to(self.device) for crops in (photographs, styles))
-        scenes, slots = self.pool.exchange(*self.mixture(photographs, styles, draw), draw)
-        layers = draw_layers(config.match, draw)
-        taught = look(self.teacher, scenes, layers)
+        Raises:
+            StylizeError: The loss is not finite.
+        """
         terms = self.terms(scenes, layers, taught)
         if not torch.isfinite(terms["total"]):
-            raise StylizeError(f"step {self.step + 1}: the loss is not finite; lower learning_rate, and --resume")
+            raise StylizeError("the loss is not finite; lower learning_rate, and --resume")
         for group in self.optimizer.param_groups:
-            schedule = TrainConfig(steps=config.steps, schedule=config.schedule)
-            group["lr"] = config.learning_rate * rate_factor(self.step, schedule)
+            group["lr"] = self.learning_rate * rate
         self.optimizer.zero_grad()
         torch.autograd.backward(terms["total"])
         norm = nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM)
         self.optimizer.step()
-        self.pool.descend_(scenes, slots, (taught.style_gradient, taught.content_gradient))
-        return scenes, {name: term.detach() for name, term in terms.items()} | {"gradient_norm": norm}
+        return {name: term.detach() for name, term in terms.items()} | {"gradient_norm": norm}
 
     def terms(self, scenes: Scenes, layers: LayerChoice, taught: Look) -> dict[str, Tensor]:
         """What is to become small: relative errors of the features, 1 − cosine of the gradients, and log ratios."""
-        match, terms = self.config.match, {}
-        gradients = {name: weight for name, weight in match.gradients().items() if weight > 0}
+        gradients, terms = self.match.gradients(), dict[str, Tensor]()
         # Without gradients to match, the graph of a gradient need not be built: many times cheaper.
-        mine = look(self.student, scenes, layers, differentiable=True) if gradients else None
-        features = self.student(scenes.image, TAPS) if mine is None else mine.features
+        mine = look(self.vgg, scenes, layers, differentiable=True) if gradients else None
+        features = self.vgg(scenes.image, TAPS) if mine is None else mine.features
         for tap in TAPS:
             target = taught.features[tap].detach()
             terms[f"features/{tap}"] = squared_error(self.heads[tap](features[tap]), target) / target.square().mean()
@@ -202,35 +191,114 @@ class Distiller:
             pairs = ((mine.style_gradient, taught.style_gradient), (mine.content_gradient, taught.content_gradient))
             terms["style_gradient"], terms["content_gradient"] = (1 - cosine(*pair) for pair in pairs)
             terms["gradient_norms"] = torch.stack([log_ratio(*pair).square().mean() for pair in pairs]).mean()
-        weights = {"features": match.features, **gradients}
+        weights = {"features": self.match.features, **gradients}
         terms["total"] = torch.stack([weight * terms[name] for name, weight in weights.items()]).sum()
         return terms
 
-    def evaluate(self, board: SummaryWriter) -> None:
-        """Examine the student as it would be shipped, and write its file."""
-        student = copy.deepcopy(self.student).requires_grad_(False)
-        scale_to_unit_mean_(student, torch.cat([scenes.image for scenes in self.examination.scenes.values()]))
-        results = self.examination(student)
-        for name, value in results.items():
-            board.add_scalar(f"held_out/{name}", value, self.step)
-        about = {
-            "config": json.dumps(self.config.model_dump(mode="json")),
-            "step": str(self.step),
-            "held_out": json.dumps(results),
-            "stylize_version": __version__,
+    def finished(self, images: Tensor) -> VGG19:
+        """The network as it is shipped: every layer's mean activation on `images` is 1."""
+        vgg = copy.deepcopy(self.vgg).requires_grad_(False)
+        scale_to_unit_mean_(vgg, images)
+        return vgg
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that training changes."""
+        parts = {"vgg": self.vgg, "heads": self.heads, "optimizer": self.optimizer}
+        return {name: part.state_dict() for name, part in parts.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a state."""
+        for name, part in (("vgg", self.vgg), ("heads", self.heads), ("optimizer", self.optimizer)):
+            part.load_state_dict(state[name])
+
+
+class Distiller:
+    """Trains students side by side: they see the same pictures, and the teacher looks once for all.
+
+    All that is drawn at a step follows from the seed and the step.
+    """
+
+    def __init__(self, config: DistillConfig, device: torch.device, run_dir: Path) -> None:
+        self.config, self.device, self.run_dir, self.step = config, device, run_dir, 0
+        self.examination = build_examination(config, device)
+        self.teacher = self.examination.teacher
+        self.students = {
+            name: Student(student, config.seed, config.learning_rate, self.teacher)
+            for name, student in config.students.items()
         }
-        write_atomically(self.run_dir / "student.safetensors", encode_compact(student, about))
+        self.mixture = Mixture(config.mixture, device)
+        self.pool = Pool(config.pool, config.size, device)
+
+    def fit(self) -> None:
+        """Train from where it stands to the last step, with a record in TensorBoard, a line for each student."""
+        config = self.config
+        bar = tqdm(total=config.steps, initial=self.step, unit="step", disable=not sys.stderr.isatty())
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(bar)
+            boards = {
+                name: stack.enter_context(SummaryWriter(str(self.run_dir / name), purge_step=self.step + 1))
+                for name in self.students
+            }
+            for photographs, styles in self._crops():
+                scenes, terms = self.train_step(photographs, styles)
+                self.step += 1
+                bar.update()
+                if self._due(config.log_every):
+                    log(boards, "train", terms, self.step)
+                if self._due(config.evaluate_every):
+                    log(boards, "held_out", self.evaluate(), self.step)
+                    sheet = contact_sheet(scenes)
+                    next(iter(boards.values())).add_image("pictures, photographs, styles", sheet, self.step)
+                if self._due(config.checkpoint_every):
+                    self.save()
+
+    def train_step(self, photographs: Tensor, styles: Tensor) -> tuple[Scenes, dict[str, dict[str, Tensor]]]:
+        """A step of every student on crops, uint8; gives the scenes and every student's terms.
+
+        Raises:
+            StylizeError: A loss is not finite.
+        """
+        config, draw = self.config, torch.Generator().manual_seed((self.config.seed << 32) + self.step)
+        photographs, styles = (augment(crops, config.size, draw).to(self.device) for crops in (photographs, styles))
+        scenes, slots = self.pool.exchange(*self.mixture(photographs, styles, draw), draw)
+        layers = draw_layers(config.terms, draw)
+        taught = look(self.teacher, scenes, layers)
+        rate = rate_factor(self.step, TrainConfig(steps=config.steps, schedule=config.schedule))
+        terms = {}
+        for name, student in self.students.items():
+            try:
+                terms[name] = student.train_step(scenes, layers, taught, rate)
+            except StylizeError as error:
+                raise StylizeError(f"{name}, step {self.step + 1}: {error}") from None
+        self.pool.descend_(scenes, slots, (taught.style_gradient, taught.content_gradient))
+        return scenes, terms
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """Examine the students as they would be shipped, and write their files."""
+        images = torch.cat([scenes.image for scenes in self.examination.scenes.values()])
+        results = {}
+        for name, student in self.students.items():
+            vgg = student.finished(images)
+            results[name] = self.examination(vgg)
+            about = {
+                "name": name,
+                "config": json.dumps(self.config.model_dump(mode="json")),
+                "step": str(self.step),
+                "held_out": json.dumps(results[name]),
+                "stylize_version": __version__,
+            }
+            write_atomically(self.run_dir / f"{name}.safetensors", encode_compact(vgg, about))
+        return results
 
     def save(self) -> None:
         """Write a checkpoint of everything that the seed and the step do not give."""
         state = {
-            "student": self.student.state_dict(),
-            "heads": self.heads.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "students": {name: student.state_dict() for name, student in self.students.items()},
             "pool": self.pool.scenes,
             "pool_filled": self.pool.filled,
         }
-        save_checkpoint(self.run_dir / "checkpoints", self.step, {"step": self.step, **state}, keep=2)
+        save_checkpoint(self.run_dir / "checkpoints", self.step, state, keep=2)
 
     def resume(self) -> None:
         """Take up the newest checkpoint.
@@ -242,9 +310,8 @@ class Distiller:
         if not found:
             raise StylizeError(f"{self.run_dir}: nothing to resume: no checkpoint was written yet")
         state = load_checkpoint(found[-1], self.device)
-        self.student.load_state_dict(state["student"])
-        self.heads.load_state_dict(state["heads"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for name, student in self.students.items():
+            student.load_state_dict(state["students"][name])
         self.pool.scenes, self.pool.filled, self.step = state["pool"], state["pool_filled"], state["step"]
 
     def _crops(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -257,6 +324,15 @@ class Distiller:
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.steps
+
+
+def log(
+    boards: Mapping[str, SummaryWriter], kind: str, results: Mapping[str, Mapping[str, float | Tensor]], step: int
+) -> None:
+    """Every student's numbers on its own board."""
+    for student, numbers in results.items():
+        for name, number in numbers.items():
+            boards[student].add_scalar(f"{kind}/{name}", float(number), step)
 
 
 @torch.no_grad()
@@ -286,12 +362,12 @@ def main() -> None:
 @config_option
 @set_option
 @device_option
-@click.option("--output", type=click.Path(path_type=Path), help="The run folder; default runs/distill/NAME.")
+@click.option("--output", type=click.Path(path_type=Path), help="The run folder; default runs/distill.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint.")
 def train(config_path: Path, overrides: tuple[str, ...], device: str, output: Path | None, resume: bool) -> None:
-    """Train a student; its file is RUN_DIR/student.safetensors."""
+    """Train students; their files are RUN_DIR/NAME.safetensors."""
     config = read_config(DistillConfig, config_path, overrides)
-    run_dir = output or Path("runs", "distill", config.name)
+    run_dir = output or Path("runs", "distill")
     written = run_dir / "config.yaml"
     if resume and (not written.is_file() or written.read_text(encoding="utf-8") != config.to_yaml()):
         raise StylizeError(f"--resume: {written} is missing or differs, must hold the same configuration")
@@ -303,7 +379,7 @@ def train(config_path: Path, overrides: tuple[str, ...], device: str, output: Pa
     run_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(written, config.to_yaml().encode())
     distiller.fit()
-    click.echo(f"{run_dir / 'student.safetensors'}, after {distiller.step} steps")
+    click.echo(f"{', '.join(distiller.students)}: in {run_dir}, after {distiller.step} steps")
 
 
 @main.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -276,15 +276,23 @@ def _key_path(root: type[BaseModel], error: ErrorDetails) -> list[str]:
     model: Any = root
     for part in error["loc"]:
         fields = getattr(model, "model_fields", None)
-        if isinstance(part, int) and fields is not None and path:
+        if get_origin(model) is dict:
+            path.append(str(part))  # a name in a dict of models
+            model = get_args(model)[1]
+        elif isinstance(part, int) and fields is not None and path:
             path.append(str(part))  # the place in a list of models
         elif fields is not None:
             path.append(str(part))
-            annotation = fields[part].annotation if part in fields else None
-            model = annotation if not get_args(annotation) else get_args(annotation)[0]
+            model = _inside(fields[part].annotation) if part in fields else None
         elif isinstance(part, int) or (path and path[-1] in ("content_layers", "style_layers")):
             path.append(str(part))
     return path
+
+
+def _inside(annotation: Any) -> Any:
+    """What a field holds: the items of a list, or of an optional; a dict of models stays, its names are to come."""
+    held = get_args(annotation)
+    return held[0] if held and not (get_origin(annotation) is dict and hasattr(held[1], "model_fields")) else annotation
 
 
 def _mistake(root: type[BaseModel], error: ErrorDetails, same_key: Sequence[ErrorDetails]) -> str:
@@ -325,8 +333,7 @@ def _fields_beside(root: type[BaseModel], location: tuple[int | str, ...]) -> li
     for part in location[:-1]:
         if isinstance(part, int):
             continue
-        annotation = model.model_fields[part].annotation
-        model = get_args(annotation)[0] if get_args(annotation) else annotation
+        model = get_args(model)[1] if get_origin(model) is dict else _inside(model.model_fields[part].annotation)
     return sorted(model.model_fields)
 
 

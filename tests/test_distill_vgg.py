@@ -21,12 +21,12 @@ from stylize.losses import LossConfig, PerceptualLoss
 from stylize.vgg import VGG19, encode_compact, load_vgg, natural_noise, randomize_
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted((ROOT / "scripts" / "distill").glob("*.yaml"))
+CONFIG = ROOT / "scripts" / "distill" / "students.yaml"
 TINY = {
     "teacher": "random",
     "styles": str(ROOT / "configs" / "styles"),
     "size": 24,
-    "student.widths": [4, 4, 4, 4, 6],
+    "students": {"tiny": {"widths": [4, 4, 4, 4, 6]}},
     "content.path": "samples",
     "content.validation": 2,
     "content.resize": 40,
@@ -56,14 +56,13 @@ def settings(**changes: Any) -> list[str]:
 
 
 def build(distill: ModuleType, run_dir: Path, **changes: Any) -> Any:
-    config = read_config(distill.DistillConfig, ROOT / "scripts" / "distill" / "narrow.yaml", settings(**changes))
+    config = read_config(distill.DistillConfig, CONFIG, settings(**changes))
     return distill.Distiller(config, torch.device("cpu"), run_dir)
 
 
 def invoke(distill: ModuleType, command: str, *arguments: object, **changes: Any) -> str:
     overrides = [word for setting in settings(**changes) for word in ("--set", setting)]
-    config = ROOT / "scripts" / "distill" / "narrow.yaml"
-    line = [command, "--config", str(config), "--device", "cpu", *overrides, *map(str, arguments)]
+    line = [command, "--config", str(CONFIG), "--device", "cpu", *overrides, *map(str, arguments)]
     return CliRunner().invoke(distill.main, line, catch_exceptions=False).output
 
 
@@ -75,36 +74,50 @@ def run_dir(distill: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
-@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
-def test_every_candidate_builds_and_fits_the_package(distill: ModuleType, file: Path) -> None:
-    config = read_config(distill.DistillConfig, file)
-    student = VGG19(5, widths=config.student.widths, convolution=config.student.convolution)
-    assert config.name == file.stem
-    assert len(encode_compact(student, {})) < 500_000
+def test_every_candidate_builds_and_fits_the_package(distill: ModuleType) -> None:
+    for student in read_config(distill.DistillConfig, CONFIG).students.values():
+        vgg = VGG19(5, widths=student.widths, convolution=student.convolution)
+        assert len(encode_compact(vgg, {})) < 500_000
 
 
 def test_the_candidates_differ_in_width_convolution_and_what_is_matched(distill: ModuleType) -> None:
-    configs = [read_config(distill.DistillConfig, file) for file in CONFIGS]
-    assert len({tuple(config.student.widths) for config in configs}) >= 3
-    assert {config.student.convolution for config in configs} == {"plain", "separable"}
-    assert {bool(config.match.style_gradient) for config in configs} == {True, False}
+    students = read_config(distill.DistillConfig, CONFIG).students.values()
+    assert len({tuple(student.widths) for student in students}) >= 2
+    assert {student.convolution for student in students} == {"plain", "separable"}
+    assert {bool(student.match.style_gradient) for student in students} == {True, False}
 
 
-def test_an_unknown_key_is_refused_with_the_right_ones(distill: ModuleType, tmp_path: Path) -> None:
+def test_an_unknown_key_is_refused_with_the_right_ones(distill: ModuleType) -> None:
     with pytest.raises(StylizeError) as caught:
-        read_config(distill.DistillConfig, CONFIGS[0], ["match.style_gradiant=1"])
+        read_config(distill.DistillConfig, CONFIG, ["students.wide.match.style_gradiant=1"])
     assert str(caught.value) == (
-        f"{CONFIGS[0]}: match.style_gradiant: unknown key, must be one of 'any_layers', 'content_gradient', "
-        "'content_layers', 'features', 'gradient_norms', 'style_gradient', 'style_layers'. "
-        "Did you mean 'style_gradient'?"
+        f"{CONFIG}: students.wide.match.style_gradiant: unknown key, must be one of 'content_gradient', "
+        "'features', 'gradient_norms', 'style_gradient'. Did you mean 'style_gradient'?"
     )
+
+
+def test_students_side_by_side_are_what_each_is_alone(distill: ModuleType, tmp_path: Path) -> None:
+    both = {"tiny": {"widths": [4, 4, 4, 4, 6]}, "other": {"widths": [3, 3, 3, 3, 5], "convolution": "separable"}}
+    together, alone = (
+        build(distill, tmp_path, students=both),
+        build(distill, tmp_path, students={"other": both["other"]}),
+    )
+    for distiller in (together, alone):
+        for crops in distiller._crops():
+            distiller.train_step(*crops)
+            distiller.step += 1
+    for mine, its in zip(together.students["other"].parameters, alone.students["other"].parameters, strict=True):
+        assert torch.equal(mine, its)
 
 
 def test_gradients_are_those_of_the_perceptual_loss(distill: ModuleType) -> None:
     vgg, (content, style) = load_vgg("random", distill.TAPS).vgg, torch.rand(2, 1, 3, 24, 24)
     image = torch.rand(1, 3, 24, 24, requires_grad=True)
-    layers = distill.LayerChoice({"relu1_1": 1.0, "relu3_1": 1.0}, {"relu2_2": 1.0})
-    loss = PerceptualLoss(vgg, LossConfig(style_layers=layers.style, content_layers=layers.content), [style[0]])
+    layers = distill.LayerChoice({"relu1_1": 1.0, "relu3_1": 1.0}, {"relu2_2": 1.0}, channel_balance=0.7)
+    config = LossConfig(
+        style_layers=layers.style, content_layers=layers.content, channel_balance=layers.channel_balance
+    )
+    loss = PerceptualLoss(vgg, config, [style[0]])
     terms = loss(image, content)
     look = distill.look(vgg, distill.Scenes(image, content, style), layers)
     for term, found, factor in (("style", look.style_gradient, 2), ("content", look.content_gradient, 1)):
@@ -185,23 +198,23 @@ def test_every_kind_of_picture_can_be_had_alone(distill: ModuleType, kind: str) 
 
 @pytest.mark.parametrize("convolution", ("plain", "separable"))
 def test_a_student_learns_gradients_and_features(distill: ModuleType, tmp_path: Path, convolution: str) -> None:
-    distiller = build(
-        distill, tmp_path, **{"student.convolution": convolution, "steps": 30, "schedule.warmup_steps": 1}
-    )
+    student = {"widths": [4, 4, 4, 4, 6], "convolution": convolution}
+    changes = {"students": {"tiny": student}, "steps": 30, "schedule.warmup_steps": 1}
+    distiller = build(distill, tmp_path, **changes)
     photographs, styles = next(distiller._crops())
     totals = []
     for _ in range(12):
         _, terms = distiller.train_step(photographs, styles)
-        totals.append(float(terms["total"]))
+        totals.append(float(terms["tiny"]["total"]))
     assert min(totals[-4:]) < 0.9 * totals[0]
 
 
 def test_without_gradients_to_match_none_are_computed(distill: ModuleType, tmp_path: Path) -> None:
-    off = {f"match.{name}": 0.0 for name in ("style_gradient", "content_gradient", "gradient_norms")}
+    off = {f"students.tiny.match.{name}": 0.0 for name in ("style_gradient", "content_gradient", "gradient_norms")}
     distiller = build(distill, tmp_path, **off)
     _, terms = distiller.train_step(*next(distiller._crops()))
-    assert "style_gradient" not in terms
-    assert terms["total"] == terms["features"]
+    assert "style_gradient" not in terms["tiny"]
+    assert terms["tiny"]["total"] == terms["tiny"]["features"]
 
 
 def test_a_resumed_run_ends_with_the_same_student(distill: ModuleType, run_dir: Path, tmp_path: Path) -> None:
@@ -213,29 +226,29 @@ def test_a_resumed_run_ends_with_the_same_student(distill: ModuleType, run_dir: 
     resumed = build(distill, tmp_path / "resumed")
     resumed.resume()
     resumed.fit()
-    whole, parts = (load_file(folder / "student.safetensors") for folder in (run_dir, tmp_path / "resumed"))
+    whole, parts = (load_file(folder / "tiny.safetensors") for folder in (run_dir, tmp_path / "resumed"))
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
 def test_the_student_of_a_run_is_a_loss_network(distill: ModuleType, run_dir: Path) -> None:
-    loaded = load_vgg(str(run_dir / "student.safetensors"), ["relu2_2"])
+    loaded = load_vgg(str(run_dir / "tiny.safetensors"), ["relu2_2"])
     assert loaded.vgg.widths == (4, 4, 4, 4)
 
 
 def test_a_run_is_watched_in_tensorboard(run_dir: Path) -> None:
-    events = EventAccumulator(str(run_dir))
+    events = EventAccumulator(str(run_dir / "tiny"))
     events.Reload()
     tags = events.Tags()
     assert {"train/total", "train/style_gradient", "train/features/relu3_1", "held_out/style_gradient"} <= set(
         tags["scalars"]
     )
-    assert tags["images"] == ["pictures, their photographs and styles"]
+    assert tags["images"] == ["pictures, photographs, styles"]
     assert [event.step for event in events.Scalars("train/total")] == [1, 2, 3, 4]
 
 
 def test_evaluate_compares_students_in_a_table_and_as_json(distill: ModuleType, run_dir: Path, tmp_path: Path) -> None:
-    student, report = run_dir / "student.safetensors", tmp_path / "report.json"
+    student, report = run_dir / "tiny.safetensors", tmp_path / "report.json"
     lines = invoke(distill, "evaluate", student, "random", "--json", report).splitlines()
     assert lines[0].split() == [str(student), "random"]
     results = json.loads(report.read_text())

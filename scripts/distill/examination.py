@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stylize.inference.models import built_in_models
-from stylize.losses import gram_matrix, squared_error
+from stylize.losses import channel_balance, gram_matrix, squared_error
 from stylize.model_file import load_model
 from stylize.vgg import TAPS as ALL_TAPS
 from stylize.vgg import VGG19
@@ -25,10 +25,11 @@ TIMED_PX = 256
 
 
 class LayerChoice(NamedTuple):
-    """Layers of the two terms, with weights."""
+    """Layers of the two terms, with weights, and the balance of the channels in Gram matrices."""
 
     style: Mapping[str, float]
     content: Mapping[str, float]
+    channel_balance: float
 
 
 class Look(NamedTuple):
@@ -47,7 +48,9 @@ def look(vgg: VGG19, scenes: Scenes, layers: LayerChoice, differentiable: bool =
     style, content = features[TAPS[0]].new_zeros(()), features[TAPS[0]].new_zeros(())
     for tap, weight in layers.style.items():
         gram, target = gram_matrix(features[tap]), gram_matrix(of_style[tap])
-        style = style + weight * squared_error(gram, target, mean_square(target))
+        balance = torch.stack([channel_balance(one, layers.channel_balance) for one in target])
+        target = balance * target
+        style = style + weight * squared_error(balance * gram, target, mean_square(target))
     for tap, weight in layers.content.items():
         energy = mean_square(of_content[tap]) + mean_square(of_style[tap])
         content = content + weight * squared_error(features[tap], of_content[tap], energy)
