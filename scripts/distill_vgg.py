@@ -17,7 +17,7 @@ import copy
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -40,7 +40,7 @@ from stylize.losses import LayerWeights, squared_error
 from stylize.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from stylize.training.data import Batches, ContentConfig, CropDataset, find_photographs, validation_images
 from stylize.training.trainer import ScheduleConfig, TrainConfig, rate_factor
-from stylize.vgg import VGG19, Convolution, encode_compact, last_convolution, load_vgg, randomize_
+from stylize.vgg import VGG19, Convolution, encode_compact, last_convolution, load_vgg, randomize_, read_compact
 
 MAX_GRADIENT_NORM = 1.0
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
@@ -64,6 +64,7 @@ class StudentConfig(Section):
 
     widths: list[Annotated[int, Field(ge=1)]] = Field(min_length=5, max_length=5, description="channels of each layer")
     convolution: Convolution = Field("plain", description="3×3, or 3×3 within channels and 1×1 across them")
+    start: str | None = Field(None, description="a student's file: layers of the same shape begin with its weights")
     match: MatchConfig = MatchConfig()
 
 
@@ -151,6 +152,8 @@ class Student:
         self.match = config.match
         self.vgg = VGG19(len(TAPS), widths=config.widths, convolution=config.convolution)
         randomize_(self.vgg, seed)
+        if config.start is not None:
+            take_over_(self.vgg, Path(config.start))
         self.vgg.to(teacher.mean.device).requires_grad_(True)
         torch.manual_seed(seed)
         sizes = zip(TAPS, self.vgg.widths, teacher.widths, strict=True)
@@ -270,8 +273,24 @@ class Distiller:
                 terms[name] = student.train_step(scenes, layers, taught, rate)
             except StylizeError as error:
                 raise StylizeError(f"{name}, step {self.step + 1}: {error}") from None
-        self.pool.descend_(scenes, slots, (taught.style_gradient, taught.content_gradient))
+        self.pool.descend_(scenes, slots, self._followed(scenes, slots, layers, taught))
         return scenes, terms
+
+    def _followed(self, scenes: Scenes, slots: Sequence[int], layers: LayerChoice, taught: Look) -> list[Tensor]:
+        """The gradients that the scenes of the pool go down: in every place of it always the same network's.
+
+        A generator goes down its loss network's loss to where this is blind. So it is not enough that a student sees
+        pictures on the teacher's way: those on its own way show it what it does not see and the teacher does.
+        """
+        gradients = [taught.style_gradient.clone(), taught.content_gradient.clone()]
+        for number, student in enumerate(self.students.values(), start=1):
+            places = [
+                place for place, slot in enumerate(slots) if slot >= 0 and slot % (len(self.students) + 1) == number
+            ]
+            if places:
+                own = look(student.vgg, Scenes(*(images[places] for images in scenes)), layers)
+                gradients[0][places], gradients[1][places] = own.style_gradient, own.content_gradient
+        return gradients
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Examine the students as they would be shipped, and write their files."""
@@ -333,6 +352,19 @@ def log(
     for student, numbers in results.items():
         for name, number in numbers.items():
             boards[student].add_scalar(f"{kind}/{name}", float(number), step)
+
+
+@torch.no_grad()
+def take_over_(vgg: VGG19, path: Path) -> None:
+    """Give layers the weights that they have in a student's file, where their shapes are the same.
+
+    Raises:
+        StylizeError: The file cannot be read.
+    """
+    given = read_compact(path, len(vgg.widths)).state_dict()
+    for name, value in vgg.state_dict().items():
+        if name in given and given[name].shape == value.shape:
+            value.copy_(given[name])
 
 
 @torch.no_grad()

@@ -96,18 +96,29 @@ def test_an_unknown_key_is_refused_with_the_right_ones(distill: ModuleType) -> N
     )
 
 
-def test_students_side_by_side_are_what_each_is_alone(distill: ModuleType, tmp_path: Path) -> None:
-    both = {"tiny": {"widths": [4, 4, 4, 4, 6]}, "other": {"widths": [3, 3, 3, 3, 5], "convolution": "separable"}}
-    together, alone = (
-        build(distill, tmp_path, students=both),
-        build(distill, tmp_path, students={"other": both["other"]}),
-    )
-    for distiller in (together, alone):
-        for crops in distiller._crops():
-            distiller.train_step(*crops)
-            distiller.step += 1
-    for mine, its in zip(together.students["other"].parameters, alone.students["other"].parameters, strict=True):
-        assert torch.equal(mine, its)
+def test_a_student_may_begin_with_the_weights_of_another(distill: ModuleType, run_dir: Path, tmp_path: Path) -> None:
+    start = run_dir / "tiny.safetensors"
+    deep = {"widths": [4, 4, 4, 4, 9], "start": str(start)}
+    student = build(distill, tmp_path, students={"deep": deep}).students["deep"].vgg.state_dict()
+    given = load_vgg(str(start), distill.TAPS).vgg.state_dict()
+    for name, value in student.items():
+        assert torch.equal(value, given[name]) == (not name.startswith("features.10")), name
+
+
+def test_the_pool_goes_down_the_losses_of_teacher_and_students_in_turns(distill: ModuleType, tmp_path: Path) -> None:
+    distiller = build(distill, tmp_path)
+    student, layers = distiller.students["tiny"].vgg, distill.configured(distiller.config.terms)
+    scenes = distill.Scenes(*torch.rand(3, 4, 3, 24, 24))
+    taught, own = distill.look(distiller.teacher, scenes, layers), distill.look(student, scenes, layers)
+    style, content = distiller._followed(scenes, [0, 1, -1, 3], layers, taught)
+    for found, teachers, students in (
+        (style, taught.style_gradient, own.style_gradient),
+        (content, taught.content_gradient, own.content_gradient),
+    ):
+        torch.testing.assert_close(found[[0, 2]], teachers[[0, 2]])
+        # The terms are means over pictures: of half as many each has twice the gradient. The pool takes the direction.
+        torch.testing.assert_close(found[[1, 3]], 2 * students[[1, 3]], rtol=1e-4, atol=1e-7)
+        assert not torch.allclose(teachers[[1, 3]], students[[1, 3]], rtol=0.1)
 
 
 def test_gradients_are_those_of_the_perceptual_loss(distill: ModuleType) -> None:
