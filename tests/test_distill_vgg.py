@@ -74,8 +74,9 @@ def run_dir(distill: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
-def test_every_candidate_builds_and_fits_the_package(distill: ModuleType) -> None:
-    for student in read_config(distill.DistillConfig, CONFIG).students.values():
+@pytest.mark.parametrize("name", ("students", "compact"))
+def test_every_candidate_builds_and_fits_the_package(distill: ModuleType, name: str) -> None:
+    for student in read_config(distill.DistillConfig, CONFIG.with_stem(name)).students.values():
         vgg = VGG19(5, widths=student.widths, convolution=student.convolution)
         assert len(encode_compact(vgg, {})) < 500_000
 
