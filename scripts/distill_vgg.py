@@ -1,8 +1,10 @@
 """Make compact students of VGG-19: the same layers and taps to relu3_1, far fewer channels.
 
-What a loss network is used for is its gradient with respect to the picture. So a student learns the teacher's
-activations, through linear heads that are thrown away, and besides the directions of the gradients of the style and
-the content term: it is differentiated through its own gradients. Candidates are judged by these directions::
+What a loss network is used for is its gradient with respect to the picture. Candidates are judged by its direction.
+A student begins with random weights, and learns the teacher's activations through linear heads that are thrown away;
+or it begins with the teacher's own weights, decomposed, and learns the activations of those channels that it keeps.
+Besides, it may learn the directions of the gradients of the style and the content term: it is then differentiated
+through its own gradients::
 
     python scripts/distill_vgg.py train --config scripts/distill/students.yaml [--set KEY=VALUE ...] [--resume]
     python scripts/distill_vgg.py evaluate --config scripts/distill/students.yaml runs/distill/*.safetensors
@@ -14,19 +16,21 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import click
 import torch
 import yaml
+from distill.decomposition import decompose_
 from distill.examination import TAPS, Examination, LayerChoice, Look, cosine, log_ratio, look, table
 from distill.pictures import Mixture, MixtureConfig, Pool, PoolConfig, Scenes, Section, Share, Weight, augment, uniform
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -43,29 +47,60 @@ from stylize.training.trainer import ScheduleConfig, TrainConfig, rate_factor
 from stylize.vgg import VGG19, Convolution, encode_compact, last_convolution, load_vgg, randomize_, read_compact
 
 MAX_GRADIENT_NORM = 1.0
+WEAKEST_CHANNEL = 1e-3  # of the mean energy: what is weaker counts as that
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 
 class MatchConfig(Section):
     """What a student has to match, and how much each counts."""
 
-    features: Weight = Field(1.0, description="the teacher's activations, through linear heads")
+    features: Weight = Field(1.0, description="the teacher's activations")
+    channel_balance: Share = Field(0.5, description="of decomposed ones: 0: strong channels count most; 1: all alike")
     style_gradient: Weight = Field(1.0, description="the direction of the style term's gradient")
     content_gradient: Weight = Field(0.5, description="the direction of the content term's gradient")
     gradient_norms: Weight = Field(0.05, description="the logarithms of both gradients' norms, squared")
 
     def gradients(self) -> dict[str, float]:
         """The weights of all that is seen in gradients."""
-        return {name: weight for name, weight in self.model_dump(exclude={"features"}).items() if weight > 0}
+        others = self.model_dump(exclude={"features", "channel_balance"})
+        return {name: weight for name, weight in others.items() if weight > 0}
+
+
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Width = Annotated[int, Field(ge=1)]
+Rank = Annotated[list[Width], Field(min_length=2, max_length=2)]
 
 
 class StudentConfig(Section):
     """A network to make, and what it is taught."""
 
-    widths: list[Annotated[int, Field(ge=1)]] = Field(min_length=5, max_length=5, description="channels of each layer")
-    convolution: Convolution = Field("plain", description="3×3, or 3×3 within channels and 1×1 across them")
-    start: str | None = Field(None, description="a student's file: layers of the same shape begin with its weights")
+    widths: list[Width] = Field(min_length=5, max_length=5, description="channels of each layer")
+    convolution: Convolution = Field("plain", description="plain, separable or low_rank, as `stylize.vgg.VGG19` says")
+    ranks: list[Rank | None] = Field(
+        [], description="for low_rank, of each layer: channels before and behind its 3×3, or null: plain"
+    )
+    start: str | None = Field(
+        None,
+        description="`teacher`: decompose its weights; or a student's file: layers of the same shape begin with its "
+        "weights; else random",
+    )
+    learning_rate: Rate | None = Field(None, description="of Adam; by default that of all")
     match: MatchConfig = MatchConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> StudentConfig:
+        if (self.convolution == "low_rank") != (len(self.ranks) == len(TAPS)):
+            raise ValueError(f"got {len(self.ranks)} ranks, must be {len(TAPS)} for low_rank, and none otherwise")
+        if self.ranks and self.ranks[0] is not None:
+            raise ValueError("got ranks for the first layer, must be null: plain")
+        if self.start == "teacher" and self.convolution == "separable":
+            raise ValueError("got start: teacher with separable, must be plain or low_rank: these can be decomposed")
+        return self
+
+    def build(self) -> VGG19:
+        """The network, with any weights."""
+        ranks = [rank and (rank[0], rank[1]) for rank in self.ranks]
+        return VGG19(len(TAPS), widths=self.widths, convolution=self.convolution, ranks=ranks)
 
 
 class TermsConfig(Section):
@@ -89,9 +124,12 @@ class DistillConfig(Section):
     terms: TermsConfig = TermsConfig()
     mixture: MixtureConfig = MixtureConfig()
     pool: PoolConfig = PoolConfig()
+    decomposed_on: int = Field(
+        240, ge=1, description="pictures by which the teacher is decomposed, for `start: teacher`"
+    )
     steps: int = Field(3000, ge=1, description="optimizer steps")
     batch_size: int = Field(4, ge=2, description="pictures a step")
-    learning_rate: float = Field(3e-3, gt=0, allow_inf_nan=False, description="of Adam")
+    learning_rate: Rate = Field(3e-3, description="of Adam")
     schedule: ScheduleConfig = ScheduleConfig()
     log_every: int = Field(10, ge=1)
     evaluate_every: int = Field(500, ge=1)
@@ -146,22 +184,34 @@ def build_examination(config: DistillConfig, device: torch.device) -> Examinatio
 
 
 class Student:
-    """A network being taught, the linear heads that are thrown away, and their optimizer."""
+    """A network being taught, and its optimizer.
 
-    def __init__(self, config: StudentConfig, seed: int, learning_rate: float, teacher: VGG19) -> None:
+    Args:
+        config: What it is, and what it is taught.
+        seed: Of its weights.
+        learning_rate: Of Adam, where the student has none of its own.
+        teacher: Whose activations it learns.
+        pictures: For the decomposition of the teacher.
+    """
+
+    def __init__(
+        self, config: StudentConfig, seed: int, learning_rate: float, teacher: VGG19, pictures: Callable[[], Tensor]
+    ) -> None:
         self.match = config.match
-        self.vgg = VGG19(len(TAPS), widths=config.widths, convolution=config.convolution)
-        randomize_(self.vgg, seed)
-        if config.start is not None:
+        self.vgg = config.build().to(teacher.mean.device)
+        self.vgg.pool = teacher.pool
+        self.kept, self.heads = dict[str, Tensor](), nn.ModuleDict()
+        if config.start == "teacher":
+            self.kept = decompose_(self.vgg, teacher, pictures(), seed)
+        else:
+            randomize_(self.vgg, seed)
+            self.heads = linear_heads(self.vgg, teacher, seed)
+        if config.start not in (None, "teacher"):
             take_over_(self.vgg, Path(config.start))
-        self.vgg.to(teacher.mean.device).requires_grad_(True)
-        torch.manual_seed(seed)
-        sizes = zip(TAPS, self.vgg.widths, teacher.widths, strict=True)
-        heads = {tap: nn.Conv2d(mine, its, 1) for tap, mine, its in sizes}
-        self.heads = nn.ModuleDict(heads).to(teacher.mean.device)
+        self.vgg.requires_grad_(True)
         self.parameters = [*self.vgg.parameters(), *self.heads.parameters()]
-        self.optimizer = torch.optim.Adam(self.parameters, learning_rate)
-        self.learning_rate = learning_rate
+        self.learning_rate = config.learning_rate or learning_rate
+        self.optimizer = torch.optim.Adam(self.parameters, self.learning_rate)
 
     def train_step(self, scenes: Scenes, layers: LayerChoice, taught: Look, rate: float) -> dict[str, Tensor]:
         """One optimizer step at a share of the learning rate; gives the terms.
@@ -187,8 +237,7 @@ class Student:
         mine = look(self.vgg, scenes, layers, differentiable=True) if gradients else None
         features = self.vgg(scenes.image, TAPS) if mine is None else mine.features
         for tap in TAPS:
-            target = taught.features[tap].detach()
-            terms[f"features/{tap}"] = squared_error(self.heads[tap](features[tap]), target) / target.square().mean()
+            terms[f"features/{tap}"] = self._missed(tap, features[tap], taught.features[tap].detach())
         terms["features"] = torch.stack(list(terms.values())).mean()
         if mine is not None:
             pairs = ((mine.style_gradient, taught.style_gradient), (mine.content_gradient, taught.content_gradient))
@@ -198,10 +247,20 @@ class Student:
         terms["total"] = torch.stack([weight * terms[name] for name, weight in weights.items()]).sum()
         return terms
 
+    def _missed(self, tap: str, features: Tensor, target: Tensor) -> Tensor:
+        """The error of a layer, relative."""
+        if tap not in self.kept:
+            return squared_error(self.heads[tap](features), target) / target.square().mean()
+        target = target[:, self.kept[tap]]
+        energy = target.square().mean((0, 2, 3))
+        weights = (energy / energy.mean()).clamp_min(WEAKEST_CHANNEL) ** -self.match.channel_balance
+        return (weights * (features - target).square().mean((0, 2, 3))).sum() / (weights * energy).sum()
+
     def finished(self, images: Tensor) -> VGG19:
-        """The network as it is shipped: every layer's mean activation on `images` is 1."""
+        """The network as it is shipped: activations as the teacher's, or of a mean of 1 on `images` in every layer."""
         vgg = copy.deepcopy(self.vgg).requires_grad_(False)
-        scale_to_unit_mean_(vgg, images)
+        if not self.kept:
+            scale_to_unit_mean_(vgg, images)
         return vgg
 
     def state_dict(self) -> dict[str, Any]:
@@ -225,11 +284,11 @@ class Distiller:
         self.config, self.device, self.run_dir, self.step = config, device, run_dir, 0
         self.examination = build_examination(config, device)
         self.teacher = self.examination.teacher
+        self.mixture = Mixture(config.mixture, device)
         self.students = {
-            name: Student(student, config.seed, config.learning_rate, self.teacher)
+            name: Student(student, config.seed, config.learning_rate, self.teacher, self._pictures)
             for name, student in config.students.items()
         }
-        self.mixture = Mixture(config.mixture, device)
         self.pool = Pool(config.pool, config.size, device)
 
     def fit(self) -> None:
@@ -262,8 +321,7 @@ class Distiller:
             StylizeError: A loss is not finite.
         """
         config, draw = self.config, torch.Generator().manual_seed((self.config.seed << 32) + self.step)
-        photographs, styles = (augment(crops, config.size, draw).to(self.device) for crops in (photographs, styles))
-        scenes, slots = self.pool.exchange(*self.mixture(photographs, styles, draw), draw)
+        scenes, slots = self.pool.exchange(*self._mixed(photographs, styles, draw), draw)
         layers = draw_layers(config.terms, draw)
         taught = look(self.teacher, scenes, layers)
         rate = rate_factor(self.step, TrainConfig(steps=config.steps, schedule=config.schedule))
@@ -333,6 +391,17 @@ class Distiller:
             student.load_state_dict(state["students"][name])
         self.pool.scenes, self.pool.filled, self.step = state["pool"], state["pool_filled"], state["step"]
 
+    def _mixed(self, photographs: Tensor, styles: Tensor, draw: torch.Generator) -> tuple[Scenes, list[bool]]:
+        crops = (augment(crops, self.config.size, draw).to(self.device) for crops in (photographs, styles))
+        return self.mixture(*crops, draw)
+
+    def _pictures(self) -> Tensor:
+        """What the teacher is decomposed by."""
+        draw = torch.Generator().manual_seed(self.config.seed)
+        count = -(-self.config.decomposed_on // self.config.batch_size)
+        batches = itertools.islice(itertools.chain.from_iterable(self._crops() for _ in range(count)), count)
+        return torch.cat([self._mixed(*crops, draw)[0].image for crops in batches])
+
     def _crops(self) -> Iterator[tuple[Tensor, Tensor]]:
         config = self.config
         workers = config.content.workers if config.content.workers != "auto" else 0
@@ -352,6 +421,13 @@ def log(
     for student, numbers in results.items():
         for name, number in numbers.items():
             boards[student].add_scalar(f"{kind}/{name}", float(number), step)
+
+
+def linear_heads(student: VGG19, teacher: VGG19, seed: int) -> nn.ModuleDict:
+    """Maps from every tap of the student to the teacher's."""
+    torch.manual_seed(seed)
+    sizes = zip(TAPS, student.widths, teacher.widths, strict=True)
+    return nn.ModuleDict({tap: nn.Conv2d(mine, its, 1) for tap, mine, its in sizes}).to(teacher.mean.device)
 
 
 @torch.no_grad()

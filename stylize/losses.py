@@ -192,9 +192,10 @@ def gram_matrix(features: Tensor) -> Tensor:
 
     Source: Johnson et al. 2016, arXiv:1603.08155, equation 3.
     """
-    flat = features.float().flatten(2)
+    # (N, H·W, C): of a channels-last map a view.
+    flat = features.float().permute(0, 2, 3, 1).flatten(1, 2)
     with torch.autocast(flat.device.type, enabled=False):
-        return flat @ flat.transpose(1, 2) / (flat.shape[1] * flat.shape[2])
+        return flat.transpose(1, 2) @ flat / (flat.shape[1] * flat.shape[2])
 
 
 def channel_balance(gram: Tensor, balance: float) -> Tensor:

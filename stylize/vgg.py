@@ -21,7 +21,8 @@ from stylize.errors import StylizeError, pick
 
 Pooling = Literal["max", "average"]
 VGGPadding = Literal["zero", "replication"]
-Convolution = Literal["plain", "separable"]
+Convolution = Literal["plain", "separable", "low_rank"]
+Ranks = Sequence[tuple[int, int] | None]
 
 BLOCKS = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
 URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
@@ -69,10 +70,13 @@ class VGG19(nn.Module):
             as in training.
         widths: Channels of each convolution, where they are not VGG-19's: a student keeps the layers and their taps,
             and has fewer channels.
-        convolution: `plain` as in VGG-19, or `separable`: behind the first layer 3×3 within every channel, then 1×1
-            across them.
+        convolution: `plain` as in VGG-19; `separable`: behind the first layer 3×3 within every channel, then 1×1
+            across them; or `low_rank`: what `ranks` says.
+        ranks: For `low_rank`, of each convolution: the channels before and behind a 3×3 convolution between two of
+            1×1, without anything nonlinear, or None: plain.
 
-    Source: Simonyan & Zisserman 2014, arXiv:1409.1556, configuration E.
+    Source: Simonyan & Zisserman 2014, arXiv:1409.1556, configuration E; Kim et al. 2015, arXiv:1511.06530 (low rank
+        on both sides).
     Differs: with zero padding every layer sees a dark frame around the picture, and a generator learns to answer
         it with a frame of its own; replication takes the frame away.
     """
@@ -87,21 +91,29 @@ class VGG19(nn.Module):
         padding: VGGPadding = "replication",
         widths: Sequence[int] = WIDTHS,
         convolution: Convolution = "plain",
+        ranks: Ranks = (),
     ) -> None:
         super().__init__()
-        self.widths = tuple(widths[:depth])
-        self.convolution = convolution
+        self.widths, self.ranks, self.convolution = tuple(widths[:depth]), tuple(ranks[:depth]), convolution
+        if convolution == "low_rank" and len(self.ranks) != len(self.widths):
+            raise ValueError(f"got {len(self.ranks)} ranks, must be one for each of {len(self.widths)} convolutions")
         modules = {}
         with torch.random.fork_rng(devices=[]):  # weights are loaded: the caller's random numbers stay the same
-            for layer, inputs, outputs in zip(LAYERS, (3, *self.widths), self.widths, strict=False):
-                kind = convolution if layer.key != "0" else "plain"
-                modules[layer.key] = _convolution(inputs, outputs, kind, int(padding == "zero"))
+            for number, (inputs, outputs) in enumerate(zip((3, *self.widths), self.widths, strict=False)):
+                rank = self.ranks[number] if convolution == "low_rank" else None
+                if rank is not None:
+                    module = _low_rank(inputs, *rank, outputs, padding)
+                elif convolution == "separable" and number > 0:
+                    module = _separable(inputs, outputs, padding)
+                else:
+                    module = SameSizeConv2d(inputs, outputs, padding)
+                modules[LAYERS[number].key] = module
         self.features = nn.ModuleDict(modules)
-        self.pad = nn.Identity() if padding == "zero" else ReplicateBorder()
         self.pool = F.max_pool2d if pooling == "max" else F.avg_pool2d
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None], False)
         self.requires_grad_(False)
+        self.to(memory_format=torch.channels_last)
         self.eval()
 
     def forward(self, image: Tensor, taps: Iterable[str]) -> dict[str, Tensor]:
@@ -112,7 +124,7 @@ class VGG19(nn.Module):
             taps: Names such as `relu2_2`.
 
         Returns:
-            `{tap: (N, C, H / 2^k, W / 2^k)}`, k poolings deep.
+            `{tap: (N, C, H / 2^k, W / 2^k)}`, k poolings deep, in channels-last layout.
 
         Raises:
             StylizeError: A tap that VGG-19 does not have, or that lies deeper than this network was cut.
@@ -122,39 +134,83 @@ class VGG19(nn.Module):
         if depth > len(self.features):
             last = LAYERS[len(self.features) - 1].tap
             raise StylizeError(f"got the tap {LAYERS[depth - 1].tap}, must be no deeper than {last}")
-        found, x = {}, (image - self.mean) / self.std
+        found, x = {}, ((image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         for layer in LAYERS[:depth]:
             if layer.pool_before:
                 x = self.pool(x, 2)
-            x = F.relu(self.features[layer.key](self.pad(x)), inplace=True)
+            x = F.relu(self.features[layer.key](x), inplace=True)
             if layer.tap in wanted:
                 found[layer.tap] = x
         return found
 
 
-def _convolution(in_channels: int, out_channels: int, kind: Convolution, padding_px: int) -> nn.Module:
-    if kind == "plain":
-        return nn.Conv2d(in_channels, out_channels, 3, padding=padding_px)
-    depthwise = nn.Conv2d(in_channels, in_channels, 3, padding=padding_px, groups=in_channels, bias=False)
+class SameSizeConv2d(nn.Conv2d):
+    """A 3×3 convolution that keeps the size.
+
+    Args:
+        in_channels: See `torch.nn.Conv2d`.
+        out_channels: Likewise.
+        padding: What stands beyond the border.
+        groups: See `torch.nn.Conv2d`.
+        bias: Likewise.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, padding: VGGPadding, groups: int = 1, bias: bool = True
+    ) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=int(padding == "zero"), groups=groups, bias=bias)
+        self.replicates = padding == "replication"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, C, H, W)` to `(N, C', H, W)`."""
+        return super().forward(replicate_border(x) if self.replicates else x)
+
+
+def _separable(in_channels: int, out_channels: int, padding: VGGPadding) -> nn.Module:
+    depthwise = SameSizeConv2d(in_channels, in_channels, padding, groups=in_channels, bias=False)
     return nn.Sequential(depthwise, nn.Conv2d(in_channels, out_channels, 1))
 
 
+def _low_rank(in_channels: int, before: int, behind: int, out_channels: int, padding: VGGPadding) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, before, 1, bias=False),
+        SameSizeConv2d(before, behind, padding, bias=False),
+        nn.Conv2d(behind, out_channels, 1),
+    )
+
+
 def last_convolution(layer: nn.Module) -> nn.Conv2d:
-    """The convolution with a layer's bias: the only one, or the 1×1 of a separable layer."""
+    """The convolution with a layer's bias: the only one, or the last 1×1."""
     conv = layer[-1] if isinstance(layer, nn.Sequential) else layer
     assert isinstance(conv, nn.Conv2d) and conv.bias is not None
     return conv
 
 
-class ReplicateBorder(nn.Module):
-    """One more pixel on every side, the same as its neighbour.
+class _ReplicateBorder(torch.autograd.Function):
+    # What torch.cat and slices would do by themselves, but for the gradient's way back: in one copy of it, where theirs
+    # makes four and fills each with zeros first.
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        x = torch.cat([x[..., :1, :], x, x[..., -1:, :]], dim=-2)
+        return torch.cat([x[..., :1], x, x[..., -1:]], dim=-1)
+
+    @staticmethod
+    def backward(ctx: object, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].clone()
+        gradient[..., 1] += gradient[..., 0]
+        gradient[..., -2] += gradient[..., -1]
+        gradient[..., 1, :] += gradient[..., 0, :]
+        gradient[..., -2, :] += gradient[..., -1, :]
+        return gradient[..., 1:-1, 1:-1]
+
+
+def replicate_border(x: Tensor) -> Tensor:
+    """One more pixel on every side, the same as its neighbour: `(…, H, W)` to `(…, H + 2, W + 2)`.
 
     Differs: from `torch.nn.ReplicationPad2d` in its backward pass alone, which torch.compile cannot lower on CPUs.
     """
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.cat([x[..., :1, :], x, x[..., -1:, :]], dim=-2)
-        return torch.cat([x[..., :1], x, x[..., -1:]], dim=-1)
+    bordered: Tensor = _ReplicateBorder.apply(x)
+    return bordered
 
 
 def tap_depth(taps: Iterable[str]) -> int:
@@ -266,9 +322,9 @@ def read_compact(path: Path, depth: int, pooling: Pooling = "max", padding: VGGP
     metadata = _metadata(path)
     try:
         widths = [int(width) for width in metadata["widths"].split(",")]
-        vgg = VGG19(
-            depth, pooling, padding, widths, pick(CONVOLUTIONS, metadata["convolution"], f"{path}: convolution")
-        )
+        ranks = [_rank(text) for text in metadata.get("ranks", "").split(",") if text]
+        convolution = pick(CONVOLUTIONS, metadata["convolution"], f"{path}: convolution")
+        vgg = VGG19(depth, pooling, padding, widths, convolution, ranks)
         if depth > len(widths):
             raise StylizeError(_too_shallow(path, len(widths), depth))
         state = _read_state(path)
@@ -276,6 +332,13 @@ def read_compact(path: Path, depth: int, pooling: Pooling = "max", padding: VGGP
     except (KeyError, ValueError, RuntimeError) as error:
         raise StylizeError(f"{path}: damaged: its weights do not fit its metadata") from error
     return vgg
+
+
+def _rank(text: str) -> tuple[int, int] | None:
+    if text == "plain":
+        return None
+    before, behind = text.split(":")
+    return int(before), int(behind)
 
 
 def encode_compact(vgg: VGG19, about: Mapping[str, str]) -> bytes:
@@ -288,8 +351,10 @@ def encode_compact(vgg: VGG19, about: Mapping[str, str]) -> bytes:
     from safetensors.torch import save
 
     state = {key: value.detach().to("cpu", torch.float16).contiguous() for key, value in vgg.state_dict().items()}
-    widths = ",".join(map(str, vgg.widths))
-    return save(state, {**about, "format": COMPACT_FORMAT, "widths": widths, "convolution": vgg.convolution})
+    kind = {"format": COMPACT_FORMAT, "widths": ",".join(map(str, vgg.widths)), "convolution": vgg.convolution}
+    if vgg.ranks:
+        kind["ranks"] = ",".join("plain" if rank is None else f"{rank[0]}:{rank[1]}" for rank in vgg.ranks)
+    return save(state, {**about, **kind})
 
 
 def compact_file() -> Path:
@@ -408,12 +473,11 @@ def randomize_(vgg: VGG19, seed: int) -> None:
     for layer, module in zip(LAYERS, vgg.features.values(), strict=False):
         for part in module.modules():
             if isinstance(part, nn.Conv2d):
-                nn.init.orthogonal_(part.weight, generator=generator)
+                part.weight.copy_(nn.init.orthogonal_(torch.empty(part.weight.shape), generator=generator))
         conv = last_convolution(module)
         bias = cast(Tensor, conv.bias).zero_()
         if layer.pool_before:
             x = vgg.pool(x, 2)
-        x = vgg.pad(x)
         bias -= module(x).mean((0, 2, 3))
         scale = F.relu(module(x)).mean()
         conv.weight /= scale

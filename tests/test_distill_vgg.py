@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,11 +75,10 @@ def run_dir(distill: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
-@pytest.mark.parametrize("name", ("students", "compact"))
+@pytest.mark.parametrize("name", ("students", "low_rank", "compact"))
 def test_every_candidate_builds_and_fits_the_package(distill: ModuleType, name: str) -> None:
     for student in read_config(distill.DistillConfig, CONFIG.with_stem(name)).students.values():
-        vgg = VGG19(5, widths=student.widths, convolution=student.convolution)
-        assert len(encode_compact(vgg, {})) < 500_000
+        assert len(encode_compact(student.build(), {})) < 500_000
 
 
 def test_the_candidates_differ_in_width_convolution_and_what_is_matched(distill: ModuleType) -> None:
@@ -92,9 +92,93 @@ def test_an_unknown_key_is_refused_with_the_right_ones(distill: ModuleType) -> N
     with pytest.raises(StylizeError) as caught:
         read_config(distill.DistillConfig, CONFIG, ["students.wide.match.style_gradiant=1"])
     assert str(caught.value) == (
-        f"{CONFIG}: students.wide.match.style_gradiant: unknown key, must be one of 'content_gradient', "
-        "'features', 'gradient_norms', 'style_gradient'. Did you mean 'style_gradient'?"
+        f"{CONFIG}: students.wide.match.style_gradiant: unknown key, must be one of 'channel_balance', "
+        "'content_gradient', 'features', 'gradient_norms', 'style_gradient'. Did you mean 'style_gradient'?"
     )
+
+
+@pytest.mark.parametrize(
+    ("student", "message"),
+    (
+        ({"convolution": "low_rank"}, "got 0 ranks, must be 5 for low_rank, and none otherwise"),
+        ({"ranks": [None] * 5}, "got 5 ranks, must be 5 for low_rank, and none otherwise"),
+        ({"convolution": "low_rank", "ranks": [[2, 2]] * 5}, "got ranks for the first layer, must be null: plain"),
+        ({"convolution": "separable", "start": "teacher"}, "got start: teacher with separable, must be plain or low"),
+    ),
+)
+def test_a_student_that_cannot_be_made_is_refused(distill: ModuleType, student: dict[str, Any], message: str) -> None:
+    with pytest.raises(StylizeError, match=re.escape(message)):
+        read_config(distill.DistillConfig, CONFIG, settings(students={"tiny": {"widths": [4] * 5, **student}}))
+
+
+WHOLE = [64, 64, 128, 128, 256]
+FULL_RANK = [None, [64, 64], [64, 128], [128, 128], [128, 256]]
+DECOMPOSED = {"start": "teacher", "convolution": "low_rank"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("student", ({"convolution": "plain"}, {"convolution": "low_rank", "ranks": FULL_RANK}))
+def test_a_decomposition_that_leaves_nothing_out_is_the_teacher(
+    distill: ModuleType, tmp_path: Path, student: dict[str, Any]
+) -> None:
+    students = {"whole": {"widths": WHOLE, "start": "teacher", **student}}
+    distiller = build(distill, tmp_path, students=students, decomposed_on=120)
+    images = torch.rand(2, 3, 24, 24)
+    mine, taught = (vgg(images, distill.TAPS) for vgg in (distiller.students["whole"].vgg, distiller.teacher))
+    for tap in distill.TAPS:
+        assert (mine[tap] - taught[tap]).square().mean() < 1e-3 * taught[tap].square().mean(), tap
+
+
+@torch.no_grad()
+def test_a_decomposed_student_has_some_of_the_teachers_channels_and_less_is_lost_with_higher_ranks(
+    distill: ModuleType, tmp_path: Path
+) -> None:
+    ranks = {"low": [None, [4, 4], [6, 6], [6, 6], [8, 8]], "high": [None, [24, 24], [32, 32], [40, 40], [64, 64]]}
+    students = {
+        name: {**DECOMPOSED, "widths": [24, 32, 128, 128, 256], "ranks": ranks[name]} for name in ("low", "high")
+    }
+    distiller = build(distill, tmp_path, students=students, decomposed_on=120)
+    images, lost = distiller._pictures()[:16], {}
+    taught = distiller.teacher(images, distill.TAPS)
+    for name, student in distiller.students.items():
+        assert [len(student.kept[tap]) for tap in distill.TAPS] == [24, 32, 128, 128, 256]
+        errors = {
+            tap: (maps - taught[tap][:, student.kept[tap]]).square().mean() / taught[tap].square().mean()
+            for tap, maps in student.vgg(images, distill.TAPS).items()
+        }
+        assert errors["relu1_1"] < 1e-9
+        lost[name] = errors["relu3_1"]
+    assert lost["high"] < 0.6 * lost["low"] < 0.6
+
+
+def test_a_decomposed_student_learns_the_channels_that_it_keeps(distill: ModuleType, tmp_path: Path) -> None:
+    off = dict.fromkeys(("style_gradient", "content_gradient", "gradient_norms"), 0.0)
+    student = {
+        **DECOMPOSED,
+        "widths": [16, 16, 32, 32, 32],
+        "ranks": [None, None, [8, 8], [8, 8], [8, 8]],
+        "match": off,
+    }
+    changes = {"steps": 40, "schedule.warmup_steps": 1, "decomposed_on": 6, "learning_rate": 1e-3}
+    distiller = build(distill, tmp_path, students={"tiny": student}, **changes)
+    assert not list(distiller.students["tiny"].heads.parameters())
+    crops = next(distiller._crops())
+    totals = [float(distiller.train_step(*crops)[1]["tiny"]["total"]) for _ in range(16)]
+    assert min(totals[-4:]) < 0.9 * totals[0]
+    images = torch.rand(2, 3, 24, 24)
+    before, finished = distiller.students["tiny"].vgg, distiller.students["tiny"].finished(images)
+    for tap, maps in before(images, distill.TAPS).items():  # activations as the teacher's: nothing is scaled
+        assert torch.equal(finished(images, distill.TAPS)[tap], maps)
+
+
+def test_representatives_are_the_channels_that_tell_most_about_the_others(distill: ModuleType) -> None:
+    first, second, noise = torch.randn(3, 1000, dtype=torch.float64)
+    channels = torch.stack([first, 0.1 * first + 0.001 * noise, second, first + second, 5 * second])
+    kept = sys.modules["distill.decomposition"].representatives(channels @ channels.T / 1000, 2)
+    assert len(set(kept.tolist()) & {0, 1}) + len(set(kept.tolist()) & {2, 4}) >= 1
+    chosen = channels[kept]
+    left = channels - torch.linalg.lstsq(chosen.T, channels.T).solution.T @ chosen
+    assert (left.square().mean(1) < 1e-3 * channels.square().mean(1)).all()
 
 
 def test_a_student_may_begin_with_the_weights_of_another(distill: ModuleType, run_dir: Path, tmp_path: Path) -> None:

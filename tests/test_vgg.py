@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -31,6 +31,7 @@ from stylize.vgg import (
     natural_noise,
     randomize_,
     read_weights,
+    replicate_border,
     tap_depth,
 )
 
@@ -43,7 +44,7 @@ def whole_random_vgg() -> VGG19:
 
 
 def weights(depth: int) -> dict[str, Tensor]:
-    return VGG19(depth).state_dict()
+    return {name: value.contiguous() for name, value in VGG19(depth).state_dict().items()}
 
 
 def refusal(call: Callable[[], object]) -> str:
@@ -100,7 +101,7 @@ def test_all_taps_equal_torchvision_with_the_same_weights(whole_random_vgg: VGG1
     taps = network(image, TAPS)
     assert list(taps) == list(TAPS)
     for ours, theirs in zip(taps.values(), expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-4)
 
 
 @torch.no_grad()
@@ -289,8 +290,13 @@ def test_random_weights_do_not_depend_on_the_depth() -> None:
     assert all(torch.equal(value, deep[key]) for key, value in shallow.items())
 
 
+def build_student(convolution: Convolution, **options: Any) -> VGG19:
+    ranks = [None, None, (2, 3), (3, 3), (5, 4)] if convolution == "low_rank" else []
+    return VGG19(5, widths=(4, 4, 6, 6, 8), convolution=convolution, ranks=ranks, **options)
+
+
 def write_student(path: Path, convolution: Convolution = "plain") -> VGG19:
-    vgg = VGG19(5, widths=(4, 4, 6, 6, 8), convolution=convolution)
+    vgg = build_student(convolution)
     randomize_(vgg, seed=1)
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(encode_compact(vgg, {"name": "tiny"}))
@@ -323,12 +329,38 @@ def test_a_student_has_the_taps_of_vgg_19_with_fewer_channels(tmp_path: Path, co
         torch.testing.assert_close(found[tap], expected[tap], rtol=0.01, atol=0.01)  # stored in float16
 
 
+def test_convolutions_of_low_rank_have_the_channels_that_are_asked_for_between() -> None:
+    student = build_student("low_rank")
+    shapes = [tuple(parameter.shape) for parameter in student.features["5"].parameters()]
+    assert shapes == [(2, 4, 1, 1), (3, 2, 3, 3), (6, 3, 1, 1), (6,)]
+    with pytest.raises(ValueError, match="got 1 ranks, must be one for each of 2 convolutions"):
+        VGG19(2, widths=(4, 4), convolution="low_rank", ranks=[None])
+
+
+@pytest.mark.parametrize("size", ((5, 7), (1, 4), (1, 1)))
+def test_the_border_is_replicated_forward_and_backward(size: tuple[int, int]) -> None:
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    expected = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    torch.testing.assert_close(replicate_border(x), expected)
+    weights = torch.randn_like(expected)
+    theirs, ours = (torch.autograd.grad((y * weights).sum(), x)[0] for y in (expected, replicate_border(x)))
+    torch.testing.assert_close(ours, theirs)
+    assert torch.autograd.gradgradcheck(lambda y: replicate_border(y).square(), (x,))
+
+
+def test_feature_maps_are_channels_last_and_their_gram_matrices_need_no_copy() -> None:
+    vgg = load_vgg("random", ["relu2_1"]).vgg
+    (maps,) = vgg(torch.rand(2, 3, 16, 20), ["relu2_1"]).values()
+    assert maps.is_contiguous(memory_format=torch.channels_last)
+    assert maps.permute(0, 2, 3, 1).flatten(1, 2).data_ptr() == maps.data_ptr()
+
+
 def test_compact_is_the_student_in_the_package(compact: VGG19) -> None:
     loaded = load_vgg("compact", ["relu1_1", "relu2_1"], pooling="average", padding="zero")
     assert loaded.weights == "compact (VGG-19's student)"
     assert loaded.vgg.widths == (4, 4, 6)
     assert loaded.vgg.pool is F.avg_pool2d
-    assert isinstance(loaded.vgg.pad, nn.Identity)
+    assert not loaded.vgg.features["0"].replicates
     assert torch.equal(loaded.vgg.features["0"].weight, compact.features["0"].weight.half().float())
 
 
@@ -366,12 +398,19 @@ def test_imagenet_or_compact_takes_the_student_without_the_network(
 
 @pytest.mark.parametrize(
     "metadata",
-    ({"widths": "4,4"}, {"widths": "4,x", "convolution": "plain"}, {"widths": "4,9", "convolution": "plain"}),
-    ids=("no kind", "no numbers", "other widths"),
+    (
+        {"widths": "4,4"},
+        {"widths": "4,x", "convolution": "plain"},
+        {"widths": "4,9", "convolution": "plain"},
+        {"widths": "4,4", "convolution": "low_rank"},
+        {"widths": "4,4", "convolution": "low_rank", "ranks": "plain,3"},
+        {"widths": "4,4", "convolution": "low_rank", "ranks": "plain,3:2"},
+    ),
+    ids=("no kind", "no numbers", "other widths", "no ranks", "half a rank", "other layers"),
 )
 def test_a_damaged_student_is_refused(tmp_path: Path, metadata: dict[str, str]) -> None:
     path = tmp_path / "student.safetensors"
-    state = VGG19(2, widths=(4, 4)).state_dict()
+    state = {name: value.contiguous() for name, value in VGG19(2, widths=(4, 4)).state_dict().items()}
     save_file(state, path, {"format": COMPACT_FORMAT, **metadata})
     assert refusal(lambda: load_vgg(str(path), ["relu1_2"])) == f"{path}: damaged: its weights do not fit its metadata"
 
@@ -393,7 +432,7 @@ def test_the_loss_of_a_student_has_the_names_of_that_of_vgg_19(compact: VGG19, s
 
 @pytest.mark.parametrize("convolution", get_args(Convolution))
 def test_a_random_student_has_a_mean_activation_of_one(convolution: Convolution) -> None:
-    vgg = VGG19(5, "average", widths=(4, 4, 6, 6, 8), convolution=convolution)
+    vgg = build_student(convolution, pooling="average")
     randomize_(vgg, seed=0)
     images = natural_noise(8, 64, torch.Generator().manual_seed(0))
     assert {tap: round(float(f.mean()), 2) for tap, f in vgg(images, COMPACT_TAPS).items()} == dict.fromkeys(

@@ -1,0 +1,149 @@
+"""A student out of its teacher's own weights: fewer channels, and convolutions of low rank.
+
+Layer by layer, on what the student itself makes of pictures (so a layer corrects what the ones before it leave out),
+by least squares and eigenvectors alone. What it gives is the start of a training.
+
+Source: Kim et al. 2015, arXiv:1511.06530 (low rank on both sides of a convolution, then training); Zhang et al. 2015,
+    arXiv:1505.06798 (fitted to responses on the compressed network's own inputs).
+Differs: input directions by the energy that they send through the teacher's weights; responses before the ReLU, with
+    weak channels counted more, as Gram matrices of balanced channels do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stylize.vgg import LAYERS, VGG19, last_convolution, replicate_border
+
+PIXELS = 400  # of every picture and layer
+RIDGE = 1e-5  # of the inputs' mean energy: where pictures say nothing, weights stay the teacher's
+
+
+class Moments(NamedTuple):
+    """Means and covariances of patches x `(C·9)` and responses y, and a little of the teacher's weights; float64."""
+
+    mean_x: Tensor
+    mean_y: Tensor
+    xx: Tensor
+    xy: Tensor
+
+
+@torch.no_grad()
+def decompose_(student: VGG19, teacher: VGG19, images: Tensor, seed: int) -> dict[str, Tensor]:
+    """Give a student, plain or of low rank, the weights that come nearest to its teacher's.
+
+    Args:
+        student: At most as many channels as the teacher in every layer; the first layer must be plain.
+        teacher: As deep.
+        images: `(N, 3, H, W)`: what they are to agree on.
+        seed: Of the choice of pixels.
+
+    Returns:
+        By tap, which of the teacher's channels the student has: those that tell most about the others.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    kept, kept_before = dict[str, Tensor](), torch.arange(3)
+    inputs = [(image - teacher.mean) / teacher.std for image in images.split(16)]
+    taught = list(inputs)
+    for layer, module, width in zip(LAYERS, student.features.values(), student.widths, strict=False):
+        if layer.pool_before:
+            inputs, taught = ([teacher.pool(maps, 2) for maps in batches] for batches in (inputs, taught))
+        responses = [teacher.features[layer.key](maps) for maps in taught]
+        taught = [F.relu(response) for response in responses]
+        kept[layer.tap] = representatives(_energies(taught), width)
+        chosen = [response[:, kept[layer.tap]] for response in responses]
+        own = last_convolution(teacher.features[layer.key])
+        weight = own.weight[kept[layer.tap]][:, kept_before]
+        if layer is LAYERS[0]:
+            _set_(last_convolution(module), weight, cast(Tensor, own.bias)[kept[layer.tap]])
+        else:
+            _fit_layer_(module, _moments(inputs, chosen, weight, draw))
+        kept_before = kept[layer.tap]
+        inputs = [F.relu(module(maps)) for maps in inputs]
+    return kept
+
+
+def representatives(energies: Tensor, count: int) -> Tensor:
+    """The channels out of which the others, each scaled to one energy, are best had by linear maps; greedily.
+
+    Args:
+        energies: Mean products of the channels, `(C, C)`.
+        count: How many.
+
+    Returns:
+        Their numbers, ascending.
+    """
+    scale = energies.diagonal().clamp_min(1e-12).sqrt()
+    left, chosen = energies / torch.outer(scale, scale), list[int]()
+    for _ in range(count):
+        gain = left.square().sum(0) / left.diagonal().clamp_min(1e-9)
+        gain[chosen] = -1
+        best = int(gain.argmax())
+        chosen.append(best)
+        left = left - torch.outer(left[:, best], left[best]) / left[best, best].clamp_min(1e-9)
+    return torch.tensor(sorted(chosen), device=energies.device)
+
+
+def _energies(maps: Sequence[Tensor]) -> Tensor:
+    return torch.stack([torch.einsum("nchw,ndhw->cd", m.double(), m.double()) / m[:, 0].numel() for m in maps]).mean(0)
+
+
+def _moments(inputs: Sequence[Tensor], responses: Sequence[Tensor], weight: Tensor, draw: torch.Generator) -> Moments:
+    """Of 3×3 patches and the responses at their centres, at drawn pixels; besides white patches under `weight`."""
+    xs, ys = [], []
+    for maps, response in zip(inputs, responses, strict=True):
+        pixels = torch.randperm(maps[0, 0].numel(), generator=draw)[:PIXELS].to(maps.device)
+        xs.append(F.unfold(replicate_border(maps), 3)[..., pixels].transpose(0, 1).flatten(1))
+        ys.append(response.flatten(2)[..., pixels].transpose(0, 1).flatten(1))
+    x, y = (torch.cat(parts, 1) for parts in (xs, ys))
+    mean_x, mean_y = (values.mean(1, dtype=torch.float64) for values in (x, y))
+    xx, xy = torch.zeros(2, 1, 1, dtype=torch.float64, device=x.device)
+    for some_x, some_y in zip(x.split(4096, 1), y.split(4096, 1), strict=True):
+        some_x, some_y = some_x - mean_x[:, None], some_y - mean_y[:, None]
+        xx, xy = xx + some_x @ some_x.T / x.shape[1], xy + some_x @ some_y.T / x.shape[1]
+    ridge = RIDGE * xx.diagonal().mean()
+    white = torch.eye(len(xx), dtype=xx.dtype, device=xx.device)
+    return Moments(mean_x, mean_y, xx + ridge * white, xy + ridge * weight.flatten(1).T.double())
+
+
+def _fit_layer_(module: nn.Module, moments: Moments) -> None:
+    last = last_convolution(module)
+    mean_x, mean_y, xx, xy = moments
+    best = torch.linalg.solve(xx, xy)  # (C·9, C'): the whole convolution
+    if not isinstance(module, nn.Sequential):
+        _set_(last, best.T, mean_y - best.T @ mean_x)
+        return
+    before, between, last = (cast(nn.Conv2d, conv) for conv in module)
+    strength = (best.T @ xx @ best).diagonal().clamp_min(1e-12) ** 0.25  # each response is divided by it
+    mix = _input_directions(best / strength, xx, before.out_channels)  # (C, a)
+    widened = torch.kron(mix, torch.eye(9, dtype=mix.dtype, device=mix.device))  # the same at all nine places
+    mean_z, zz, zy = widened.T @ mean_x, widened.T @ xx @ widened, widened.T @ xy
+    through = torch.linalg.solve(zz, zy) / strength
+    _, directions = torch.linalg.eigh(through.T @ zz @ through)
+    directions = directions[:, -between.out_channels :]
+    narrow = through @ directions  # (a·9, b)
+    spread = (narrow.T @ zz @ narrow).diagonal().clamp_min(1e-12).sqrt()
+    narrow, back = narrow / spread, directions * spread * strength[:, None]
+    before.weight.copy_(mix.T[..., None, None])
+    between.weight.copy_(narrow.T.reshape(between.weight.shape))
+    _set_(last, back, mean_y - back @ (narrow.T @ mean_z))
+
+
+def _input_directions(weights: Tensor, xx: Tensor, count: int) -> Tensor:
+    """The `count` mixtures of input channels that carry most of the response, `(C, count)`."""
+    channels = len(xx) // 9
+    centre = xx.reshape(channels, 9, channels, 9)[:, 4, :, 4]
+    values, vectors = torch.linalg.eigh(centre)
+    root, inverse = (vectors * values.clamp_min(1e-9) ** power @ vectors.T for power in (0.5, -0.5))
+    sent = root @ weights.reshape(channels, -1)
+    return inverse @ torch.linalg.eigh(sent @ sent.T)[1][:, -count:]
+
+
+def _set_(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
+    conv.weight.copy_(weight.reshape(conv.weight.shape))
+    cast(Tensor, conv.bias).copy_(bias)
