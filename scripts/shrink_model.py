@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from stylize.images import write_atomically
+from stylize.files import write_atomically
 from stylize.model_file import encode_model, load_model
 
 

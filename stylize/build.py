@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from stylize.config import RunConfig
+from stylize.files import write_atomically
 from stylize.generators import Generator, build_generator
-from stylize.images import read_rgb, resize, to_tensor, write_atomically
+from stylize.images import read_rgb, resize, to_tensor
 from stylize.losses import PerceptualLoss, check_style_size
 from stylize.model_file import ModelCard, encode_model, make_thumbnail
 from stylize.training.data import (

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from stylize.errors import StylizeError
+from stylize.files import write_atomically
 
 logger = logging.getLogger("stylize")
 
@@ -188,30 +188,6 @@ def format_of(path: Path) -> str:
     return WRITABLE[suffix]
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name beside its place, then rename: a reader never sees half of it.
-
-    Raises:
-        StylizeError: The folder does not exist or cannot be written to.
-    """
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    except OSError as error:
-        raise StylizeError(f"{path}: cannot be written ({error.strerror})") from error
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    except OSError as error:
-        raise StylizeError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def contact_sheet(rows: Iterable[Iterable[Tensor]], gap_px: int = 4) -> Tensor:
     """Lay out images `(3, H, W)` in rows on white, each row as high as its highest image."""
     strips = [_row(list(row), gap_px) for row in rows]
@@ -224,12 +200,6 @@ def _row(images: list[Tensor], gap_px: int) -> Tensor:
     height = max(image.shape[-2] for image in images)
     padded = [torch.nn.functional.pad(image, (0, gap_px, 0, height - image.shape[-2]), value=1.0) for image in images]
     return torch.cat(padded, dim=2)[:, :, :-gap_px]
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _open(path: Path, shorter_side_px: int | None = None) -> Image.Image:

@@ -37,7 +37,7 @@ class Outcome(NamedTuple):
 
 
 Call = Callable[..., Outcome]
-RUN_FILES = {"config.yaml", "model.safetensors", "metrics.jsonl", "checkpoints", "samples"}
+RUN_FILES = {".lock", "config.yaml", "model.safetensors", "metrics.jsonl", "checkpoints", "samples"}
 
 
 @pytest.fixture(autouse=True)

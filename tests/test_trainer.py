@@ -1,6 +1,9 @@
+import hashlib
+import io
 import json
 import logging
 import math
+import os
 import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,11 +21,18 @@ from stylize.errors import StylizeError
 from stylize.images import read_rgb, to_bytes
 from stylize.model_file import load_model, read_card
 from stylize.norms import BatchInstanceNorm, BatchNorm
-from stylize.training.checkpoint import checkpoint_path, checkpoints, load_checkpoint, save_checkpoint
+from stylize.training.checkpoint import (
+    checkpoint_path,
+    checkpoints,
+    encode_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from stylize.training.data import Batches, ContentConfig, CropDataset
 from stylize.training.monitor import Monitor
 from stylize.training.trainer import (
     Interrupted,
+    NotFinite,
     ScheduleConfig,
     TrainConfig,
     Trainer,
@@ -120,21 +130,17 @@ def test_crops_reach_the_generator_scaled_to_one(tmp_path: Path) -> None:
     assert 0.5 < seen[0].max() <= 1
 
 
-def test_a_loss_that_is_not_finite_stops_before_anything_is_updated(
+def test_a_loss_that_is_not_finite_is_named_before_anything_is_updated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = build(tmp_path, {"generator.norm": "none"}).trainer
     before, style = weights(trainer), trainer.loss._style
     monkeypatch.setattr(trainer.loss, "_style", lambda tap, f: style(tap, f) * (math.nan if tap == "relu1_1" else 1))
-    with pytest.raises(StylizeError) as caught:
-        fit(trainer)
-    assert str(caught.value) == (
-        "step 1: the loss is not finite (style/relu1_1, style); nothing was updated. "
-        "Lower train.learning_rate or loss.style_weight, and go on with --resume"
-    )
+    with pytest.raises(NotFinite) as caught:
+        trainer.step(batch_of(trainer))
+    assert str(caught.value) == "the loss is not finite (style/relu1_1, style)"
     assert equal(weights(trainer), before)
     assert trainer.optimizer.state_dict()["state"] == {}
-    assert checkpoints(trainer.run_dir / "checkpoints") == []
 
 
 def test_gates_stay_in_range_and_learn_ten_times_as_fast(tmp_path: Path) -> None:
@@ -327,31 +333,44 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_older_ones(
 ) -> None:
     save_checkpoint(tmp_path, 1, {"step": 1}, keep=1)
 
-    def full(state: object, file: Any) -> None:
-        file.write(b"half")
+    def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(os, "fsync", full)
     for error_of in (2, 1):
         with pytest.raises(StylizeError) as caught:
             save_checkpoint(tmp_path, error_of, {}, keep=1)
-        assert str(caught.value) == (
-            f"{tmp_path}/step-{error_of:08d}.pt: the checkpoint cannot be written (No space left on device)"
-        )
+        assert str(caught.value) == f"{tmp_path}/step-{error_of:08d}.pt: cannot be written (No space left on device)"
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.pt"]
     assert load_checkpoint(tmp_path / "step-00000001.pt", CPU) == {"step": 1}
+
+
+def signed(payload: bytes) -> bytes:
+    """A checkpoint file of these bytes, with the right hash."""
+    digest = hashlib.sha256(b"1\n" + payload).hexdigest()
+    return f"stylize checkpoint 1, step 1, sha256 {digest}\n".encode() + payload
+
+
+def saved(content: object) -> bytes:
+    encoded = io.BytesIO()
+    torch.save(content, encoded)
+    return encoded.getvalue()
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     whole = save_checkpoint(tmp_path, 1, {"weights": torch.rand(500)}, keep=1).read_bytes()
     path = tmp_path / "cut.pt"
-    for content in (whole[: len(whole) // 2], b"", b"not a checkpoint"):
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1  # torch alone would read it as another weight
+    no_header, no_hash = "its first line is not that of a checkpoint", "its content does not have its SHA-256"
+    other_step = whole.replace(b"step 1,", b"step 2,")
+    damages = {whole[: len(whole) // 2]: no_hash, bytes(flipped): no_hash, other_step: no_hash, b"": no_header}
+    for content, reason in {**damages, b"not a checkpoint": no_header}.items():
         path.write_bytes(content)
         with pytest.raises(StylizeError) as caught:
             load_checkpoint(path, CPU)
-        assert str(caught.value).startswith(f"{path}: the checkpoint is damaged (")
-        assert "\n" not in str(caught.value)
-    torch.save([1, 2], path)
+        assert str(caught.value) == f"{path}: the checkpoint is damaged ({reason})"
+    path.write_bytes(signed(saved([1, 2])))
     with pytest.raises(StylizeError) as caught:
         load_checkpoint(path, CPU)
     assert str(caught.value) == f"{path}: no checkpoint: must hold a dict"
@@ -361,14 +380,13 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "step-00000001.pt"
     malicious = type("Malicious", (), {"__reduce__": lambda self: (Path.touch, (Path("executed"),))})()
-    path.write_bytes(pickle.dumps({"progress": malicious}))
-    with pytest.raises(StylizeError, match="the checkpoint is damaged"):
-        load_checkpoint(path, CPU)
-    torch.save({"progress": malicious}, path)
-    with pytest.raises(StylizeError, match="the checkpoint is damaged"):
-        load_checkpoint(path, CPU)
+    for payload in (pickle.dumps({"progress": malicious}), saved({"progress": malicious})):
+        path.write_bytes(signed(payload))
+        with pytest.raises(StylizeError, match="the checkpoint is damaged") as caught:
+            load_checkpoint(path, CPU)
+        assert "SHA-256" not in str(caught.value)
     assert not Path("executed").exists()
-    torch.load(path, weights_only=False)
+    torch.load(io.BytesIO(saved({"progress": malicious})), weights_only=False)
     assert Path("executed").exists()
 
 
@@ -389,8 +407,15 @@ def test_a_checkpoint_without_its_parts_is_refused(tmp_path: Path) -> None:
     trainer = build(tmp_path).trainer
     path = trainer.save()
     state = load_checkpoint(path, CPU)
-    for broken in ({**state, "progress": {"stp": 1}}, {k: v for k, v in state.items() if k != "optimizer"}):
-        torch.save(broken, path)
+    without = [{k: v for k, v in state.items() if k != part} for part in ("optimizer", "last_good")]
+    other = {"network.to_rgb.bias": torch.zeros(4)}
+    for broken in (
+        *without,
+        {**state, "progress": {"stp": 1}},
+        {**state, "last_good": other},
+        {**state, "last_good": {}},
+    ):
+        path.write_bytes(encode_checkpoint(0, broken))
         with pytest.raises(StylizeError) as caught:
             trainer.resume()
         assert str(caught.value) == f"{path}: does not fit this run: it is of another network, or damaged"

@@ -19,6 +19,7 @@ import click
 
 from stylize.cli.options import device_option
 from stylize.errors import StylizeError
+from stylize.files import LOCK_NAME, FolderLock, remove_leftovers, write_atomically
 
 if TYPE_CHECKING:
     from stylize.build import Run
@@ -73,11 +74,14 @@ def train(
     if dry_run:
         click.echo(config.to_yaml(), nl=False)
         return
-    _prepare(run_dir, config, overwrite)
-    if resume:
-        run.trainer.resume()
-        logger.info("resuming at step %d", run.trainer.progress.step)
-    _fit(run, run_dir)
+    _make_folder(run_dir)
+    with FolderLock(run_dir):
+        _check_run_dir(run_dir, config, resume, overwrite)  # another process may have begun while this one built
+        _prepare(run_dir, config, overwrite)
+        if resume:
+            run.trainer.resume()
+            logger.info("resuming at step %d", run.trainer.progress.step)
+        _fit(run, run_dir)
 
 
 def _check_run_dir(run_dir: Path, config: RunConfig, resume: bool, overwrite: bool) -> None:
@@ -92,7 +96,7 @@ def _check_run_dir(run_dir: Path, config: RunConfig, resume: bool, overwrite: bo
         if not started:
             raise StylizeError(f"{run_dir}: nothing to resume: there is no run")
         _check_same_run(run_dir / "config.yaml", config)
-    elif run_dir.is_dir() and any(run_dir.iterdir()) and not (overwrite and started):
+    elif run_dir.is_dir() and any(p.name != LOCK_NAME for p in run_dir.iterdir()) and not (overwrite and started):
         remedy = "go on with --resume, replace it with --overwrite, or" if started else "is no run folder;"
         raise StylizeError(f"{run_dir}: is there already: {remedy} choose another --output")
 
@@ -119,16 +123,18 @@ def _flat(tree: object, prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def _prepare(run_dir: Path, config: RunConfig, overwrite: bool) -> None:
-    if overwrite and run_dir.is_dir():
-        for path in [run_dir / name for name in RUN_FILES] + list(run_dir.glob("events.out.tfevents.*")):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+def _make_folder(run_dir: Path) -> None:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StylizeError(f"{run_dir}: cannot be created ({error.strerror})") from error
-    from stylize.images import write_atomically
 
+
+def _prepare(run_dir: Path, config: RunConfig, overwrite: bool) -> None:
+    if overwrite and run_dir.is_dir():
+        for path in [run_dir / name for name in RUN_FILES] + list(run_dir.glob("events.out.tfevents.*")):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    remove_leftovers(run_dir)
     write_atomically(run_dir / "config.yaml", config.to_yaml().encode())
 
 
@@ -158,13 +164,22 @@ def _fit(run: Run, run_dir: Path) -> None:
             with _stop_on_signals(run.trainer):
                 run.trainer.fit(monitor)
         except Interrupted:
-            logger.info(
-                "stopped after step %d; go on with: stylize train --config %s --output %s --resume",
-                progress.step, quoted(run_dir / "config.yaml"), quoted(run_dir),
-            )  # fmt: skip
+            _tell_how_to_go_on(run.trainer, run_dir)
             sys.exit(130)
         monitor.log_hyperparameters(_hyperparameters(config), progress.validation)
     _report(run.trainer.progress, run_dir, time.monotonic() - start_s, first_step, batch_size)
+
+
+def _tell_how_to_go_on(trainer: Trainer, run_dir: Path) -> None:
+    step, saved_step = trainer.progress.step, trainer.saved_step
+    if saved_step is None:
+        logger.info("stopped after step %d; no checkpoint could be written", step)
+        return
+    behind = "" if saved_step == step else f", saved at step {saved_step}"
+    logger.info(
+        "stopped after step %d%s; go on with: stylize train --config %s --output %s --resume",
+        step, behind, quoted(run_dir / "config.yaml"), quoted(run_dir),
+    )  # fmt: skip
 
 
 def quoted(path: Path) -> str:
@@ -180,6 +195,8 @@ def _hyperparameters(config: RunConfig) -> dict[str, object]:
 def _report(progress: Progress, run_dir: Path, seconds: float, first_step: int, batch_size: int) -> None:
     rate = (progress.step - first_step) * batch_size / max(seconds, 1e-9)
     logger.info("%d steps in %.0f s, %.2f images/s", progress.step - first_step, seconds, rate)
+    if not (run_dir / "model.safetensors").exists():
+        raise StylizeError(f"{run_dir}: no model could be written; make room, and train some more with --resume")
     if progress.validation:
         logger.info(
             "best at step %d: held-out style %.4f (photographs: %.4f), content %.4f (correlation %.3f)",

@@ -1,8 +1,14 @@
-"""The full training state on disk, written atomically, loaded without running code."""
+"""The full training state on disk: written whole or not at all, found by content, loaded without running code.
+
+A file begins with a line that holds its step and the SHA-256 of what follows; what follows is `torch.save`'s.
+"""
 
 from __future__ import annotations
 
-import os
+import contextlib
+import hashlib
+import io
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +17,13 @@ from typing import Any
 import torch
 
 from stylize.errors import StylizeError
+from stylize.files import write_atomically
+
+logger = logging.getLogger("stylize")
 
 NAME = re.compile(r"step-(\d{8})\.pt")
+HEADER = re.compile(rb"stylize checkpoint 1, step (\d{1,12}), sha256 ([0-9a-f]{64})\n")
+HEADER_BYTES = 128  # at most
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -31,27 +42,66 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int
         StylizeError: The folder cannot be written to; older checkpoints stay.
     """
     path = checkpoint_path(folder, step)
-    temporary = path.with_suffix(".part")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise StylizeError(f"{path}: the checkpoint cannot be written ({reason})") from error
+    except OSError as error:
+        raise StylizeError(f"{path}: cannot be written ({error.strerror})") from error
+    write_atomically(path, encode_checkpoint(step, state))
     for old in checkpoints(folder)[:-keep]:
-        old.unlink()
+        old.unlink(missing_ok=True)
     return path
 
 
+def encode_checkpoint(step: int, state: Mapping[str, Any]) -> bytes:
+    """The content of a checkpoint file."""
+    encoded = io.BytesIO()
+    torch.save(dict(state), encoded)
+    payload = encoded.getvalue()
+    return b"stylize checkpoint 1, step %d, sha256 %s\n" % (step, _digest(step, payload)) + payload
+
+
+def _digest(step: int, payload: bytes) -> bytes:
+    return hashlib.sha256(b"%d\n" % step + payload).hexdigest().encode()
+
+
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
+    """The checkpoints of a run, oldest first by the step in the file, or in the name where the file is damaged."""
     found = folder.iterdir() if folder.is_dir() else iter(())
-    return sorted(path for path in found if NAME.fullmatch(path.name))
+    steps = {path: _step(path) for path in found if path.suffix == ".pt" and path.is_file()}
+    return sorted((path for path, step in steps.items() if step is not None), key=lambda path: (steps[path], path))
+
+
+def _step(path: Path) -> int | None:
+    with path.open("rb") as file:
+        header = HEADER.match(file.read(HEADER_BYTES))
+    if header is not None:
+        return int(header[1])
+    name = NAME.fullmatch(path.name)
+    return int(name[1]) if name is not None else None
+
+
+def newest_checkpoint(folder: Path, device: torch.device) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that is whole, or None where there is none at all.
+
+    Damaged ones that are newer are told and renamed to end in `.damaged`: among the newest that are kept, they would
+    push out good ones.
+
+    Raises:
+        StylizeError: There are only damaged ones.
+    """
+    found = checkpoints(folder)
+    for path in reversed(found):
+        try:
+            state = load_checkpoint(path, device)
+        except StylizeError as error:
+            logger.warning("%s; passed over", error)
+            with contextlib.suppress(OSError):
+                path.replace(path.with_name(f"{path.name}.damaged"))
+            continue
+        return path, state
+    if found:
+        raise StylizeError(f"{folder}: every checkpoint is damaged; start anew with --overwrite or another --output")
+    return None
 
 
 def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
@@ -61,8 +111,18 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
         StylizeError: It is damaged.
     """
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # a damaged file makes the reader raise almost anything
+        content = path.read_bytes()
+    except OSError as error:
+        raise StylizeError(f"{path}: the checkpoint cannot be read ({error.strerror})") from error
+    header = HEADER.match(content)
+    if header is None:
+        raise StylizeError(f"{path}: the checkpoint is damaged (its first line is not that of a checkpoint)")
+    payload = content[header.end() :]
+    if _digest(int(header[1]), payload) != header[2]:
+        raise StylizeError(f"{path}: the checkpoint is damaged (its content does not have its SHA-256)")
+    try:
+        state = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+    except Exception as error:  # a forged file makes the reader raise almost anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise StylizeError(f"{path}: the checkpoint is damaged ({reason})") from error
     if not isinstance(state, dict):

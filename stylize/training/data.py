@@ -6,11 +6,14 @@ but the position, and any number of workers gives the same batches.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import logging
 import random
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -40,6 +43,7 @@ SAMPLE_FILES = {
 }
 UNREADABLE_SHARE = 0.05
 LISTED_FILES = 20
+DEATHS_THAT_STOP = 3
 
 
 class ContentConfig(BaseModel):
@@ -153,6 +157,11 @@ class CropDataset(Dataset[tuple[Tensor | None, list[str]]]):
                 index = draw.randrange(len(self.files))
         return None, unreadable
 
+    def fingerprint(self) -> str:
+        """A word for the files by name: with others the positions mean other crops."""
+        names = "\0".join(file.name for file in self.files)
+        return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
+
     def _crop(self, file: Path, draw: random.Random) -> Tensor:
         image = read_rgb(file, self.config.resize)
         side = self.config.crop
@@ -207,6 +216,37 @@ def _leave_ctrl_c_to_the_training(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+class _WorkerDied(Exception):
+    """A decoding process was killed."""
+
+
+def _or_worker_died(batches: Iterator[Any]) -> Iterator[Any]:
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise _WorkerDied(str(error).splitlines()[0]) from error
+        yield batch
+
+
+@contextmanager
+def _no_interruption_by_dead_workers() -> Iterator[None]:
+    """Keep torch from raising the death of a worker in the middle of whatever the training is doing.
+
+    Its handler of SIGCHLD would leave a step half done; without it the death is told where the next batch is awaited.
+    """
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
 class Batches:
     """Batches of crops from any step on.
 
@@ -232,6 +272,22 @@ class Batches:
         Raises:
             StylizeError: More than 5 % of the files, or all that were tried, cannot be read; the message lists them.
         """
+        step, deaths = first_step, 0
+        while step < last_step:
+            try:
+                for crops in self._load(step, last_step):
+                    yield crops
+                    step, deaths = step + 1, 0
+            except _WorkerDied as error:
+                deaths += 1
+                if deaths == DEATHS_THAT_STOP:
+                    raise StylizeError(
+                        f"step {step + 1}: decoding processes died {deaths} times in a row ({error}); "
+                        "give them memory, or set content.workers to 0"
+                    ) from error
+                logger.warning("a decoding process died (%s); started again at step %d", error, step + 1)
+
+    def _load(self, first_step: int, last_step: int) -> Iterator[Tensor]:
         loader = DataLoader(
             self.dataset,
             batch_sampler=_Positions(first_step, last_step, self.batch_size),
@@ -240,7 +296,9 @@ class Batches:
             generator=torch.Generator(),  # its seed would be drawn from torch's: a resumed run would differ
             **self.options,
         )
-        for crops, messages in loader:
+        with _no_interruption_by_dead_workers():
+            batches = iter(loader)
+        for crops, messages in _or_worker_died(batches):
             self._report(messages)
             if crops is None:
                 raise StylizeError(unreadable_report(messages, len(self.dataset.files)))

@@ -6,17 +6,20 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
-from stylize.images import Picture, contact_sheet, write_atomically, write_picture
+from stylize.errors import StylizeError
+from stylize.files import RecordFile, write_atomically
+from stylize.images import Picture, contact_sheet, write_picture
+from stylize.training.events import EventFile
 
 logger = logging.getLogger("stylize")
 
@@ -24,21 +27,27 @@ logger = logging.getLogger("stylize")
 class Monitor:
     """Writes down how a run goes.
 
+    What cannot be written is told once and does not stop the run. Records wait until there is room again.
+
     Args:
         run_dir: The run's folder, which exists.
         steps: The last step, for the bar.
-        first_step: Steps done before (a resumed run); later lines of an interrupted run are dropped.
+        first_step: Steps done before (a resumed run); later records of an interrupted run are dropped.
         images_per_step: The batch size, for images/s.
     """
 
     def __init__(self, run_dir: Path, *, steps: int, first_step: int = 0, images_per_step: int = 1) -> None:
         self.run_dir = run_dir
         self.images_per_step = images_per_step
-        self._metrics_path = run_dir / "metrics.jsonl"
-        _drop_lines_after(self._metrics_path, first_step)
-        self._metrics = self._metrics_path.open("a", encoding="utf-8")
-        self.tensorboard = SummaryWriter(str(run_dir), purge_step=first_step + 1, flush_secs=10)
-        self.bar = tqdm(
+        self._failing: set[str] = set()
+        metrics_path = run_dir / "metrics.jsonl"
+        _drop_lines_after(metrics_path, first_step)
+        try:
+            self._metrics = RecordFile(metrics_path)
+            self.tensorboard = EventFile(run_dir, first_step)
+        except OSError as error:
+            raise StylizeError(f"{run_dir}: cannot be written to ({error.strerror})") from error
+        self.bar = _SteadyBar(
             total=steps,
             initial=first_step,
             unit="step",
@@ -57,12 +66,18 @@ class Monitor:
         traceback: TracebackType | None,
     ) -> None:
         self.bar.close()
+        self.sync()
         self.tensorboard.close()
         self._metrics.close()
 
     def advance(self) -> None:
         """One step is done."""
         self.bar.update()
+
+    def sync(self) -> None:
+        """Bring all records to the disk: a checkpoint must not be ahead of them."""
+        self._write("metrics.jsonl", self._metrics.sync)
+        self._write("TensorBoard's events", self.tensorboard.sync)
 
     def log_step(self, step: int, scalars: Mapping[str, float]) -> None:
         """Record a training step's scalars, and the images/s since the last record."""
@@ -82,35 +97,44 @@ class Monitor:
             return
         sheet = contact_sheet([content, stylized])
         folder = self.run_dir / "samples"
-        folder.mkdir(exist_ok=True)
-        write_picture(folder / f"step-{step:08d}.jpg", Picture(sheet), quality=90)
-        self.tensorboard.add_image("validation/content above, stylized below", sheet, step)
+        with self.surviving("the samples"):
+            folder.mkdir(exist_ok=True)
+            write_picture(folder / f"step-{step:08d}.jpg", Picture(sheet), quality=90)
+        self.tensorboard.image("validation/content above, stylized below", sheet, step)
         for i, image in enumerate(stylized):
-            self.tensorboard.add_image(f"stylized/{i}", contact_sheet([[content[i], image]]), step)
+            self.tensorboard.image(f"stylized/{i}", contact_sheet([[content[i], image]]), step)
         self.tell(
             f"step {step}: held-out style {terms['style']:.4f} (photographs: {terms['style_of_photographs']:.4f}), "
             f"content {terms['content']:.4f} (correlation {terms['content_correlation']:.3f})"
         )
 
+    def log_skipped(self, step: int, report: str, scalars: Mapping[str, float]) -> None:
+        """Record a step that was skipped, and why."""
+        self.bar.clear()
+        logger.warning(report)
+        self.bar.refresh()
+        self._scalars(step, "skipped", scalars)
+
     def log_histogram(self, step: int, name: str, values: Tensor) -> None:
         """Record a distribution and its mean."""
-        self.tensorboard.add_histogram(name, values.detach().float().cpu(), step)
-        self.tensorboard.add_scalar(f"{name}/mean", values.detach().float().mean().item(), step)
+        values = values.detach().float().cpu()
+        self.tensorboard.histogram(name, values, step)
+        self.tensorboard.scalar(f"{name}/mean", values.mean().item(), step)
 
     def log_start(self, config_yaml: str, styles: list[Tensor]) -> None:
         """Show the resolved configuration and the style images."""
-        self.tensorboard.add_text("config", f"```yaml\n{config_yaml}```", 0)
+        self.tensorboard.text("config", f"```yaml\n{config_yaml}```", 0)
         for i, style in enumerate(styles):
-            self.tensorboard.add_image(f"style/{i}", style, 0)
-        self.tensorboard.flush()
+            self.tensorboard.image(f"style/{i}", style, 0)
+        self._write("TensorBoard's events", self.tensorboard.flush)
 
     def log_hyperparameters(self, values: Mapping[str, Any], results: Mapping[str, float]) -> None:
         """Fill TensorBoard's HParams tab: the settings with the final held-out losses."""
         metrics = {f"hparam/{name}": value for name, value in results.items()}
         for summary in hparams(dict(values), metrics):  # type: ignore[no-untyped-call]
-            self.tensorboard._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
+            self.tensorboard.add(summary, 0)
         for name, value in metrics.items():
-            self.tensorboard.add_scalar(name, value)
+            self.tensorboard.scalar(name, value, 0)
 
     def tell(self, message: str) -> None:
         """A line for the user, above the bar."""
@@ -118,12 +142,46 @@ class Monitor:
         logger.info(message)
         self.bar.refresh()
 
+    @contextmanager
+    def surviving(self, what: str, consequence: str = "") -> Iterator[None]:
+        """Go on when something cannot be written, and say so once until it can be written again.
+
+        Args:
+            what: Names the thing.
+            consequence: Completes the message.
+        """
+        try:
+            yield
+        except (OSError, StylizeError) as error:
+            if what not in self._failing:
+                reason = error if isinstance(error, StylizeError) else f"cannot be written ({error.strerror})"
+                logger.warning("%s: %s; the run goes on%s", what, reason, consequence)
+            self._failing.add(what)
+        else:
+            if what in self._failing:
+                logger.info("%s: can be written again", what)
+            self._failing.discard(what)
+
+    def _write(self, what: str, write: Callable[[], None]) -> None:
+        with self.surviving(what, ", and its records wait"):
+            write()
+
     def _scalars(self, step: int, kind: str, scalars: Mapping[str, float]) -> None:
         for name, value in scalars.items():
-            self.tensorboard.add_scalar(f"{kind}/{name}", value, step)
+            self.tensorboard.scalar(f"{kind}/{name}", value, step)
+        self._write("TensorBoard's events", self.tensorboard.flush)
         line = {"step": step, "kind": kind, **{k: float(f"{v:.7g}") for k, v in scalars.items()}}
-        self._metrics.write(json.dumps(line) + "\n")
-        self._metrics.flush()
+        self._metrics.add(f"{json.dumps(line)}\n".encode())
+        self._write("metrics.jsonl", self._metrics.flush)
+
+
+class _SteadyBar(tqdm):  # type: ignore[type-arg]
+    """A bar that does not stand still when the clock is set back."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._time = time.monotonic
+        self.start_t = self.last_print_t = self._time()
 
 
 def _drop_lines_after(path: Path, step: int) -> None:

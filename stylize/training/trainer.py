@@ -8,7 +8,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -22,13 +22,16 @@ from stylize.devices import choose_memory_format, choose_precision
 from stylize.errors import StylizeError
 from stylize.generators import Generator
 from stylize.losses import PerceptualLoss
-from stylize.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from stylize.training.checkpoint import newest_checkpoint, save_checkpoint
 from stylize.training.data import Batches
+from stylize.training.last_good import LastGood
 from stylize.training.monitor import Monitor
 
 logger = logging.getLogger("stylize")
 
 COMPILE_PAYS_FROM_STEPS = 2000
+SKIPS_THAT_HALVE_THE_RATE = 3
+SKIPS_THAT_STOP = 10
 
 
 class ScheduleConfig(BaseModel):
@@ -64,7 +67,11 @@ class TrainConfig(BaseModel):
 
 
 class Interrupted(Exception):
-    """The run was asked to stop; its state is saved."""
+    """The run was asked to stop; its state is saved, if it could be."""
+
+
+class NotFinite(Exception):
+    """A loss or gradient is not finite; the message names the terms. Nothing was updated."""
 
 
 @dataclass
@@ -75,6 +82,8 @@ class Progress:
     best_total: float = math.inf
     best_step: int = 0
     validations_without_better: int = 0
+    skipped_in_a_row: int = 0
+    rate_factor: float = 1.0
     validation: dict[str, float] = field(default_factory=dict)
 
 
@@ -126,6 +135,8 @@ class Trainer:
         loss.to(memory_format=self.memory_format)
         compiled = choose_compile(config.compile, self.device, config.steps)
         self._terms = torch.compile(self._forward) if compiled else self._forward
+        self.last_good = LastGood(generator, self.optimizer)
+        self.saved_step: int | None = None
         torch.manual_seed(seed)
 
     def fit(self, monitor: Monitor) -> Progress:
@@ -133,25 +144,62 @@ class Trainer:
 
         Raises:
             Interrupted: `stop_requested` was set; the step was finished and a checkpoint written.
-            StylizeError: A loss is not finite, or too many files cannot be read.
+            StylizeError: Ten losses in a row were not finite, or too many files cannot be read.
         """
         self.generator.train()
         for batch in self.batches.from_step(self.progress.step, self.config.steps):
-            terms = self.step(batch)
-            self.progress.step += 1
-            monitor.advance()
-            if self._due(self.config.log_every):
-                monitor.log_step(self.progress.step, {k: v.item() for k, v in terms.items()})
+            self._advance(batch, monitor)
             if self._due(self.config.validate_every):
                 self.validate(monitor)
             if self._due(self.config.checkpoint_every) or self.stop_requested:
-                self.save()
+                self._save_if_possible(monitor)
             if self._gone_stale():
                 monitor.tell(f"stopped early: no better held-out loss since step {self.progress.best_step}")
                 break
             if self.stop_requested and self.progress.step < self.config.steps:
                 raise Interrupted
         return self.progress
+
+    def _advance(self, batch: Tensor, monitor: Monitor) -> None:
+        """One step, recorded; or, where the loss is not finite, back to the last good state without this batch."""
+        try:
+            terms = self.step(batch)
+        except NotFinite as error:
+            self._skip(str(error), monitor)
+            return
+        self.progress.skipped_in_a_row = 0
+        self.progress.step += 1
+        monitor.advance()
+        if self._due(self.config.log_every):
+            monitor.log_step(self.progress.step, {k: v.item() for k, v in terms.items()})
+
+    def _skip(self, reason: str, monitor: Monitor) -> None:
+        self.last_good.restore_()
+        progress = self.progress
+        progress.step += 1
+        progress.skipped_in_a_row += 1
+        count = progress.skipped_in_a_row
+        halved = ""
+        if count == SKIPS_THAT_HALVE_THE_RATE:
+            progress.rate_factor /= 2
+            halved = "; the learning rate is halved from here on"
+        monitor.advance()
+        monitor.log_skipped(
+            progress.step,
+            f"step {progress.step}: {reason}: back to the last good state, batch skipped ({count} in a row){halved}",
+            {"in_a_row": count, "rate_factor": progress.rate_factor},
+        )
+        if count == SKIPS_THAT_STOP:
+            raise StylizeError(
+                f"stopped at step {progress.step}: {count} steps in a row were not finite, last: {reason}; "
+                "start anew with a lower train.learning_rate or loss.style_weight"
+            )
+
+    def _save_if_possible(self, monitor: Monitor) -> None:
+        monitor.sync()
+        older = "without a checkpoint" if self.saved_step is None else f"with the checkpoint of step {self.saved_step}"
+        with monitor.surviving("the checkpoint", f" {older}"):
+            self.save()
 
     def step(self, batch: Tensor) -> dict[str, Tensor]:
         """One optimizer step on a batch of crops, uint8 `(N, 3, H, W)`.
@@ -160,9 +208,9 @@ class Trainer:
             The loss terms, the gradient norm and the learning rate.
 
         Raises:
-            StylizeError: A term, or the gradient, is not finite; nothing was updated.
+            NotFinite: A term, or the gradient, is not finite; no weight was updated.
         """
-        rate = self.config.learning_rate * rate_factor(self.progress.step, self.config)
+        rate = self.config.learning_rate * rate_factor(self.progress.step, self.config) * self.progress.rate_factor
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         terms = self._terms(self._to_device(batch))
@@ -171,6 +219,7 @@ class Trainer:
         torch.autograd.backward(terms["total"])
         norm = torch.nn.utils.clip_grad_norm_(self.generator.parameters(), math.inf)
         self._check_finite({"total": norm, "its gradient": norm})
+        self.last_good.keep()
         self.optimizer.step()
         self.generator.project_()
         detached = {name: term.detach() for name, term in terms.items()}
@@ -180,7 +229,8 @@ class Trainer:
     def validate(self, monitor: Monitor) -> None:
         """Measure the held-out photographs with the generator in `eval()`, keep the best model."""
         if not self.validation:
-            self.save_best(self.progress)
+            with monitor.surviving("the model"):
+                self.save_best(self.progress)
             return
         self.generator.eval()
         stylized, sums = [], {"style_of_photographs": self.style_of_photographs}
@@ -193,7 +243,8 @@ class Trainer:
             for name, term in terms.items():
                 sums[name] = sums.get(name, 0.0) + term.item() / len(self.validation)
         self.generator.train()
-        self._record(sums)
+        with monitor.surviving("the model", ", and this validation does not count as the best"):
+            self._record(sums)
         monitor.log_validation(self.progress.step, sums, self.validation, stylized)
         for name, norm in self.generator.norms().items():
             for kind, values in norm.histograms().items():
@@ -207,36 +258,51 @@ class Trainer:
             return fmean(float(self.loss(content, content)["style"]) for content in contents)
 
     def save(self) -> Path:
-        """Write a checkpoint of the whole state."""
+        """Write a checkpoint of the whole state.
+
+        Raises:
+            StylizeError: It cannot be written; older ones stay.
+        """
         state = {
             "progress": vars(self.progress),
             "generator": self.generator.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "last_good": self.last_good.state_dict(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            "photographs": self.batches.dataset.fingerprint(),
         }
         folder = self.run_dir / "checkpoints"
-        return save_checkpoint(folder, self.progress.step, state, self.config.keep_checkpoints)
+        path = save_checkpoint(folder, self.progress.step, state, self.config.keep_checkpoints)
+        self.saved_step = self.progress.step
+        return path
 
     def resume(self) -> None:
-        """Take up the newest checkpoint of the run.
+        """Take up the newest checkpoint of the run that is whole.
 
         Raises:
-            StylizeError: There is none, it is damaged, or it is of another network.
+            StylizeError: There is none, or it is of another network.
         """
-        found = checkpoints(self.run_dir / "checkpoints")
-        if not found:
+        found = newest_checkpoint(self.run_dir / "checkpoints", self.device)
+        if found is None:
             raise StylizeError(f"{self.run_dir}: nothing to resume: no checkpoint was written yet")
-        state = load_checkpoint(found[-1], self.device)
+        path, state = found
         try:
-            self.generator.load_state_dict(state["generator"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.progress = Progress(**state["progress"])
-            torch.set_rng_state(state["random"].cpu())
-            if self.device.type == "cuda":
-                torch.cuda.set_rng_state_all([s.cpu() for s in state["random_cuda"]])
+            self._take_up(state)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise StylizeError(f"{found[-1]}: does not fit this run: it is of another network, or damaged") from error
+            raise StylizeError(f"{path}: does not fit this run: it is of another network, or damaged") from error
+        if state.get("photographs") != self.batches.dataset.fingerprint():
+            logger.warning("content.path: the photographs are not those of the run so far: other batches follow")
+
+    def _take_up(self, state: Mapping[str, Any]) -> None:
+        self.generator.load_state_dict(state["generator"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.last_good.load_state_dict(state["last_good"])
+        self.progress = Progress(**state["progress"])
+        self.saved_step = self.progress.step
+        torch.set_rng_state(state["random"].cpu())
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state_all([s.cpu() for s in state["random_cuda"]])
 
     def _forward(self, content: Tensor) -> dict[str, Tensor]:
         with self._autocast():
@@ -259,23 +325,31 @@ class Trainer:
             return
         guilty = [name for name, term in terms.items() if not math.isfinite(term.item())]
         named = ", ".join(name for name in guilty if name != "total") or "total"
-        raise StylizeError(
-            f"step {self.progress.step + 1}: the loss is not finite ({named}); nothing was updated. "
-            "Lower train.learning_rate or loss.style_weight, and go on with --resume"
-        )
+        raise NotFinite(f"the loss is not finite ({named})")
 
     def _due(self, every: int) -> bool:
         return self.progress.step % every == 0 or self.progress.step == self.config.steps
 
     def _record(self, terms: dict[str, float]) -> None:
+        """Take a validation into account.
+
+        Raises:
+            StylizeError: It is the best, but the model cannot be written: then it is as if it had not been, so that
+                the model file and the progress tell of the same step.
+        """
         progress = self.progress
-        progress.validation = terms if terms["total"] < progress.best_total else progress.validation
-        if terms["total"] < progress.best_total:
-            progress.best_total, progress.best_step = terms["total"], progress.step
-            progress.validations_without_better = 0
-            self.save_best(progress)
-        else:
+        if not terms["total"] < progress.best_total:
             progress.validations_without_better += 1
+            return
+        better = replace(
+            progress,
+            best_total=terms["total"],
+            best_step=progress.step,
+            validations_without_better=0,
+            validation=terms,
+        )
+        self.save_best(better)
+        vars(progress).update(vars(better))  # in place: others hold it
 
     def _gone_stale(self) -> bool:
         patience = self.config.stop_after
