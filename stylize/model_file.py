@@ -28,6 +28,9 @@ from stylize.generators import Generator, GeneratorConfig, build_generator
 FORMAT = "stylize model"
 FORMAT_VERSION = 1
 THUMBNAIL_PX = 96
+HEADER_BYTES = 4 * 2**20  # of metadata and tensor names; a written file has some 30 KB
+SHOWN_CHARACTERS = 200
+DTYPES = frozenset(("F16", "BF16", "F32"))
 STYLE_NAME = re.compile(r"[\w .-]{1,100}")  # it becomes part of file names
 
 
@@ -90,17 +93,36 @@ def load_model(path: Path) -> tuple[Generator, ModelCard]:
         StylizeError: The file is missing, no model file, damaged, or of a newer format.
     """
     card = read_card(path)
-    generator = build_generator(card.generator)
+    damaged = f"{path}: damaged: its weights do not fit its {card.generator.name} generator"
     try:
         with safe_open(path, framework="pt") as file:
+            _check_tensors(file, card.generator)  # before anything of the size that the file claims is allocated
             state: dict[str, Tensor] = {
                 name: file.get_tensor(name).float()
                 for name in file.keys()  # noqa: SIM118  # it is no dict
             }
+        generator = build_generator(card.generator)
         generator.load_state_dict(state)
-    except (SafetensorError, RuntimeError) as error:
-        raise StylizeError(f"{path}: damaged: its weights do not fit its {card.generator.name} generator") from error
+    except (SafetensorError, RuntimeError, ValueError, OSError) as error:
+        raise StylizeError(damaged) from error
+    if not all(bool(value.isfinite().all()) for value in state.values()):
+        raise StylizeError(f"{path}: damaged: not all of its weights are finite")
     return generator.eval(), card
+
+
+def _check_tensors(file: Any, config: GeneratorConfig) -> None:
+    """Compare names, shapes and types with those of the generator, none of which is allocated.
+
+    Raises:
+        ValueError: They differ.
+    """
+    with torch.device("meta"):
+        wanted = {name: list(value.shape) for name, value in build_generator(config).state_dict().items()}
+    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+    if wanted != {name: part.get_shape() for name, part in slices.items()}:
+        raise ValueError("other names or shapes")
+    if not {part.get_dtype() for part in slices.values()} <= DTYPES:
+        raise ValueError("other types")
 
 
 def read_card(path: Path) -> ModelCard:
@@ -122,13 +144,13 @@ def read_card(path: Path) -> ModelCard:
         return ModelCard(
             generator=GeneratorConfig.model_validate_json(metadata["generator"]),
             style=_style_name(metadata["style"]),
-            step=int(metadata["step"]),
-            vgg=metadata["vgg"],
+            step=_count(metadata["step"]),
+            vgg=_shown(metadata["vgg"]),
             validation={name: float(value) for name, value in json.loads(metadata["validation"]).items()},
             config=dict(json.loads(metadata["config"])),
             thumbnail=base64.b64decode(metadata["thumbnail"]),
-            stylize_version=metadata["stylize_version"],
-            torch_version=metadata["torch_version"],
+            stylize_version=_shown(metadata["stylize_version"]),
+            torch_version=_shown(metadata["torch_version"]),
         )
     except KeyError as error:
         raise StylizeError(f"{path}: damaged: its metadata lack {error}") from error
@@ -138,9 +160,21 @@ def read_card(path: Path) -> ModelCard:
         raise StylizeError(
             f"{path}: damaged: its metadata: {place}: {first['msg'].removeprefix('Value error, ')}"
         ) from error
-    except (ValueError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        reason = str(error).splitlines()[0][:SHOWN_CHARACTERS]
         raise StylizeError(f"{path}: damaged: its metadata cannot be read ({reason})") from error
+
+
+def check_style_name(name: str) -> None:
+    """Refuse a name that a model file could not hold.
+
+    Raises:
+        StylizeError: It has other characters than it may have.
+    """
+    try:
+        _style_name(name)
+    except ValueError as error:
+        raise StylizeError(f"--{error}") from error
 
 
 def _style_name(name: str) -> str:
@@ -149,10 +183,22 @@ def _style_name(name: str) -> str:
     return name
 
 
+def _count(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,12}", text):
+        raise ValueError(f"step: got {text[:20]!r}, must be a whole number")
+    return int(text)
+
+
+def _shown(text: str) -> str:
+    """Text that goes to a terminal: without the control characters that would steer it."""
+    return "".join(c if c.isprintable() else "?" for c in text[:SHOWN_CHARACTERS])
+
+
 def _metadata(path: Path) -> Mapping[str, str]:
     if not path.is_file():
         raise StylizeError(f"{path}: {'is a folder, must be a model file' if path.is_dir() else 'no such file'}")
     try:
+        _check_header_size(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
@@ -162,6 +208,21 @@ def _metadata(path: Path) -> Mapping[str, str]:
     if metadata.get("format") != FORMAT:
         raise StylizeError(f"{path}: a safetensors file, but no stylize model: its metadata do not say so")
     return metadata
+
+
+def _check_header_size(path: Path) -> None:
+    """Refuse a header that would take long to parse.
+
+    Raises:
+        StylizeError: It is larger than that of any model.
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if HEADER_BYTES < size <= path.stat().st_size:
+        raise StylizeError(
+            f"{path}: got {size:,} bytes of metadata, must be at most {HEADER_BYTES:,}: no stylize model"
+        )
 
 
 def make_thumbnail(image: Image.Image) -> bytes:

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 
 from stylize.errors import pick
 from stylize.generators.base import MIN_SIZE_PX, Generator, GeneratorConfig
+from stylize.generators.fast_neural_style import FastNeuralStyle
 from stylize.generators.johnson import JohnsonGenerator
 from stylize.generators.texture_network import TextureNetwork
 
 __all__ = ["GENERATORS", "MIN_SIZE_PX", "Generator", "GeneratorConfig", "build_generator"]
 
 GENERATORS: Mapping[str, type[Generator]] = {
+    "fast_neural_style": FastNeuralStyle,
     "johnson": JohnsonGenerator,
     "texture_network": TextureNetwork,
 }
