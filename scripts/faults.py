@@ -35,7 +35,7 @@ from stylize.training.checkpoint import checkpoints, newest_checkpoint
 from stylize.training.events import PREFIX, read_events
 from stylize.training.trainer import Trainer
 
-STEPS = 24
+STEPS, VALIDATE_EVERY, CHECKPOINT_EVERY = 18, 6, 4
 CPU = torch.device("cpu")
 PHOTOGRAPHS = 40
 Hook = Callable[[], None]
@@ -131,11 +131,13 @@ def prepare(folder: Path) -> None:
         "loss": {"vgg": "random", "content_layers": {"relu2_1": 1.0}, "style_layers": {"relu1_1": 1.0}},
         "train": {
             "steps": STEPS, "batch_size": 2, "precision": "fp32", "compile": "never",
-            "checkpoint_every": 5, "validate_every": 4, "log_every": 1,
+            "checkpoint_every": CHECKPOINT_EVERY, "validate_every": VALIDATE_EVERY, "log_every": 1,
         },
     }  # fmt: skip
     (folder / "a.yaml").write_text(yaml.safe_dump(config))
+    start_s = time.monotonic()
     status, log = train(folder, "reference")
+    (folder / "seconds.txt").write_text(str(time.monotonic() - start_s))
     if status != 0:
         raise SystemExit(f"the training itself does not work: {log}")
 
@@ -258,7 +260,7 @@ def in_step(number: int, count: int = 1) -> Hook:
 
 def in_validation(number: int, count: int = 1) -> Hook:
     """Signals at the begin of a validation."""
-    return _around(Trainer, "validate", number, count, random.randrange(1, STEPS // 4))
+    return _around(Trainer, "validate", number, count, random.randrange(1, STEPS // VALIDATE_EVERY))
 
 
 def in_checkpoint(number: int, count: int = 1) -> Hook:
@@ -266,7 +268,7 @@ def in_checkpoint(number: int, count: int = 1) -> Hook:
 
     def hook() -> None:
         replace, calls = Path.replace, iter(range(99))
-        strike_at = random.randrange(0, STEPS // 5)
+        strike_at = random.randrange(0, STEPS // CHECKPOINT_EVERY)
 
         def struck(self: Path, target: Path) -> Path:
             if "checkpoints" in str(target) and next(calls) == strike_at:
@@ -310,9 +312,7 @@ def kill_anywhere(folder: Path) -> tuple[str, int]:
         if options and not checkpoints(folder / "run" / "checkpoints"):
             break
         pid, _ = start(folder, "run", *options)
-        while not options and not (folder / "run" / "metrics.jsonl").exists():
-            time.sleep(0.01)
-        time.sleep(random.uniform(0, 2))
+        time.sleep(random.uniform(0, float((folder / "seconds.txt").read_text())))
         os.kill(pid, signal.SIGKILL)
         ended(pid)
     lost += finish(folder)
@@ -327,7 +327,7 @@ def flip_a_bit(path: Path) -> None:
 
 def damaged(folder: Path, damage: Callable[[Path], object]) -> tuple[str, int]:
     """Damage the newest checkpoint of a stopped run."""
-    train(folder, "run", hook=_around(Trainer, "step", signal.SIGTERM, 1, 18))
+    train(folder, "run", hook=_around(Trainer, "step", signal.SIGTERM, 1, 14))
     damage(checkpoints(folder / "run" / "checkpoints")[-1])
     lost = finish(folder)
     if "passed over" not in (folder / "log.txt").read_text():
@@ -348,17 +348,17 @@ def small_disk(path: Path, size: str) -> Iterator[bool]:
 
 
 def disk_full(folder: Path) -> tuple[str, int]:
-    """Fill the disk of the run from step 7 to 17, then on to the end."""
+    """Fill the disk of the run from step 6 to 13, then on to the end."""
 
     def hook() -> None:
         step, filler = Trainer.step, folder / "run" / "filler"
 
         def filling(self: Trainer, batch: torch.Tensor) -> Any:
-            if self.progress.step == 7:
+            if self.progress.step == 5:
                 with suppress(OSError), filler.open("wb", buffering=0) as file:
                     while True:
                         file.write(bytes(512))
-            if self.progress.step == 17:
+            if self.progress.step == 13:
                 filler.unlink()
             return step(self, batch)
 
@@ -464,7 +464,7 @@ def not_finite(folder: Path, count: int) -> tuple[str, int]:
 
 def clock_set_back(folder: Path) -> tuple[str, int]:
     """Stop a run, and resume it a year earlier."""
-    train(folder, "run", hook=_around(Trainer, "step", signal.SIGTERM, 1, 13))
+    train(folder, "run", hook=_around(Trainer, "step", signal.SIGTERM, 1, 11))
     now = time.time
     status, log = train(folder, "run", "--resume", hook=lambda: setattr(time, "time", lambda: now() - 365 * 86400))
     if status != 0:
