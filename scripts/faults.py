@@ -315,7 +315,9 @@ def kill_anywhere(folder: Path) -> tuple[str, int]:
         time.sleep(random.uniform(0, float((folder / "seconds.txt").read_text())))
         os.kill(pid, signal.SIGKILL)
         ended(pid)
-    lost += finish(folder)
+        saved = newest_checkpoint(folder / "run" / "checkpoints", CPU)
+        lost = max(lost, last_step(folder / "run") - (saved[1]["progress"]["step"] if saved else 0))
+    finish(folder)
     return compare(folder), lost
 
 

@@ -103,11 +103,11 @@ class RecordFile:
         try:
             while rest:
                 rest = rest[os.write(self._handle, rest) :]
-        except BaseException:  # a second ctrl-c, too
+            self._waiting.clear()  # in here: what a ctrl-c hits right now may be lost, but must not come twice
+            self._waiting_bytes = 0
+        except BaseException:
             os.ftruncate(self._handle, whole)
             raise
-        self._waiting.clear()
-        self._waiting_bytes = 0
 
     def sync(self) -> None:
         """Flush, and wait until it is on the disk."""

@@ -206,7 +206,7 @@ def _open(path: Path, shorter_side_px: int | None = None) -> Image.Image:
     """Decode a file, turned as EXIF says; a JPEG no larger than the needed shorter side asks for."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # large pictures, and damaged notes beside the pixels, are no trouble
             with Image.open(path) as image:
                 if shorter_side_px is not None:
                     factor = min(1.0, shorter_side_px / min(image.size))

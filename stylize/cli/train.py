@@ -96,7 +96,11 @@ def _check_run_dir(run_dir: Path, config: RunConfig, resume: bool, overwrite: bo
         if not started:
             raise StylizeError(f"{run_dir}: nothing to resume: there is no run")
         _check_same_run(run_dir / "config.yaml", config)
-    elif run_dir.is_dir() and any(p.name != LOCK_NAME for p in run_dir.iterdir()) and not (overwrite and started):
+    elif (
+        run_dir.is_dir()
+        and any(p.name != LOCK_NAME and p.suffix != ".part" for p in run_dir.iterdir())
+        and not (overwrite and started)
+    ):
         remedy = "go on with --resume, replace it with --overwrite, or" if started else "is no run folder;"
         raise StylizeError(f"{run_dir}: is there already: {remedy} choose another --output")
 
@@ -132,7 +136,8 @@ def _make_folder(run_dir: Path) -> None:
 
 def _prepare(run_dir: Path, config: RunConfig, overwrite: bool) -> None:
     if overwrite and run_dir.is_dir():
-        for path in [run_dir / name for name in RUN_FILES] + list(run_dir.glob("events.out.tfevents.*")):
+        # config.yaml last: without it, what a kill leaves here could not be overwritten any more
+        for path in [*run_dir.glob("events.out.tfevents.*"), *(run_dir / name for name in reversed(RUN_FILES))]:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     remove_leftovers(run_dir)
     write_atomically(run_dir / "config.yaml", config.to_yaml().encode())

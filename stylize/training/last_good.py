@@ -12,7 +12,7 @@ class LastGood:
     """A copy of weights, buffers and optimizer state, to go back to.
 
     It is kept in memory, before every update: to go back to a checkpoint would throw up to a thousand good steps away.
-    It costs a copy of the weights and of Adam's moments, about a thousandth of a step's time.
+    It costs a copy of the weights and of Adam's moments a step, and doubles the size of a checkpoint.
 
     Args:
         network: Whose parameters and buffers are kept.
