@@ -1,6 +1,6 @@
 """Do everything to a tiny training that can happen to one, and print how it comes out of it.
 
-python scripts/faults.py [--quick]
+python scripts/faults.py [--quick] [--only WORDS]
 
 Every row lets a fault strike a run, resumes it to its end, and compares weights, optimizer, `metrics.jsonl` and
 TensorBoard's curves bit for bit with the run that nothing happened to. A lost step is one that had to be done again.
@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -57,14 +58,16 @@ def main() -> int:
     """Run all rows; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="every fault once, kill -9 three times")
-    times = 1 if parser.parse_args().quick else 5
+    parser.add_argument("--only", default="", help="only the faults whose names match this regular expression")
+    options = parser.parse_args()
+    chosen = [row for row in rows(1 if options.quick else 5) if re.search(options.only, row.fault)]
     torch.set_num_threads(1)
     memory = Path("/dev/shm")  # where there is one: the faults are those of processes, not of power
     folder = Path(tempfile.mkdtemp(prefix="stylize-faults-", dir=memory if memory.is_dir() else None))
     try:
         prepare(folder)
         print(f"{'fault':<44} {'times':>5}  {'lost steps':>10}  outcome", flush=True)
-        return max([report(row, folder) for row in rows(times)])
+        return max([report(row, folder) for row in chosen], default=0)
     finally:
         shutil.rmtree(folder)
 

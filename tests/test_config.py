@@ -102,7 +102,8 @@ def test_an_unknown_norm_is_refused_as_the_design_says() -> None:
         ({"generator.width": 1000}, "generator.width: got 1000, must be at most 512"),
         (
             {"generator.name": "jonson"},
-            "generator.name: got 'jonson', must be one of 'johnson', 'texture_network'. Did you mean 'johnson'?",
+            "generator.name: got 'jonson', must be one of 'fast_neural_style', 'johnson', "
+        "'texture_network'. Did you mean 'johnson'?",
         ),
         ({"seed": -1}, "seed: got -1, must be at least 0"),
         ({"seed": 2**32}, "seed: got 4294967296, must be below 4294967296"),

@@ -190,7 +190,8 @@ def test_unknown_generator_is_refused_with_the_right_names() -> None:
     with pytest.raises(StylizeError) as caught:
         build_generator(GeneratorConfig.model_construct(name="jonson"))
     assert str(caught.value) == (
-        "generator.name: got 'jonson', must be one of 'johnson', 'texture_network'. Did you mean 'johnson'?"
+        "generator.name: got 'jonson', must be one of 'fast_neural_style', 'johnson', "
+        "'texture_network'. Did you mean 'johnson'?"
     )
 
 
@@ -198,7 +199,8 @@ def test_unknown_generator_is_refused_by_the_config() -> None:
     with pytest.raises(ValidationError) as caught:
         GeneratorConfig(name="jonson")
     assert caught.value.errors()[0]["msg"] == (
-        "Value error, got 'jonson', must be one of 'johnson', 'texture_network'. Did you mean 'johnson'?"
+        "Value error, got 'jonson', must be one of 'fast_neural_style', 'johnson', "
+        "'texture_network'. Did you mean 'johnson'?"
     )
 
 

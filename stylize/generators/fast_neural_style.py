@@ -13,7 +13,8 @@ class FastNeuralStyle(JohnsonGenerator):
     """Johnson's generator with nearest-neighbour enlargement and without an activation at its end.
 
     `stylize import` makes models of it. The values from 0 to 255 with which the example works are folded into the
-    first and the last convolution; what goes beyond the range is clipped, as the example does when it saves.
+    first and the last convolution; what goes beyond the range is clipped, as the example does when it saves. Clipped
+    values give no gradient: to train, take `johnson`.
 
     Source: pytorch/examples, fast_neural_style, `TransformerNet`.
     Differs: a picture keeps its size; the example's is enlarged to multiples of 4, and its last rows and columns go.
