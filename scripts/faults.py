@@ -57,7 +57,7 @@ class Row(NamedTuple):
 def main() -> int:
     """Run all rows; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="every fault once, kill -9 three times")
+    parser.add_argument("--quick", action="store_true", help="every fault once, kill -9 six times")
     parser.add_argument("--only", default="", help="only the faults whose names match this regular expression")
     options = parser.parse_args()
     chosen = [row for row in rows(1 if options.quick else 5) if re.search(options.only, row.fault)]
@@ -92,7 +92,7 @@ def report(row: Row, folder: Path) -> int:
 def rows(times: int) -> list[Row]:
     """All faults."""
     return [
-        Row("kill -9 at a random moment", 3 * times, kill_anywhere),
+        Row("kill -9 at a random moment", 6 * times, kill_anywhere),
         Row("kill -9 during a checkpoint", times, lambda f: hooked(f, in_checkpoint(signal.SIGKILL))),
         Row("kill -9 during a validation", times, lambda f: hooked(f, in_validation(signal.SIGKILL))),
         Row("SIGTERM at a step", times, lambda f: hooked(f, in_step(signal.SIGTERM), 130)),

@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from stylize import processes
 from stylize.config import RunConfig
+from stylize.errors import StylizeError
 from stylize.files import write_atomically
 from stylize.generators import Generator, build_generator
 from stylize.images import read_rgb, resize, to_tensor
@@ -98,17 +100,26 @@ def build_loss(config: RunConfig, styles: list[Tensor]) -> tuple[PerceptualLoss,
 
 
 def build_batches(config: RunConfig, photographs: Photographs, device: torch.device) -> Batches:
-    """The stream of training crops."""
+    """The stream of training crops.
+
+    Raises:
+        StylizeError: The batches cannot be divided among the processes.
+    """
     workers = config.content.workers
     if workers == "auto":
         # Beside a CPU that trains, decoding in another process wins nothing.
         workers = 0 if device.type == "cpu" else 4
+    if config.train.batch_size % processes.count():
+        raise StylizeError(
+            f"train.batch_size: got {config.train.batch_size}, must be a multiple of the number of processes, "
+            f"{processes.count()}: it is that of all together"
+        )
     dataset = CropDataset(photographs.training, config.content, config.seed)
     return Batches(dataset, config.train.batch_size, workers, pin_memory=device.type == "cuda")
 
 
 class _ModelWriter:
-    """Writes the best model of a run."""
+    """Writes the best model of a run; the first process does."""
 
     def __init__(self, config: RunConfig, generator: Generator, weights: str, path: Path) -> None:
         self.config = config
@@ -118,6 +129,8 @@ class _ModelWriter:
         self.thumbnail = make_thumbnail(read_rgb(Path(config.style.all_images()[0].path)))
 
     def __call__(self, progress: Progress) -> None:
+        if not processes.is_first():
+            return
         card = ModelCard(
             generator=self.config.generator,
             style=self.config.name,

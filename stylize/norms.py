@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stylize import processes
 from stylize.errors import StylizeError, pick
 
 
@@ -146,7 +147,7 @@ class BatchNorm(Norm):
     """Batch normalization: μ and σ² over N×H×W of one channel.
 
     In `train()` the batch's own, which also move the running ones; in `eval()` the running ones. The batch's
-    statistics follow from those of its images.
+    statistics follow from those of its images; several processes that train together have one batch.
 
     Args:
         momentum: Share of the new batch in the running statistics.
@@ -167,7 +168,7 @@ class BatchNorm(Norm):
         if not self.training:
             return self.running_statistics()
         batch = batch_statistics(instance_statistics(x))
-        self.update_running_(batch, count=x.numel() // self.num_channels)
+        self.update_running_(batch, count=processes.count() * x.numel() // self.num_channels)
         return batch
 
     def running_statistics(self) -> Statistics:
@@ -207,7 +208,7 @@ class BatchInstanceNorm(BatchNorm):
         instance = instance_statistics(x)
         if self.training:
             self._batch = batch_statistics(instance)
-            self.update_running_(self._batch, count=x.numel() // self.num_channels)
+            self.update_running_(self._batch, count=processes.count() * x.numel() // self.num_channels)
         return instance
 
     def coefficients(self, statistics: Statistics) -> tuple[Tensor, Tensor]:
@@ -276,7 +277,8 @@ def instance_statistics(x: Tensor) -> Statistics:
 def batch_statistics(instance: Statistics) -> Statistics:
     """The statistics of the whole batch from those of its images: two of `(N, C)` → two of `(1, C)`.
 
-    `μ_B = mean μ_n`, `σ²_B = mean σ²_n + mean (μ_n − μ_B)²`: the variance within the images and that between them.
+    `μ_B = mean μ_n`, `σ²_B = mean σ²_n + mean (μ_n − μ_B)²`: the variance within the images and that between them. The
+    batch is that of all processes of a training, each of which has as many images.
 
     Differs: from `mean(σ²_n + μ_n²) − μ_B²`, the same number, which cancels where the means are large.
 
@@ -284,8 +286,12 @@ def batch_statistics(instance: Statistics) -> Statistics:
     >>> float(batch_statistics(instance_statistics(x)).variance[0, 0])  # of 0, 1, 2, 3, 12, 13, 14, 15
     37.25
     """
-    between, mean = torch.var_mean(instance.mean, 0, correction=0, keepdim=True)
-    return Statistics(mean, instance.variance.mean(0, keepdim=True) + between)
+    if processes.count() == 1:
+        between, mean = torch.var_mean(instance.mean, 0, correction=0, keepdim=True)
+        return Statistics(mean, instance.variance.mean(0, keepdim=True) + between)
+    mean = processes.average(instance.mean.mean(0, keepdim=True))
+    own = (instance.variance + (instance.mean - mean).square()).mean(0, keepdim=True)
+    return Statistics(mean, processes.average(own))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -22,6 +22,8 @@ from stylize.errors import StylizeError
 from stylize.files import LOCK_NAME, FolderLock, remove_leftovers, write_atomically
 
 if TYPE_CHECKING:
+    import torch
+
     from stylize.build import Run
     from stylize.config import RunConfig
     from stylize.training.trainer import Progress, Trainer
@@ -64,24 +66,57 @@ def train(
 
     config = load_config(config_path, overrides)
     run_dir = output or Path("runs") / config.name
-    _check_run_dir(run_dir, config, resume, overwrite)
+    from stylize import processes
 
+    with processes.joined(device) as own_device:
+        if not processes.is_first():
+            logger.setLevel(logging.WARNING)  # what all would say, the first says
+        if processes.restarted():
+            resume, overwrite = processes.first_says(_where_it_was(run_dir))
+        _train(config, run_dir, own_device, resume, overwrite, dry_run)
+
+
+def _where_it_was(run_dir: Path) -> tuple[bool, bool]:
+    """Whether to resume, and whether to overwrite, when torchrun starts the processes of a run anew."""
+    begun = (run_dir / "config.yaml").exists()
+    saved = any((run_dir / "checkpoints").glob("*.pt"))
+    return begun and saved, begun and not saved
+
+
+def _train(
+    config: RunConfig, run_dir: Path, device: torch.device, resume: bool, overwrite: bool, dry_run: bool
+) -> None:
+    from stylize import processes
     from stylize.build import build_run
-    from stylize.devices import choose_device
 
-    run = build_run(config, choose_device(device), run_dir)
+    if processes.is_first():
+        _check_run_dir(run_dir, config, resume, overwrite)
+    run = build_run(config, device, run_dir)
     _describe(run)
     if dry_run:
-        click.echo(config.to_yaml(), nl=False)
+        if processes.is_first():
+            click.echo(config.to_yaml(), nl=False)
         return
-    _make_folder(run_dir)
-    with FolderLock(run_dir):
-        _check_run_dir(run_dir, config, resume, overwrite)  # another process may have begun while this one built
-        _prepare(run_dir, config, overwrite)
+    with _run_folder(run_dir, config, resume, overwrite):
         if resume:
             run.trainer.resume()
             logger.info("resuming at step %d", run.trainer.progress.step)
         _fit(run, run_dir)
+
+
+@contextmanager
+def _run_folder(run_dir: Path, config: RunConfig, resume: bool, overwrite: bool) -> Iterator[None]:
+    """Within the block the run's folder is there and held by the first process; the others wait for it."""
+    from stylize import processes
+
+    with ExitStack() as stack:
+        if processes.is_first():
+            _make_folder(run_dir)
+            stack.enter_context(FolderLock(run_dir))
+            _check_run_dir(run_dir, config, resume, overwrite)  # another run may have begun while this one was built
+            _prepare(run_dir, config, overwrite)
+        processes.first_says(None)
+        yield
 
 
 def _check_run_dir(run_dir: Path, config: RunConfig, resume: bool, overwrite: bool) -> None:
@@ -144,6 +179,8 @@ def _prepare(run_dir: Path, config: RunConfig, overwrite: bool) -> None:
 
 
 def _describe(run: Run) -> None:
+    from stylize import processes
+
     generator, photographs = run.trainer.generator, run.photographs
     count = sum(p.numel() for p in generator.parameters())
     config = run.config.generator
@@ -152,18 +189,26 @@ def _describe(run: Run) -> None:
         config.name, config.norm, config.width, f"{count:,}", run.vgg_weights, run.trainer.device,
     )  # fmt: skip
     logger.info("%d photographs to train on, %d held out", len(photographs.training), len(photographs.validation))
+    if processes.count() > 1:
+        part = run.config.train.batch_size // processes.count()
+        logger.info("%d processes, %d photographs each a step", processes.count(), part)
     if photographs.validation and not run.trainer.validation:
         raise StylizeError("content.validation: none of the held-out photographs can be read")
 
 
 def _fit(run: Run, run_dir: Path) -> None:
-    from stylize.training.monitor import Monitor
+    from stylize import processes
+    from stylize.training.monitor import Monitor, SilentMonitor
     from stylize.training.trainer import Interrupted
 
     config, progress = run.config, run.trainer.progress
     start_s, first_step = time.monotonic(), progress.step
     batch_size = config.train.batch_size
-    with Monitor(run_dir, steps=config.train.steps, first_step=first_step, images_per_step=batch_size) as monitor:
+    with (
+        Monitor(run_dir, steps=config.train.steps, first_step=first_step, images_per_step=batch_size)
+        if processes.is_first()
+        else SilentMonitor()
+    ) as monitor:
         monitor.log_start(config.to_yaml(), run.styles)
         try:
             with _stop_on_signals(run.trainer):
@@ -172,7 +217,8 @@ def _fit(run: Run, run_dir: Path) -> None:
             _tell_how_to_go_on(run.trainer, run_dir)
             sys.exit(130)
         monitor.log_hyperparameters(_hyperparameters(config), progress.validation)
-    _report(run.trainer.progress, run_dir, time.monotonic() - start_s, first_step, batch_size)
+    if processes.is_first():
+        _report(run.trainer.progress, run_dir, time.monotonic() - start_s, first_step, batch_size)
 
 
 def _tell_how_to_go_on(trainer: Trainer, run_dir: Path) -> None:

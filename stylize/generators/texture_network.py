@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from stylize import processes
 from stylize.generators.base import Generator, GeneratorConfig, PaddedConv2d, upsample_to
 from stylize.norms import build_norm
 
@@ -47,9 +48,12 @@ class TextureNetwork(Generator):
 
     def _with_noise(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Concatenate z `(N, 3, h, w)` to an image; with a seeded generator all images get the same z."""
-        count = len(x) if generator is None else 1
         # Drawn on the CPU: the same seed is the same noise on every device.
-        noise = torch.rand(count, NOISE_CHANNELS, *x.shape[-2:], generator=generator)
+        if generator is not None:
+            noise = torch.rand(1, NOISE_CHANNELS, *x.shape[-2:], generator=generator)
+        else:  # for the images of all processes, so that several draw what one would
+            whole = torch.rand(len(x) * processes.count(), NOISE_CHANNELS, *x.shape[-2:])
+            noise = whole.chunk(processes.count())[processes.rank()]
         return torch.cat([x, noise.to(x).expand(len(x), -1, -1, -1)], dim=1)
 
 

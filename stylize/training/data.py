@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from stylize import processes
 from stylize.errors import StylizeError
 from stylize.images import find_images, image_size, read_rgb, to_bytes, to_tensor
 
@@ -191,15 +192,17 @@ def unreadable_report(messages: Sequence[str], count: int) -> str:
 
 
 class _Positions(torch.utils.data.Sampler[list[int]]):
-    """Positions of the batches from one step to another."""
+    """Positions of the batches from one step to another; of several processes, this one's equal part of each."""
 
     def __init__(self, first_step: int, last_step: int, batch_size: int) -> None:
         self.steps = range(first_step, last_step)
         self.batch_size = batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
+        part = self.batch_size // processes.count()
         for step in self.steps:
-            yield list(range(step * self.batch_size, (step + 1) * self.batch_size))
+            first = step * self.batch_size + processes.rank() * part
+            yield list(range(first, first + part))
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -252,7 +255,7 @@ class Batches:
 
     Args:
         dataset: The crops.
-        batch_size: Crops a batch.
+        batch_size: Crops a batch, of all processes together.
         workers: Processes that decode; 0: this one.
         pin_memory: For transfer to a GPU.
 
@@ -268,6 +271,8 @@ class Batches:
 
     def from_step(self, first_step: int, last_step: int) -> Iterator[Tensor]:
         """Batches `(N, 3, crop, crop)`, uint8, of the steps `first_step` to `last_step` − 1.
+
+        Of several processes each gets its equal part.
 
         Raises:
             StylizeError: More than 5 % of the files, or all that were tried, cannot be read; the message lists them.

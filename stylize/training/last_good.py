@@ -53,7 +53,7 @@ class LastGood:
         wrong = [name for name in state if name not in present or present[name].shape != state[name].shape]
         if wrong or not self._network.state_dict().keys() <= {name.removeprefix("network.") for name in state}:
             raise ValueError(f"no state of this network: {wrong}")
-        self._kept = {name: value.detach().clone() for name, value in state.items()}
+        self._kept = {name: value.detach().to(present[name].device, copy=True) for name, value in state.items()}
 
     def _present(self) -> dict[str, Tensor]:
         tensors = {f"network.{name}": value for name, value in self._network.state_dict().items()}

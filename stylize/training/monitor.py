@@ -175,6 +175,55 @@ class Monitor:
         self._write("metrics.jsonl", self._metrics.flush)
 
 
+class SilentMonitor(Monitor):
+    """Of a process that is not the first: it writes nothing and says nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        pass
+
+    def advance(self) -> None:
+        pass
+
+    def sync(self) -> None:
+        pass
+
+    def log_step(self, step: int, scalars: Mapping[str, float]) -> None:
+        pass
+
+    def log_validation(
+        self, step: int, terms: Mapping[str, float], content: list[Tensor], stylized: list[Tensor]
+    ) -> None:
+        pass
+
+    def log_skipped(self, step: int, report: str, scalars: Mapping[str, float]) -> None:
+        pass
+
+    def log_histogram(self, step: int, name: str, values: Tensor) -> None:
+        pass
+
+    def log_start(self, config_yaml: str, styles: list[Tensor]) -> None:
+        pass
+
+    def log_hyperparameters(self, values: Mapping[str, Any], results: Mapping[str, float]) -> None:
+        pass
+
+    def tell(self, message: str) -> None:
+        pass
+
+    @contextmanager
+    def surviving(self, what: str, consequence: str = "") -> Iterator[None]:
+        """The first process is the one that writes, and may fail."""
+        yield
+
+
 class _SteadyBar(tqdm):  # type: ignore[type-arg]
     """A bar that does not stand still when the clock is set back."""
 

@@ -18,17 +18,19 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from stylize import processes
 from stylize.devices import choose_memory_format, choose_precision
 from stylize.errors import StylizeError
 from stylize.generators import Generator
 from stylize.losses import PerceptualLoss
-from stylize.training.checkpoint import newest_checkpoint, save_checkpoint
+from stylize.training.checkpoint import checkpoint_path, newest_checkpoint, save_checkpoint
 from stylize.training.data import Batches
 from stylize.training.last_good import LastGood
 from stylize.training.monitor import Monitor
 
 logger = logging.getLogger("stylize")
 
+CPU = torch.device("cpu")
 COMPILE_PAYS_FROM_STEPS = 2000
 SKIPS_THAT_HALVE_THE_RATE = 3
 SKIPS_THAT_STOP = 10
@@ -134,6 +136,7 @@ class Trainer:
         generator.to(memory_format=self.memory_format)
         loss.to(memory_format=self.memory_format)
         compiled = choose_compile(config.compile, self.device, config.steps)
+        self._network = processes.synchronized(generator)
         self._terms = torch.compile(self._forward) if compiled else self._forward
         self.last_good = LastGood(generator, self.optimizer)
         self.saved_step: int | None = None
@@ -151,12 +154,13 @@ class Trainer:
             self._advance(batch, monitor)
             if self._due(self.config.validate_every):
                 self.validate(monitor)
-            if self._due(self.config.checkpoint_every) or self.stop_requested:
+            stop = processes.any_says(self.stop_requested)
+            if self._due(self.config.checkpoint_every) or stop:
                 self._save_if_possible(monitor)
             if self._gone_stale():
                 monitor.tell(f"stopped early: no better held-out loss since step {self.progress.best_step}")
                 break
-            if self.stop_requested and self.progress.step < self.config.steps:
+            if stop and self.progress.step < self.config.steps:
                 raise Interrupted
         return self.progress
 
@@ -202,7 +206,7 @@ class Trainer:
             self.save()
 
     def step(self, batch: Tensor) -> dict[str, Tensor]:
-        """One optimizer step on a batch of crops, uint8 `(N, 3, H, W)`.
+        """One optimizer step on a batch of crops, uint8 `(N, 3, H, W)`; of several processes, on this one's part.
 
         Returns:
             The loss terms, the gradient norm and the learning rate.
@@ -213,17 +217,17 @@ class Trainer:
         rate = self.config.learning_rate * rate_factor(self.progress.step, self.config) * self.progress.rate_factor
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
-        terms = self._terms(self._to_device(batch))
+        own_terms = self._terms(self._to_device(batch))
+        terms = processes.average_terms(own_terms)
         self._check_finite(terms)
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(terms["total"])
+        torch.autograd.backward(own_terms["total"])
         norm = torch.nn.utils.clip_grad_norm_(self.generator.parameters(), math.inf)
         self._check_finite({"total": norm, "its gradient": norm})
         self.last_good.keep()
         self.optimizer.step()
         self.generator.project_()
-        detached = {name: term.detach() for name, term in terms.items()}
-        return {**detached, "gradient_norm": norm, "learning_rate": torch.tensor(rate)}
+        return {**terms, "gradient_norm": norm, "learning_rate": torch.tensor(rate)}
 
     @torch.no_grad()
     def validate(self, monitor: Monitor) -> None:
@@ -233,36 +237,46 @@ class Trainer:
                 self.save_best(self.progress)
             return
         self.generator.eval()
-        stylized, sums = [], {"style_of_photographs": self.style_of_photographs}
-        for image in self.validation:
-            content = self._to_device(image[None])
-            with self._autocast():
-                painted = self.generator(content)
-                terms = self.loss.measure(painted, content)
-            stylized.append(painted[0].float().cpu())
-            for name, term in terms.items():
-                sums[name] = sums.get(name, 0.0) + term.item() / len(self.validation)
+        measured = processes.gather_shared([self._measure(image) for image in processes.share(self.validation)])
         self.generator.train()
+        stylized = [image for image, _ in measured]
+        sums = {"style_of_photographs": self.style_of_photographs}
+        for _, terms in measured:
+            for name, term in terms.items():
+                sums[name] = sums.get(name, 0.0) + term / len(self.validation)
         with monitor.surviving("the model", ", and this validation does not count as the best"):
             self._record(sums)
+        vars(self.progress).update(processes.first_says(vars(self.progress)))  # only the first writes, and may fail
         monitor.log_validation(self.progress.step, sums, self.validation, stylized)
         for name, norm in self.generator.norms().items():
             for kind, values in norm.histograms().items():
                 monitor.log_histogram(self.progress.step, f"{kind}/{name}", values)
 
+    def _measure(self, photograph: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """A held-out photograph stylized, on the CPU, and its terms."""
+        content = self._to_device(photograph[None])
+        with self._autocast():
+            painted = self.generator(content)
+            terms = self.loss.measure(painted, content)
+        return painted[0].float().cpu(), {name: term.item() for name, term in terms.items()}
+
     @cached_property
     def style_of_photographs(self) -> float:
         """The style term of the held-out photographs as they are: from where a model has to come down."""
         with torch.no_grad(), self._autocast():
-            contents = [self._to_device(image[None]) for image in self.validation]
-            return fmean(float(self.loss(content, content)["style"]) for content in contents)
+            contents = [self._to_device(image[None]) for image in processes.share(self.validation)]
+            own = [float(self.loss(content, content)["style"]) for content in contents]
+        return fmean(processes.gather_shared(own))
 
     def save(self) -> Path:
-        """Write a checkpoint of the whole state.
+        """Write a checkpoint of the whole state; the first process does.
 
         Raises:
             StylizeError: It cannot be written; older ones stay.
         """
+        path = checkpoint_path(self.run_dir / "checkpoints", self.progress.step)
+        if not processes.is_first():
+            return path
         state = {
             "progress": vars(self.progress),
             "generator": self.generator.state_dict(),
@@ -272,18 +286,18 @@ class Trainer:
             "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
             "photographs": self.batches.dataset.fingerprint(),
         }
-        folder = self.run_dir / "checkpoints"
-        path = save_checkpoint(folder, self.progress.step, state, self.config.keep_checkpoints)
+        save_checkpoint(path.parent, self.progress.step, state, self.config.keep_checkpoints)
         self.saved_step = self.progress.step
         return path
 
     def resume(self) -> None:
-        """Take up the newest checkpoint of the run that is whole.
+        """Take up the newest checkpoint of the run that is whole; the first process reads it for all.
 
         Raises:
             StylizeError: There is none, or it is of another network.
         """
-        found = newest_checkpoint(self.run_dir / "checkpoints", self.device)
+        found = newest_checkpoint(self.run_dir / "checkpoints", CPU) if processes.is_first() else None
+        found = processes.first_says(found)
         if found is None:
             raise StylizeError(f"{self.run_dir}: nothing to resume: no checkpoint was written yet")
         path, state = found
@@ -306,7 +320,7 @@ class Trainer:
 
     def _forward(self, content: Tensor) -> dict[str, Tensor]:
         with self._autocast():
-            terms: dict[str, Tensor] = self.loss(self.generator(content), content)
+            terms: dict[str, Tensor] = self.loss(self._network(content), content)
         return terms
 
     def _autocast(self) -> AbstractContextManager[Any]:
