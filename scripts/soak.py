@@ -1,0 +1,128 @@
+"""Train for long and paint much in one process, and see whether memory, open files or threads grow.
+
+python scripts/soak.py [--steps 2000] [--images 2000]
+
+A tiny training with validations and checkpoints, then a tiny model painting one image after another. What is measured
+after a tenth is compared with what is measured at the end. Exits with 1 if there is more than then (of memory: more
+than `ALLOWED_MIB` more, which is what the allocator's pools vary by). Needs Linux: it reads /proc.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import yaml
+from PIL import Image
+
+from stylize.build import build_run
+from stylize.config import load_config
+from stylize.images import read_picture, write_picture
+from stylize.inference.stylizer import Stylizer
+from stylize.model_file import load_model
+from stylize.training.monitor import Monitor
+
+CPU = torch.device("cpu")
+ALLOWED_MIB = 8.0
+
+
+class Held(NamedTuple):
+    """What this process holds."""
+
+    memory_mib: float
+    files: int
+    threads: int
+
+    def __str__(self) -> str:
+        return f"{self.memory_mib:.1f} MiB resident, {self.files} open files, {self.threads} threads"
+
+
+def held() -> Held:
+    """What this process holds now."""
+    gc.collect()
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    memory_kib = int(status["VmRSS"].split()[0])
+    return Held(
+        memory_kib / 1024,
+        len(list(Path("/proc/self/fd").iterdir())),
+        max(int(status["Threads"]), threading.active_count()),
+    )
+
+
+def main() -> int:
+    """Do both; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=2000)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="stylize-soak-") as name:
+        folder = Path(name)
+        prepare(folder, options.steps)
+        return max(report("train", *train(folder)), report("apply", *paint(folder, options.images)))
+
+
+def prepare(folder: Path, steps: int) -> None:
+    """Pictures and the config."""
+    (folder / "photos").mkdir()
+    for path in [folder / "style.png", *(folder / "photos" / f"{i}.jpg" for i in range(20))]:
+        Image.effect_noise((96, 80), 60).convert("RGB").save(path)
+    config = {
+        "name": "soak",
+        "style": {"image": "style.png", "size": 64},
+        "content": {"path": "photos", "validation": 2, "resize": 64, "crop": 48, "workers": 0},
+        "generator": {"width": 4, "norm": "batch_instance"},
+        "loss": {"vgg": "random", "content_layers": {"relu2_1": 1.0}, "style_layers": {"relu1_1": 1.0, "relu2_1": 1.0}},
+        "train": {
+            "steps": steps, "batch_size": 2, "compile": "never",
+            "checkpoint_every": max(steps // 40, 1), "validate_every": max(steps // 40, 1),
+        },
+    }  # fmt: skip
+    (folder / "soak.yaml").write_text(yaml.safe_dump(config))
+
+
+def train(folder: Path) -> tuple[Held, Held]:
+    """Train; what was held after a tenth, and at the end."""
+    run_dir = folder / "run"
+    run_dir.mkdir()
+    trainer = build_run(load_config(folder / "soak.yaml"), CPU, run_dir).trainer
+    early: list[Held] = []
+    with Monitor(run_dir, steps=trainer.config.steps) as monitor:
+        advance = monitor.advance
+
+        def advance_and_look() -> None:
+            advance()
+            if trainer.progress.step == max(trainer.config.steps // 10, 1):
+                early.append(held())
+
+        monitor.advance = advance_and_look  # type: ignore[method-assign]
+        trainer.fit(monitor)
+        return early[0], held()
+
+
+def paint(folder: Path, images: int) -> tuple[Held, Held]:
+    """Paint; what was held after a tenth, and at the end."""
+    stylizer = Stylizer(load_model(folder / "run" / "model.safetensors")[0], CPU)
+    photographs = sorted((folder / "photos").iterdir())
+    early = held()
+    for i in range(images):
+        write_picture(folder / "painted.png", stylizer(read_picture(photographs[i % len(photographs)])))
+        if i + 1 == max(images // 10, 1):
+            early = held()
+    return early, held()
+
+
+def report(what: str, early: Held, late: Held) -> int:
+    """Print a line; returns 1 if more is held at the end."""
+    grown = late.memory_mib > early.memory_mib + ALLOWED_MIB or late.files > early.files or late.threads > early.threads
+    print(f"{what}: after a tenth {early}; at the end {late}{': MORE' if grown else ''}", flush=True)
+    return int(grown)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
