@@ -106,6 +106,7 @@ def rows(times: int) -> list[Row]:
         Row("newest checkpoint cut short", times, lambda f: damaged(f, lambda path: os.truncate(path, 5000))),
         Row("newest checkpoint with a flipped bit", times, lambda f: damaged(f, flip_a_bit)),
         Row("disk full while everything is written", times, disk_full),
+        Row("disk full while a picture is written", times, disk_full_of_pictures),
         Row("decoding process killed", times, worker_killed),
         Row("one photograph removed while running", times, lambda f: photographs_gone(f, 1, Path.unlink)),
         Row("one photograph truncated while running", times, lambda f: photographs_gone(f, 1, truncate)),
@@ -147,17 +148,13 @@ def prepare(folder: Path) -> None:
 
 def start(folder: Path, run: str, *options: str, hook: Hook | None = None) -> tuple[int, Path]:
     """Begin a training in a process of its own, with a hook that lets something happen; its id, and its log."""
+    config, output = str(folder / "a.yaml"), str(folder / run)
+    return fork(folder, ["train", "--config", config, "--output", output, "--device", "cpu", *options], hook)
+
+
+def fork(folder: Path, arguments: list[str], hook: Hook | None = None) -> tuple[int, Path]:
+    """Begin a command in a process of its own; its id, and its log."""
     log = folder / "log.txt"
-    arguments = [
-        "train",
-        "--config",
-        str(folder / "a.yaml"),
-        "--output",
-        str(folder / run),
-        "--device",
-        "cpu",
-        *options,
-    ]
     pid = os.fork()
     if pid:
         return pid, log
@@ -378,6 +375,38 @@ def disk_full(folder: Path) -> tuple[str, int]:
         if status != 0 or "Traceback" in log or len(told) != len(set(told)) or not expected <= set(told):
             raise Failed(f"ended with {status}, told {told}: {log.splitlines()[-1:]}")
         return f"went on, told each once, {compare_but_for_the_best(folder)}", 0
+
+
+def disk_full_of_pictures(folder: Path) -> tuple[str, int]:
+    """Paint on a disk that is too small, over an older picture."""
+    photograph, model = min((folder / "photos").iterdir()), folder / "reference" / "model.safetensors"
+    with small_disk(folder / "run", "64k") as mounted:
+        if not mounted:
+            return "not tried: no tmpfs can be mounted", 0
+        picture = folder / "run" / "painted.png"
+        picture.write_bytes(b"older picture")
+        with suppress(OSError), (folder / "run" / "filler").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(512))
+        command = [
+            "apply",
+            str(photograph),
+            "--model",
+            str(model),
+            "-o",
+            str(picture),
+            "--overwrite",
+            "--device",
+            "cpu",
+        ]
+        pid, log = fork(folder, command)
+        status, lines = ended(pid), log.read_text().splitlines()
+        left = sorted(path.name for path in (folder / "run").iterdir())
+        if status != 1 or not lines or "No space left" not in lines[-1] or "Traceback" in log.read_text():
+            raise Failed(f"ended with {status}: {lines[-1:]}")
+        if left != ["filler", "painted.png"] or picture.read_bytes() != b"older picture":
+            raise Failed(f"left behind: {left}")
+    return "one line, the older picture stays, nothing half written", 0
 
 
 def compare_but_for_the_best(folder: Path) -> str:
