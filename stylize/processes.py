@@ -42,7 +42,16 @@ def joined(device_name: str) -> Iterator[torch.device]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         torch.cuda.set_device(device)
-    dist.init_process_group(BACKENDS if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    # The store outlives the processes that torchrun starts anew: they must not find addresses of the dead in it.
+    meeting = dist.rendezvous("env://", timeout=PATIENCE)  # type: ignore[attr-defined]
+    store, own_rank, world_size = next(meeting)
+    dist.init_process_group(
+        BACKENDS if device.type == "cuda" else "gloo",
+        store=dist.PrefixStore(f"attempt {_attempt()}", store),  # type: ignore[attr-defined]
+        rank=own_rank,
+        world_size=world_size,
+        timeout=PATIENCE,
+    )
     try:
         yield device
     finally:
@@ -51,7 +60,11 @@ def joined(device_name: str) -> Iterator[torch.device]:
 
 def restarted() -> bool:
     """Whether torchrun starts these processes anew, because one of them died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return _attempt() > 0
+
+
+def _attempt() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def count() -> int:
@@ -121,8 +134,7 @@ def synchronized(network: nn.Module) -> nn.Module:
     """The network with gradients that are the means of all processes'."""
     if not _several():
         return network
-    # Statistics of batches are the same in all processes (see `norms`): there is nothing to broadcast.
-    return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
+    return nn.parallel.DistributedDataParallel(network)
 
 
 def _several() -> bool:

@@ -53,11 +53,11 @@ def records(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def assert_close(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
-    """The same records, but for images/s, to 1e-4."""
+    """The same records, their losses to 1e-4; gradient norms and unweighted terms magnify rounding errors."""
     assert [(r["step"], r["kind"]) for r in one] == [(r["step"], r["kind"]) for r in other]
     for a, b in zip(one, other, strict=True):
         assert a.keys() == b.keys()
-        for name in a.keys() - {"kind", "images_per_s"}:
+        for name in [name for name in a if name == "total" or name.startswith(("style", "content"))]:
             assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6), (a["step"], name)
 
 
@@ -70,8 +70,8 @@ KINDS: Mapping[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_give_the_losses_of_one(tmp_path: Path, kind: str) -> None:
-    # As by default the learning rate rises slowly: at the full rate from the first step on, rounding errors grow tenfold
-    # every other step in a network so small, in one process with another number of threads just as well.
+    # As by default the learning rate rises slowly: at the full rate from the first step on, rounding errors grow
+    # tenfold every other step in a network so small, in one process with another number of threads just as well.
     schedule = {"name": "cosine", "warmup_steps": 100}
     changes = {"train.steps": STEPS, "train.batch_size": 4, "train.validate_every": 10, "train.schedule": schedule}
     config = write_config(tmp_path, {**changes, **KINDS[kind], "content.validation": 3})
@@ -123,7 +123,7 @@ def test_a_batch_that_cannot_be_divided_is_refused(tmp_path: Path) -> None:
     result = in_two("--config", write_config(tmp_path, {"train.batch_size": 3}), "--output", tmp_path / "run")
     assert result.returncode == 1
     assert (
-        "error: train.batch_size: got 3, must be a multiple of the number of processes, 2: it is that of all together"
+        "stylize: train.batch_size: got 3, must be a multiple of the number of processes, 2: it is that of all together"
         in result.stderr
     )
     assert not (tmp_path / "run").exists()

@@ -28,7 +28,12 @@ def test_the_readme_has_its_two_commands() -> None:
 
 
 def test_every_link_and_picture_of_the_documents_exists() -> None:
-    for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "data" / "README.md", ROOT / "docs" / "faults.md"]:
+    for document in [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "data" / "README.md",
+        ROOT / "docs" / "faults.md",
+    ]:
         text = document.read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)#]+)\)", text) + re.findall(r'src="([^"]+)"', text):
             if not target.startswith("http"):
