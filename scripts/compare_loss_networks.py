@@ -29,7 +29,8 @@ from torch import Tensor
 from stylize.build import build_loss, build_run, read_styles
 from stylize.config import RunConfig, load_config
 from stylize.errors import StylizeError
-from stylize.images import Picture, contact_sheet, write_atomically, write_picture
+from stylize.files import write_atomically
+from stylize.images import Picture, contact_sheet, write_picture
 from stylize.model_file import load_model
 from stylize.training.data import find_photographs, validation_images
 

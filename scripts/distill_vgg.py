@@ -39,9 +39,10 @@ from stylize import __version__
 from stylize.config import read_config
 from stylize.devices import choose_device
 from stylize.errors import StylizeError
-from stylize.images import contact_sheet, find_images, write_atomically
+from stylize.files import write_atomically
+from stylize.images import contact_sheet, find_images
 from stylize.losses import LayerWeights, squared_error
-from stylize.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from stylize.training.checkpoint import newest_checkpoint, save_checkpoint
 from stylize.training.data import Batches, ContentConfig, CropDataset, find_photographs, validation_images
 from stylize.training.trainer import ScheduleConfig, TrainConfig, rate_factor
 from stylize.vgg import VGG19, Convolution, encode_compact, last_convolution, load_vgg, randomize_, read_compact
@@ -383,10 +384,10 @@ class Distiller:
         Raises:
             StylizeError: There is none, or it is damaged.
         """
-        found = checkpoints(self.run_dir / "checkpoints")
-        if not found:
+        found = newest_checkpoint(self.run_dir / "checkpoints", self.device)
+        if found is None:
             raise StylizeError(f"{self.run_dir}: nothing to resume: no checkpoint was written yet")
-        state = load_checkpoint(found[-1], self.device)
+        _, state = found
         for name, student in self.students.items():
             student.load_state_dict(state["students"][name])
         self.pool.scenes, self.pool.filled, self.step = state["pool"], state["pool_filled"], state["step"]
