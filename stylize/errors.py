@@ -10,7 +10,16 @@ T = TypeVar("T")
 
 
 class StylizeError(Exception):
-    """Something that the user can mend; the command line prints it as one line and exits with 1."""
+    """Something that the user can mend; the command line prints it as one line and exits with 1.
+
+    Names and values that come from outside may hold control characters; they are shown escaped.
+
+    >>> str(StylizeError("bad\\rkey: no such file"))
+    'bad\\\\rkey: no such file'
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
