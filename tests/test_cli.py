@@ -1,5 +1,4 @@
 import json
-import logging
 import os
 import pickle
 import shlex
@@ -8,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,14 +37,6 @@ class Outcome(NamedTuple):
 
 Call = Callable[..., Outcome]
 RUN_FILES = {".lock", "config.yaml", "model.safetensors", "metrics.jsonl", "checkpoints", "samples"}
-
-
-@pytest.fixture(autouse=True)
-def _log_as_before() -> Iterator[None]:
-    logger = logging.getLogger("stylize")
-    before = logger.level, logger.handlers[:], logger.propagate
-    yield
-    logger.level, logger.handlers[:], logger.propagate = before
 
 
 @pytest.fixture

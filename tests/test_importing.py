@@ -1,7 +1,6 @@
-import logging
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -143,9 +142,7 @@ def test_a_file_that_is_no_state_dict_is_refused_and_runs_nothing(
 @pytest.fixture
 def call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., tuple[object, str, str]]]:
-    logger = logging.getLogger("stylize")
-    before = logger.level, logger.handlers[:], logger.propagate
+) -> Callable[..., tuple[object, str, str]]:
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> tuple[object, str, str]:
@@ -154,8 +151,7 @@ def call(
             main()
         return (caught.value.code, *capsys.readouterr())
 
-    yield run
-    logger.level, logger.handlers[:], logger.propagate = before
+    return run
 
 
 def test_import_makes_a_model_that_paints(

@@ -173,7 +173,7 @@ def test_metadata_that_are_missing_are_named(model: Path, key: str) -> None:
         ("generator", "{", "damaged: its metadata: generator: Invalid JSON: EOF while parsing an object at line 1"),
         ("generator", '{"depth": 3}', "damaged: its metadata: generator.depth: Extra inputs are not permitted"),
         ("generator", '{"width": 1e9}', "damaged: its metadata: generator.width: "),
-        ("step", "many", "damaged: its metadata cannot be read (invalid literal for int()"),
+        ("step", "many", "damaged: its metadata cannot be read (step: got 'many', must be a whole number)"),
         ("validation", "[1]", "damaged: its metadata cannot be read ("),
         ("validation", '{"total": []}', "damaged: its metadata cannot be read ("),
         ("validation", "{", "damaged: its metadata cannot be read (Expecting property name"),

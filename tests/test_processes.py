@@ -53,28 +53,30 @@ def records(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def assert_close(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
-    """The same records, their losses to 1e-4; gradient norms and unweighted terms magnify rounding errors."""
+    """The same records, their losses to 1e-4, and so the first gradient; those that follow magnify rounding errors."""
     assert [(r["step"], r["kind"]) for r in one] == [(r["step"], r["kind"]) for r in other]
     for a, b in zip(one, other, strict=True):
         assert a.keys() == b.keys()
         for name in [name for name in a if name.split("/")[0] in ("total", "style", "content")]:
             assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6), (a["step"], name)
+    assert one[0]["gradient_norm"] == pytest.approx(other[0]["gradient_norm"], rel=1e-3)
 
 
 KINDS: Mapping[str, dict[str, Any]] = {
     "johnson, batch": {"generator.norm": "batch"},
     "johnson, batch_instance": {"generator.norm": "batch_instance"},
-    "texture_network, instance": {"generator.name": "texture_network"},
+    # Larger crops: instance norm of the few pixels of the smallest scale magnifies rounding errors.
+    "texture_network, instance": {"generator.name": "texture_network", "content.crop": 64, "content.resize": 80},
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_give_the_losses_of_one(tmp_path: Path, kind: str) -> None:
-    # As by default the learning rate rises slowly: at the full rate from the first step on, rounding errors grow
-    # tenfold every other step in a network so small, in one process with another number of threads just as well.
+    # A learning rate that is low, and rises slowly: at a high one rounding errors grow tenfold every other step in a
+    # network so small, in one process with another number of threads just as well.
     schedule = {"name": "cosine", "warmup_steps": 100}
     changes = {"train.steps": STEPS, "train.batch_size": 4, "train.validate_every": 10, "train.schedule": schedule}
-    config = write_config(tmp_path, {**changes, **KINDS[kind], "content.validation": 3})
+    config = write_config(tmp_path, {**changes, **KINDS[kind], "content.validation": 3, "train.learning_rate": 1e-4})
     in_one(config, tmp_path / "one")
     result = in_two("--config", config, "--output", tmp_path / "two")
     assert result.returncode == 0, result.stderr
