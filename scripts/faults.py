@@ -33,6 +33,7 @@ from PIL import Image
 
 from stylize.cli import main as stylize_main
 from stylize.training.checkpoint import checkpoints, newest_checkpoint
+from stylize.training.data import CropDataset, epoch_order
 from stylize.training.events import PREFIX, read_events
 from stylize.training.trainer import Trainer
 
@@ -458,7 +459,7 @@ def photographs_gone(folder: Path, count: int, damage: Callable[[Path], object])
 
         def damaging(self: Trainer, batch: torch.Tensor) -> Any:
             if self.progress.step == 3:
-                for path in self.batches.dataset.files[:count]:
+                for path in _coming(self.batches.dataset, 10, count):
                     damage(path)
             return step(self, batch)
 
@@ -474,6 +475,12 @@ def photographs_gone(folder: Path, count: int, damage: Callable[[Path], object])
         lost = finish(folder)
         return f"stopped with one line; once they are back {compare(folder)}", lost
     raise Failed(f"ended with {status}: {last}")
+
+
+def _coming(dataset: CropDataset, position: int, count: int) -> list[Path]:
+    """The photographs of `count` positions."""
+    order = epoch_order(dataset.seed, 0, len(dataset.files))
+    return [dataset.files[index] for index in order[position : position + count]]
 
 
 def not_finite(folder: Path, count: int) -> tuple[str, int]:

@@ -84,8 +84,10 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path, kind: str) -> None
     assert result.stdout.count("model: ") == 1
     assert_close(records(tmp_path / "one"), records(tmp_path / "two"))
     one, two = (load_model(tmp_path / name / "model.safetensors")[0].state_dict() for name in ("one", "two"))
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-2, atol=2e-3, msg=name)
+    running = [name for name in one if "running" in name]  # of the whole batch, not of a process's part
+    assert bool(running) == ("batch" in kind)
+    for name in running:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_a_killed_process_is_started_anew_and_goes_on_by_itself(tmp_path: Path) -> None:
