@@ -516,12 +516,26 @@ def clock_set_back(folder: Path) -> tuple[str, int]:
 
 def second_process(folder: Path) -> tuple[str, int]:
     """Start another training, with --overwrite and --resume, on the folder of one that runs."""
-    pid, _ = start(folder, "run", hook=_slowed)
+    go_on = folder / "go-on"
+    go_on.unlink(missing_ok=True)
+
+    def hook() -> None:
+        step = Trainer.step
+
+        def waiting(self: Trainer, batch: torch.Tensor) -> Any:
+            while self.progress.step == STEPS - 2 and not go_on.exists():
+                time.sleep(0.05)
+            return step(self, batch)
+
+        Trainer.step = waiting  # type: ignore[method-assign]
+
+    pid, _ = start(folder, "run", hook=hook)
     timer = threading.Timer(120, os.kill, (pid, signal.SIGKILL))
     timer.start()
     while not checkpoints(folder / "run" / "checkpoints"):
         time.sleep(0.05)
     refusals = [train(folder, "run", option) for option in ("--resume", "--overwrite")]
+    go_on.touch()
     status = ended(pid)
     timer.cancel()
     for refused, log in refusals:
@@ -530,16 +544,6 @@ def second_process(folder: Path) -> tuple[str, int]:
     if status != 0:
         raise Failed(f"the first process ended with {status}")
     return f"refused with one line; the first is {compare(folder)}", 0
-
-
-def _slowed() -> None:
-    step = Trainer.step
-
-    def slow(self: Trainer, batch: torch.Tensor) -> Any:
-        time.sleep(0.3)
-        return step(self, batch)
-
-    Trainer.step = slow  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
