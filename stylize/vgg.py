@@ -113,7 +113,6 @@ class VGG19(nn.Module):
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None], False)
         self.requires_grad_(False)
-        self.to(memory_format=torch.channels_last)
         self.eval()
 
     def forward(self, image: Tensor, taps: Iterable[str]) -> dict[str, Tensor]:

@@ -1,5 +1,4 @@
 import logging
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,10 +10,8 @@ def seeded() -> None:
 
 
 @pytest.fixture(autouse=True)
-def log_as_before() -> Iterator[None]:
-    """Commands set up the log for a process of their own."""
+def log_anew() -> None:
+    """Commands set up the log for a process of their own, those of fixtures too."""
     logger = logging.getLogger("stylize")
-    before = logger.level, logger.handlers[:], logger.propagate
-    yield
-    logger.setLevel(before[0])  # forgets what it held for enabled
-    logger.handlers[:], logger.propagate = before[1:]
+    logger.setLevel(logging.NOTSET)
+    logger.handlers[:], logger.propagate = [], True

@@ -111,18 +111,27 @@ def test_a_student_that_cannot_be_made_is_refused(distill: ModuleType, student: 
         read_config(distill.DistillConfig, CONFIG, settings(students={"tiny": {"widths": [4] * 5, **student}}))
 
 
-WHOLE = [64, 64, 128, 128, 256]
-FULL_RANK = [None, [64, 64], [64, 128], [128, 128], [128, 256]]
+WHOLE = [6, 8, 12, 12, 16]
+FULL_RANK = [None, [6, 8], [8, 12], [12, 12], [12, 16]]
 DECOMPOSED = {"start": "teacher", "convolution": "low_rank"}
+
+
+@pytest.fixture(scope="module")
+def small_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    vgg = VGG19(5, widths=WHOLE)
+    randomize_(vgg, seed=3)
+    path.write_bytes(encode_compact(vgg, {}))
+    return str(path)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("student", ({"convolution": "plain"}, {"convolution": "low_rank", "ranks": FULL_RANK}))
 def test_a_decomposition_that_leaves_nothing_out_is_the_teacher(
-    distill: ModuleType, tmp_path: Path, student: dict[str, Any]
+    distill: ModuleType, tmp_path: Path, small_teacher: str, student: dict[str, Any]
 ) -> None:
     students = {"whole": {"widths": WHOLE, "start": "teacher", **student}}
-    distiller = build(distill, tmp_path, students=students, decomposed_on=120)
+    distiller = build(distill, tmp_path, teacher=small_teacher, students=students, decomposed_on=12)
     images = torch.rand(2, 3, 24, 24)
     mine, taught = (vgg(images, distill.TAPS) for vgg in (distiller.students["whole"].vgg, distiller.teacher))
     for tap in distill.TAPS:
@@ -131,17 +140,15 @@ def test_a_decomposition_that_leaves_nothing_out_is_the_teacher(
 
 @torch.no_grad()
 def test_a_decomposed_student_has_some_of_the_teachers_channels_and_less_is_lost_with_higher_ranks(
-    distill: ModuleType, tmp_path: Path
+    distill: ModuleType, tmp_path: Path, small_teacher: str
 ) -> None:
-    ranks = {"low": [None, [4, 4], [6, 6], [6, 6], [8, 8]], "high": [None, [24, 24], [32, 32], [40, 40], [64, 64]]}
-    students = {
-        name: {**DECOMPOSED, "widths": [24, 32, 128, 128, 256], "ranks": ranks[name]} for name in ("low", "high")
-    }
-    distiller = build(distill, tmp_path, students=students, decomposed_on=120)
+    ranks = {"low": [None, [2, 2], [2, 2], [2, 2], [2, 2]], "high": [None, [5, 7], [8, 11], [10, 11], [11, 14]]}
+    students = {name: {**DECOMPOSED, "widths": [5, 8, 12, 12, 16], "ranks": ranks[name]} for name in ranks}
+    distiller = build(distill, tmp_path, teacher=small_teacher, students=students, decomposed_on=24)
     images, lost = distiller._pictures()[:16], {}
     taught = distiller.teacher(images, distill.TAPS)
     for name, student in distiller.students.items():
-        assert [len(student.kept[tap]) for tap in distill.TAPS] == [24, 32, 128, 128, 256]
+        assert [len(student.kept[tap]) for tap in distill.TAPS] == [5, 8, 12, 12, 16]
         errors = {
             tap: (maps - taught[tap][:, student.kept[tap]]).square().mean() / taught[tap].square().mean()
             for tap, maps in student.vgg(images, distill.TAPS).items()
@@ -151,7 +158,9 @@ def test_a_decomposed_student_has_some_of_the_teachers_channels_and_less_is_lost
     assert lost["high"] < 0.6 * lost["low"] < 0.6
 
 
-def test_a_decomposed_student_learns_the_channels_that_it_keeps(distill: ModuleType, tmp_path: Path) -> None:
+def test_a_decomposed_student_learns_the_channels_that_it_keeps(
+    distill: ModuleType, tmp_path: Path, small_teacher: str
+) -> None:
     off = dict.fromkeys(("style_gradient", "content_gradient", "gradient_norms"), 0.0)
     student = {
         **DECOMPOSED,
@@ -159,8 +168,8 @@ def test_a_decomposed_student_learns_the_channels_that_it_keeps(distill: ModuleT
         "ranks": [None, None, [8, 8], [8, 8], [8, 8]],
         "match": off,
     }
-    changes = {"steps": 40, "schedule.warmup_steps": 1, "decomposed_on": 6, "learning_rate": 1e-3}
-    distiller = build(distill, tmp_path, students={"tiny": student}, **changes)
+    changes = {"steps": 40, "schedule.warmup_steps": 1, "decomposed_on": 12, "learning_rate": 1e-3}
+    distiller = build(distill, tmp_path, teacher=small_teacher, students={"tiny": student}, **changes)
     assert not list(distiller.students["tiny"].heads.parameters())
     crops = next(distiller._crops())
     totals = [float(distiller.train_step(*crops)[1]["tiny"]["total"]) for _ in range(16)]

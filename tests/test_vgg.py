@@ -44,7 +44,7 @@ def whole_random_vgg() -> VGG19:
 
 
 def weights(depth: int) -> dict[str, Tensor]:
-    return {name: value.contiguous() for name, value in VGG19(depth).state_dict().items()}
+    return VGG19(depth).state_dict()
 
 
 def refusal(call: Callable[[], object]) -> str:
@@ -101,7 +101,7 @@ def test_all_taps_equal_torchvision_with_the_same_weights(whole_random_vgg: VGG1
     taps = network(image, TAPS)
     assert list(taps) == list(TAPS)
     for ours, theirs in zip(taps.values(), expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-4)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 * float(theirs.max()))
 
 
 @torch.no_grad()
@@ -410,7 +410,7 @@ def test_imagenet_or_compact_takes_the_student_without_the_network(
 )
 def test_a_damaged_student_is_refused(tmp_path: Path, metadata: dict[str, str]) -> None:
     path = tmp_path / "student.safetensors"
-    state = {name: value.contiguous() for name, value in VGG19(2, widths=(4, 4)).state_dict().items()}
+    state = VGG19(2, widths=(4, 4)).state_dict()
     save_file(state, path, {"format": COMPACT_FORMAT, **metadata})
     assert refusal(lambda: load_vgg(str(path), ["relu1_2"])) == f"{path}: damaged: its weights do not fit its metadata"
 
