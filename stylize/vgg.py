@@ -186,21 +186,33 @@ def last_convolution(layer: nn.Module) -> nn.Conv2d:
 
 
 class _ReplicateBorder(torch.autograd.Function):
-    # What torch.cat and slices would do by themselves, but for the gradient's way back: in one copy of it, where theirs
-    # makes four and fills each with zeros first.
+    # What torch.cat and slices would do by themselves, in one copy each way: theirs make two, and for the gradient
+    # four, each filled with zeros first.
     @staticmethod
     def forward(ctx: object, x: Tensor) -> Tensor:
-        x = torch.cat([x[..., :1, :], x, x[..., -1:, :]], dim=-2)
-        return torch.cat([x[..., :1], x, x[..., -1:]], dim=-1)
+        height, width = x.shape[-2:]
+        bordered = torch.empty(
+            (*x.shape[:-2], height + 2, width + 2), dtype=x.dtype, device=x.device, memory_format=_layout(x)
+        )
+        bordered[..., 1:-1, 1:-1] = x
+        bordered[..., 0, 1:-1], bordered[..., -1, 1:-1] = x[..., 0, :], x[..., -1, :]
+        bordered[..., 0], bordered[..., -1] = bordered[..., 1], bordered[..., -2]
+        return bordered
 
     @staticmethod
     def backward(ctx: object, *gradients: Tensor) -> Tensor:
-        gradient = gradients[0].clone()
-        gradient[..., 1] += gradient[..., 0]
-        gradient[..., -2] += gradient[..., -1]
-        gradient[..., 1, :] += gradient[..., 0, :]
-        gradient[..., -2, :] += gradient[..., -1, :]
-        return gradient[..., 1:-1, 1:-1]
+        (g,) = gradients
+        inner = g[..., 1:-1, 1:-1].clone(memory_format=_layout(g))
+        for row in (0, -1):
+            inner[..., row, :] += g[..., row, 1:-1]
+            inner[..., :, row] += g[..., 1:-1, row]
+            for column in (0, -1):
+                inner[..., row, column] += g[..., row, column]
+        return inner
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    return torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
 
 
 def replicate_border(x: Tensor) -> Tensor:
