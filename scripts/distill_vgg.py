@@ -360,7 +360,9 @@ class Distiller:
             results[name] = self.examination(vgg)
             about = {
                 "name": name,
-                "config": json.dumps(self.config.model_dump(mode="json")),
+                "config": json.dumps(
+                    {**self.config.model_dump(mode="json"), "teacher": Path(self.config.teacher).name}
+                ),
                 "step": str(self.step),
                 "held_out": json.dumps(results[name]),
                 "stylize_version": __version__,

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -188,6 +189,16 @@ def test_representatives_are_the_channels_that_tell_most_about_the_others(distil
     chosen = channels[kept]
     left = channels - torch.linalg.lstsq(chosen.T, channels.T).solution.T @ chosen
     assert (left.square().mean(1) < 1e-3 * channels.square().mean(1)).all()
+
+
+def test_a_file_tells_how_it_was_made_but_no_path_of_the_teacher(
+    distill: ModuleType, tmp_path: Path, small_teacher: str
+) -> None:
+    distiller = build(distill, tmp_path, teacher=small_teacher, steps=7)
+    distiller.evaluate()
+    with safe_open(tmp_path / "tiny.safetensors", "pt") as file:
+        config = json.loads(file.metadata()["config"])
+    assert (config["teacher"], config["steps"]) == ("teacher.safetensors", 7)
 
 
 def test_a_student_may_begin_with_the_weights_of_another(distill: ModuleType, run_dir: Path, tmp_path: Path) -> None:
