@@ -90,6 +90,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path, kind: str) -> None
         torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the process to kill in /proc, which is Linux's")
 def test_a_killed_process_is_started_anew_and_goes_on_by_itself(tmp_path: Path) -> None:
     changes = {"train.steps": 60, "train.batch_size": 2, "train.log_every": 1, "train.checkpoint_every": 5}
     config, run_dir = write_config(tmp_path, {**changes, "train.validate_every": 60}), tmp_path / "run"
@@ -115,12 +116,6 @@ def second_of(launcher: int) -> int:
         variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         ranks |= {variable: pid for variable in variables if variable.startswith(b"RANK=")}
     return ranks[b"RANK=1"]
-
-
-if not sys.platform.startswith("linux"):
-    test_a_killed_process_is_started_anew_and_goes_on_by_itself = pytest.mark.skip(reason="/proc is Linux's")(
-        test_a_killed_process_is_started_anew_and_goes_on_by_itself
-    )
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(tmp_path: Path) -> None:
