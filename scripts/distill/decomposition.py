@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stylize.losses import gram_matrix
 from stylize.vgg import LAYERS, VGG19, last_convolution, replicate_border
 
 PIXELS = 400  # of every picture and layer
@@ -55,7 +56,7 @@ def decompose_(student: VGG19, teacher: VGG19, images: Tensor, seed: int) -> dic
             inputs, taught = ([teacher.pool(maps, 2) for maps in batches] for batches in (inputs, taught))
         responses = [teacher.features[layer.key](maps) for maps in taught]
         taught = [F.relu(response) for response in responses]
-        kept[layer.tap] = representatives(_energies(taught), width)
+        kept[layer.tap] = representatives(torch.cat([gram_matrix(maps) for maps in taught]).mean(0).double(), width)
         chosen = [response[:, kept[layer.tap]] for response in responses]
         own = last_convolution(teacher.features[layer.key])
         weight = own.weight[kept[layer.tap]][:, kept_before]
@@ -72,7 +73,7 @@ def representatives(energies: Tensor, count: int) -> Tensor:
     """The channels out of which the others, each scaled to one energy, are best had by linear maps; greedily.
 
     Args:
-        energies: Mean products of the channels, `(C, C)`.
+        energies: A Gram matrix of the channels, `(C, C)`.
         count: How many.
 
     Returns:
@@ -87,10 +88,6 @@ def representatives(energies: Tensor, count: int) -> Tensor:
         chosen.append(best)
         left = left - torch.outer(left[:, best], left[best]) / left[best, best].clamp_min(1e-9)
     return torch.tensor(sorted(chosen), device=energies.device)
-
-
-def _energies(maps: Sequence[Tensor]) -> Tensor:
-    return torch.stack([torch.einsum("nchw,ndhw->cd", m.double(), m.double()) / m[:, 0].numel() for m in maps]).mean(0)
 
 
 def _moments(inputs: Sequence[Tensor], responses: Sequence[Tensor], weight: Tensor, draw: torch.Generator) -> Moments:
