@@ -4,10 +4,12 @@ import errno
 import json
 import logging
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -25,6 +27,7 @@ from stylize.errors import StylizeError
 from stylize.files import FolderLock, RecordFile, remove_leftovers
 from stylize.model_file import load_model
 from stylize.training.checkpoint import encode_checkpoint, newest_checkpoint, save_checkpoint
+from stylize.training.data import _context_of_workers
 from stylize.training.events import PREFIX, EventFile, read_events
 from stylize.training.monitor import Monitor
 from stylize.training.trainer import Interrupted, Trainer
@@ -518,8 +521,6 @@ def test_events_that_an_older_version_named_by_the_clock_come_first(tmp_path: Pa
 def test_a_decoding_process_that_is_killed_is_replaced_and_no_batch_is_lost(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import multiprocessing
-
     alone = list(build(tmp_path).batches.from_step(0, 12))
     trainer = build(tmp_path, {"content.workers": FEW_WORKERS})
     seen = []
@@ -532,6 +533,28 @@ def test_a_decoding_process_that_is_killed_is_replaced_and_no_batch_is_lost(
     assert torch.equal(torch.stack(seen), torch.stack(alone))
     (message,) = caplog.messages
     assert message.startswith("a decoding process died (DataLoader worker")
+
+
+def ask_for_ever(event: Any) -> None:
+    while True:
+        event.is_set()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs worker processes that are forked")
+def test_a_decoding_process_that_is_killed_leaves_no_lock_behind() -> None:
+    context = _context_of_workers()
+    for _ in range(10):
+        event = context.Event()
+        process = multiprocessing.Process(target=ask_for_ever, args=(event,))
+        process.start()
+        time.sleep(0.02)
+        process.kill()
+        process.join()
+        setting = threading.Thread(target=event.set, daemon=True)
+        setting.start()
+        setting.join(5)
+        assert not setting.is_alive()
+        assert event.is_set()
 
 
 def test_decoding_processes_that_always_die_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

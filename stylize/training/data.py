@@ -6,15 +6,18 @@ but the position, and any number of workers gives the same batches.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import logging
+import multiprocessing
 import random
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -233,7 +236,31 @@ def _or_worker_died(batches: Iterator[Any]) -> Iterator[Any]:
             if "DataLoader worker" not in str(error):
                 raise
             raise _WorkerDied(str(error).splitlines()[0]) from error
+        except (ConnectionError, EOFError) as error:  # it died while it handed a batch over
+            raise _WorkerDied(f"DataLoader worker: {error!r}") from error
         yield batch
+
+
+class _Flag:
+    """What `DataLoader` asks of a `multiprocessing.Event`, without its lock.
+
+    A worker that is killed while it holds that lock, which it takes once a batch, would stop the training for ever.
+    """
+
+    def __init__(self) -> None:
+        self.raised = multiprocessing.RawValue("b", 0)
+
+    def set(self) -> None:
+        self.raised.value = 1
+
+    def is_set(self) -> bool:
+        return bool(self.raised.value)
+
+
+def _context_of_workers() -> BaseContext:
+    context = copy.copy(multiprocessing.get_context())
+    context.Event = _Flag  # type: ignore[assignment,method-assign]
+    return context
 
 
 @contextmanager
@@ -266,7 +293,11 @@ class Batches:
     def __init__(self, dataset: CropDataset, batch_size: int, workers: int = 0, pin_memory: bool = False) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
-        self.options: dict[str, Any] = {"num_workers": workers, "pin_memory": pin_memory}
+        self.options: dict[str, Any] = {
+            "num_workers": workers,
+            "pin_memory": pin_memory,
+            "multiprocessing_context": _context_of_workers() if workers else None,
+        }
         self.unreadable: set[str] = set()
 
     def from_step(self, first_step: int, last_step: int) -> Iterator[Tensor]:
