@@ -21,6 +21,9 @@ from stylize import processes
 from stylize.errors import StylizeError, pick
 
 
+PIXELS_A_SUM = 1 << 16
+
+
 class Statistics(NamedTuple):
     """Mean and biased variance, each `(N or 1, C or 1)`, float32."""
 
@@ -129,14 +132,16 @@ class InstanceNorm(Norm):
 class LayerNorm(Norm):
     """Layer normalization: μ and σ² over C×H×W of one image; γ and β by channel.
 
-    The same in `train()` and in `eval()`. `torch.nn.functional.group_norm` with one group.
+    The same in `train()` and in `eval()`. `torch.nn.functional.group_norm` with one group; the statistics follow from
+    those of the channels.
 
     Source: Ba et al. 2016, arXiv:1607.06450.
     """
 
     def measure(self, x: Tensor) -> Statistics:
-        variance, mean = torch.var_mean(x.float(), (1, 2, 3), correction=0)
-        return Statistics(mean[:, None], variance[:, None])
+        instance = instance_statistics(x)
+        between, mean = torch.var_mean(instance.mean, 1, correction=0, keepdim=True)
+        return Statistics(mean, instance.variance.mean(1, keepdim=True) + between)
 
     def coefficients(self, statistics: Statistics) -> tuple[Tensor, Tensor]:
         factor, offset = super().coefficients(statistics)
@@ -163,6 +168,14 @@ class BatchNorm(Norm):
         self.momentum = momentum
         self.register_buffer("running_mean", torch.zeros(num_channels))
         self.register_buffer("running_var", torch.ones(num_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        watched = self.recording or self.frozen is not None
+        if watched or processes.count() > 1 or x.dim() != 4 or x.shape[-2:].numel() == 1:
+            return super().forward(x)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
+        )
 
     def measure(self, x: Tensor) -> Statistics:
         if not self.training:
@@ -203,6 +216,9 @@ class BatchInstanceNorm(BatchNorm):
         super().__init__(num_channels, **options)
         self.gate = nn.Parameter(torch.ones(num_channels))
         self._batch: Statistics | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Norm.forward(self, x)
 
     def measure(self, x: Tensor) -> Statistics:
         instance = instance_statistics(x)
@@ -270,6 +286,8 @@ def instance_statistics(x: Tensor) -> Statistics:
     """
     if x.shape[-2] * x.shape[-1] == 1:
         raise StylizeError("normalization: got maps of 1×1, must be larger: there is nothing to take a variance of")
+    if _is_by_pixel(x):
+        return Statistics(*_InstanceStatistics.apply(x))
     variance, mean = torch.var_mean(x.float(), (2, 3), correction=0)
     return Statistics(mean, variance)
 
@@ -333,6 +351,81 @@ def _suits_group_norm(x: Tensor) -> bool:
     return plain and x.dim() == 4 and x.shape[-2:].numel() > 1
 
 
+def _is_by_pixel(x: Tensor) -> bool:
+    """Whether `x` is channels-last float32 on a CPU, where torch's reductions are slow but for batch norm's."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and (x.is_contiguous(memory_format=torch.channels_last) or x.is_contiguous())
+        and not torch.compiler.is_compiling()
+    )
+
+
 def _multiply_add(x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+    if _is_by_pixel(x) and factor.shape == (len(x), x.shape[1]):
+        result: Tensor = _MultiplyAdd.apply(x, factor, offset)
+        return result
     factor, offset = (t[:, :, None, None].to(x.dtype) for t in (factor, offset))
     return torch.addcmul(offset, x, factor)
+
+
+# The reductions are those of torch's batch norm, image by image: its channels-last kernels read the maps once.
+
+
+def _image_statistics(image: Tensor) -> Statistics:
+    """Mean and biased variance of every channel of an image `(C, H, W)`: two of `(C,)`.
+
+    From bands of rows, merged: a float32 sum over the millions of pixels of a large picture would be too coarse.
+    """
+    channels, height, width = image.shape
+    bands = image.split(max(1, PIXELS_A_SUM // width), dim=1)
+    measured = [torch.batch_norm_update_stats(band[None], None, None, 0.0) for band in bands]
+    if len(bands) == 1:
+        return Statistics(*measured[0])
+    means, variances = (torch.stack(values).double() for values in zip(*measured, strict=True))
+    shares = torch.tensor([[band.shape[1] / height] for band in bands], dtype=torch.float64)
+    mean = (shares * means).sum(0)
+    variance = (shares * (variances + (means - mean).square())).sum(0)
+    return Statistics(mean.float(), variance.float())
+
+
+class _InstanceStatistics(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, variance = (torch.stack(values) for values in zip(*map(_image_statistics, x), strict=True))
+        ctx.save_for_backward(x, mean)
+        return mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        x, mean = ctx.saved_tensors
+        count = x.shape[-2] * x.shape[-1]
+        of_mean, of_variance = gradients
+        factor = of_variance * (2 / count)
+        return _multiply_add(x, factor, of_mean / count - factor * mean)
+
+
+class _MultiplyAdd(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+        ctx.save_for_backward(x, factor)
+        return torch.addcmul(offset[:, :, None, None], x, factor[:, :, None, None])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        x, factor = ctx.saved_tensors
+        gradient = gradients[0].contiguous(memory_format=_layout(x))
+        zero, one = torch.zeros(x.shape[1]), torch.ones(x.shape[1])
+        sums = [
+            torch.ops.aten.native_batch_norm_backward(
+                g[None], image[None], None, None, None, zero, one, True, 0.0, [False, True, True]
+            )
+            for image, g in zip(x, gradient, strict=True)
+        ]
+        of_factor, of_offset = (torch.stack([s[i] for s in sums]) for i in (1, 2))
+        of_x = gradient * factor[:, :, None, None] if ctx.needs_input_grad[0] else None
+        return of_x, of_factor, of_offset
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    return torch.contiguous_format if x.is_contiguous() else torch.channels_last

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from stylize.convolution import Border, Geometry, padded_conv2d, suits, upsample_to
 from stylize.errors import StylizeError, unknown_name
 from stylize.norms import NORMS, Norm, ParameterGroup
 
@@ -87,7 +89,7 @@ class Generator(nn.Module):
             norm.project_()
 
 
-PADDING_MODES = {"reflection": "reflect", "replication": "replicate", "zero": "constant"}
+PADDING_MODES: Mapping[str, Border] = {"reflection": "reflect", "replication": "replicate", "zero": "constant"}
 
 
 class PaddedConv2d(nn.Conv2d):
@@ -103,31 +105,16 @@ class PaddedConv2d(nn.Conv2d):
         self, in_channels: int, out_channels: int, kernel_px: int, config: GeneratorConfig, *, stride: int = 1
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_px, stride)
-        self.border_px = kernel_px // 2
-        self.border = PADDING_MODES[config.padding]
+        self.geometry = Geometry(kernel_px, stride, PADDING_MODES[config.padding])
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Convolve `x`, first enlarged to `size` if one is given (see `upsample_to`)."""
+        if suits(x, self.weight):
+            return padded_conv2d(x, self.weight, self.bias, self.geometry._replace(size=size))
         # In one expression: the enlarged maps are the largest of all, and must be gone before the convolution runs.
         padded = self._pad(x if size is None else upsample_to(x, *size))
         return nn.functional.conv2d(padded, self.weight, self.bias, self.stride)
 
     def _pad(self, x: Tensor) -> Tensor:
-        if self.border_px == 0:
-            return x
-        return nn.functional.pad(x, (self.border_px,) * 4, self.border)
-
-
-def upsample_to(x: Tensor, height: int, width: int) -> Tensor:
-    """Double the size bilinearly and crop to `height`×`width`, at most one row and column less.
-
-    A side that is right already stays. Resize, then convolve: a transposed convolution of kernel 3 and stride 2
-    overlaps unevenly and leaves a checkerboard.
-
-    Source: Odena et al. 2016, Deconvolution and checkerboard artifacts.
-    Differs: bilinear in place of nearest-neighbour. A convolution of nearest-neighbour values has weights of its own
-        for even and odd pixels, and the network paints a weave of two and four px with them.
-    """
-    factors = tuple(2.0 if side < target else 1.0 for side, target in zip(x.shape[-2:], (height, width), strict=True))
-    resized = nn.functional.interpolate(x, scale_factor=factors, mode="bilinear", align_corners=False)
-    return resized[..., :height, :width]
+        border_px = self.geometry.border_px
+        return nn.functional.pad(x, (border_px,) * 4, self.geometry.border) if border_px else x

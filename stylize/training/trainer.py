@@ -132,7 +132,7 @@ class Trainer:
             [{"params": group.parameters, "factor": group.learning_rate_factor} for group in generator.param_groups()],
             lr=config.learning_rate,
         )
-        self.memory_format = choose_memory_format(self.device, self.precision)
+        self.memory_format = choose_memory_format(self.device)
         generator.to(memory_format=self.memory_format)
         loss.to(memory_format=self.memory_format)
         compiled = choose_compile(config.compile, self.device, config.steps)

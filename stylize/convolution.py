@@ -1,0 +1,421 @@
+"""Convolutions of float32 maps on CPUs: in channels-last strips, those of many channels by Winograd's algorithm.
+
+A convolution here is all that one layer of a network does before its norm: enlarge the maps (where it is told to), put
+a border around them, convolve. Nothing of the enlarged or bordered maps outlives a strip of rows (in training an
+image), so neither stands in memory as a whole, and a strip is still in the processor's cache when it is convolved.
+
+Floor: a convolution of C channels to K with a kernel of k×k takes C·K·k² multiplications a pixel. Winograd's
+algorithm F(4×4, 3×3) takes C·K·36/16 in place of 9·C·K, and additions and copies that grow with C + K: it pays for
+many channels. On other devices, and in bfloat16, the libraries' own convolutions are the better ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+Border = Literal["reflect", "replicate", "constant"]
+
+aten = torch.ops.aten
+
+STRIP_VALUES = 4 << 20  # of bordered maps: 16 MiB
+CHUNK_VALUES = 5 << 17  # of transformed tiles: 2.5 MiB, a share of the cache
+UNFOLDED_VALUES = 1 << 20
+WINOGRAD_PAYS_FROM = 64 * 128  # products of channels; below, the transforms cost more than they save
+TILE_PX = 4
+
+# Source: Lavin & Gray 2015, arXiv:1509.09308, section 4.3: the transforms of F(4×4, 3×3).
+_INPUT = torch.tensor(
+    [
+        [4.0, 0.0, -5.0, 0.0, 1.0, 0.0],
+        [0.0, -4.0, -4.0, 1.0, 1.0, 0.0],
+        [0.0, 4.0, -4.0, -1.0, 1.0, 0.0],
+        [0.0, -2.0, -1.0, 2.0, 1.0, 0.0],
+        [0.0, 2.0, -1.0, -2.0, 1.0, 0.0],
+        [0.0, 4.0, 0.0, -5.0, 0.0, 1.0],
+    ]
+)
+_KERNEL = torch.tensor(
+    [
+        [1 / 4, 0.0, 0.0],
+        [-1 / 6, -1 / 6, -1 / 6],
+        [-1 / 6, 1 / 6, -1 / 6],
+        [1 / 24, 1 / 12, 1 / 6],
+        [1 / 24, -1 / 12, 1 / 6],
+        [0.0, 0.0, 1.0],
+    ]
+)
+_OUTPUT = torch.tensor(
+    [
+        [1.0, 1.0, 1.0, 1.0, 1.0, 0.0],
+        [0.0, 1.0, -1.0, 2.0, -2.0, 0.0],
+        [0.0, 1.0, 1.0, 4.0, 4.0, 0.0],
+        [0.0, 1.0, -1.0, 8.0, -8.0, 1.0],
+    ]
+)
+INPUT_TRANSFORM = torch.kron(_INPUT, _INPUT)  # a tile of 6×6, flat → 36
+KERNEL_TRANSFORM = torch.kron(_KERNEL, _KERNEL)  # a kernel of 3×3, flat → 36
+OUTPUT_TRANSFORM = torch.kron(_OUTPUT, _OUTPUT)  # 36 → a tile of 4×4, flat
+CONSTANT = 7  # the one of the 36 that the output transform gives to all of a tile alike
+
+
+class Geometry(NamedTuple):
+    """What a convolution does with its maps.
+
+    Attributes:
+        kernel_px: Side of the kernel, odd.
+        stride: 1 or 2.
+        border: What stands beyond the edges, `kernel_px // 2` wide; see `torch.nn.functional.pad`.
+        size: Height and width to which the maps are enlarged first (see `upsample_to`), or None.
+    """
+
+    kernel_px: int
+    stride: int
+    border: Border
+    size: tuple[int, int] | None = None
+
+    @property
+    def border_px(self) -> int:
+        """Width of the border."""
+        return self.kernel_px // 2
+
+    def enlarged(self, shape: Sequence[int]) -> tuple[int, int]:
+        """Height and width of an image `(H, W, …)` of this shape after enlarging."""
+        return self.size if self.size is not None else (shape[0], shape[1])
+
+    def result_size(self, x: Tensor) -> tuple[int, int]:
+        """Height and width of the result for maps `(N, C, H, W)`."""
+        height, width = self.enlarged(x.shape[2:])
+        return (height - 1) // self.stride + 1, (width - 1) // self.stride + 1
+
+    def inside(self, position: int, length: int) -> int:
+        """The position in `0 … length − 1` whose value stands at a position beyond them."""
+        if self.border == "reflect":
+            return abs(length - 1 - abs(length - 1 - position))
+        return min(max(position, 0), length - 1)
+
+
+def suits(x: Tensor, weight: Tensor) -> bool:
+    """Whether `padded_conv2d` is right for these: float32 on a CPU, and no compiler at work, which has its own ways."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.dim() == 4
+        and x.shape[1] == weight.shape[1]
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+
+
+def padded_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """Enlarge, border and convolve.
+
+    Args:
+        x: `(N, C, H, W)`, float32 on a CPU.
+        weight: `(K, C, k, k)`.
+        bias: `(K,)`, or None.
+        geometry: How.
+
+    Returns:
+        `(N, K, H', W')` in channels-last layout; the same numbers as of `torch.nn.functional.pad` and `conv2d` but
+        for rounding (with Winograd's algorithm about 1e-5 of the largest).
+    """
+    result: Tensor = _PaddedConv2d.apply(x, weight, bias, geometry)
+    return result
+
+
+def upsample_to(x: Tensor, height: int, width: int) -> Tensor:
+    """Double the size bilinearly and crop to `height`×`width`, at most one row and column less.
+
+    A side that is right already stays. Resize, then convolve: a transposed convolution of kernel 3 and stride 2
+    overlaps unevenly and leaves a checkerboard.
+
+    Source: Odena et al. 2016, Deconvolution and checkerboard artifacts.
+    Differs: bilinear in place of nearest-neighbour. A convolution of nearest-neighbour values has weights of its own
+        for even and odd pixels, and the network paints a weave of two and four px with them.
+    """
+    factors = _factors(x.shape[-2:], (height, width))
+    resized = F.interpolate(x, scale_factor=factors, mode="bilinear", align_corners=False)
+    return resized[..., :height, :width]
+
+
+def _factors(shape: Sequence[int], size: tuple[int, int]) -> tuple[float, float]:
+    height, width = (2.0 if side < target else 1.0 for side, target in zip(shape[:2], size, strict=True))
+    return height, width
+
+
+class _PaddedConv2d(torch.autograd.Function):
+    # The input is kept as it came, neither enlarged nor bordered, and only where the weights train.
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        ctx.geometry, ctx.shape = geometry, x.shape
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        kernel = _kernel(weight, geometry.stride)
+        height, width = geometry.result_size(x)
+        result = torch.empty((len(x), len(weight), height, width), memory_format=torch.channels_last)
+        for image, out in zip(_by_pixel(x), _by_pixel(result), strict=True):
+            rows_px = _strip_rows(image, geometry)
+            for first in range(0, height, rows_px):
+                last = min(height, first + rows_px)
+                kernel.convolve(_bordered(image, geometry, first, last), bias, out[first:last])
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        gradient = _by_pixel(gradients[0].contiguous(memory_format=torch.channels_last))
+        of_x = _input_gradient(gradient, ctx.shape, weight, ctx.geometry) if ctx.needs_input_grad[0] else None
+        of_weight = _weight_gradient(gradient, _by_pixel(x), weight, ctx.geometry) if ctx.needs_input_grad[1] else None
+        of_bias = gradient.sum((0, 1, 2)) if ctx.needs_input_grad[2] else None
+        return of_x, of_weight, of_bias, None
+
+
+def _input_gradient(gradient: Tensor, shape: torch.Size, weight: Tensor, geometry: Geometry) -> Tensor:
+    n, channels, height, width = shape
+    kernel = _kernel(weight, geometry.stride)
+    result = gradient.new_empty(n, height, width, channels)
+    for out, g in zip(result, gradient, strict=True):
+        _take_border_back(kernel.convolve_back(g, _bordered_size(out, geometry)), geometry, out)
+    return result.permute(0, 3, 1, 2)
+
+
+def _weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    kernel = _kernel(weight, geometry.stride)
+    result = torch.zeros_like(weight)
+    for image, g in zip(x, gradient, strict=True):
+        result += kernel.weight_gradient(_bordered(image, geometry, 0, len(g)), g)
+    return result
+
+
+def _by_pixel(x: Tensor) -> Tensor:
+    """A view of channels-last maps: `(N, C, H, W)` → `(N, H, W, C)`."""
+    return x.permute(0, 2, 3, 1)
+
+
+def _as_maps(image: Tensor) -> Tensor:
+    """A view of an image: `(H, W, C)` → `(1, C, H, W)`, channels-last."""
+    return image[None].permute(0, 3, 1, 2)
+
+
+# --- The border, and maps enlarged ---------------------------------------------------------------------------------
+
+
+def _strip_rows(image: Tensor, geometry: Geometry) -> int:
+    """How many rows of the result to compute at a time."""
+    width = geometry.enlarged(image.shape)[1]
+    rows = STRIP_VALUES // (width * image.shape[-1] * geometry.stride)
+    return max(1, rows // TILE_PX) * TILE_PX
+
+
+def _bordered_size(image: Tensor, geometry: Geometry) -> tuple[int, int, int]:
+    height, width = geometry.enlarged(image.shape)
+    return height + 2 * geometry.border_px, width + 2 * geometry.border_px, image.shape[-1]
+
+
+def _bordered(image: Tensor, geometry: Geometry, first: int, last: int) -> Tensor:
+    """What the rows `first` to `last` − 1 of the result are made of: `(H, W, C)` → `(rows, W + 2 border, C)`."""
+    border_px = geometry.border_px
+    height, width = geometry.enlarged(image.shape)
+    start, end = first * geometry.stride - border_px, (last - 1) * geometry.stride + border_px + 1
+    outer = {row: geometry.inside(row, height) for row in (*range(start, 0), *range(height, end))}
+    low = min(max(start, 0), *outer.values(), height)
+    high = 1 + max(min(end, height) - 1, *outer.values(), 0)
+    source = image[low:high] if geometry.size is None else _enlarged_rows(image, geometry.size, low, high)
+    bordered = image.new_empty(end - start, width + 2 * border_px, image.shape[-1])
+    inner = bordered[:, border_px : border_px + width]
+    inner[max(-start, 0) : min(end, height) - start] = source[max(start, 0) - low : min(end, height) - low]
+    zero = geometry.border == "constant"
+    for row, stands_for in outer.items():
+        inner[row - start] = 0.0 if zero else source[stands_for - low]
+    for column in _outer_columns(width, border_px):
+        bordered[:, column + border_px] = 0.0 if zero else inner[:, geometry.inside(column, width)]
+    return bordered
+
+
+def _outer_columns(width: int, border_px: int) -> tuple[int, ...]:
+    return (*range(-border_px, 0), *range(width, width + border_px))
+
+
+def _enlarged_rows(image: Tensor, size: tuple[int, int], low: int, high: int) -> Tensor:
+    """The rows `low` to `high` − 1 of the image `(H, W, C)` enlarged to `size`."""
+    factors = _factors(image.shape, size)
+    first, last = 0, len(image)
+    if factors[0] == 2:
+        first, last = max(0, low // 2 - 1), min(len(image), (high - 1) // 2 + 2)
+    offset = int(first * factors[0])
+    resized = F.interpolate(_as_maps(image[first:last]), scale_factor=factors, mode="bilinear", align_corners=False)
+    return _by_pixel(resized)[0, low - offset : high - offset, : size[1]]
+
+
+def _take_border_back(gradient: Tensor, geometry: Geometry, out: Tensor) -> None:
+    """The gradient of a bordered image `(H + 2 border, W + 2 border, C)` → that of the image, into `out` `(H, W, C)`."""
+    border_px = geometry.border_px
+    height, width = geometry.enlarged(out.shape)
+    inner = gradient[border_px : border_px + height, border_px : border_px + width]
+    if geometry.border != "constant":
+        columns = gradient[:, border_px : border_px + width]
+        for column in _outer_columns(width, border_px):
+            columns[:, geometry.inside(column, width)] += gradient[:, column + border_px]
+        for row in _outer_columns(height, border_px):
+            inner[geometry.inside(row, height)] += columns[row + border_px]
+    if geometry.size is None:
+        out.copy_(inner)
+        return
+    factors = _factors(out.shape, geometry.size)
+    full = _grown(inner, int(len(out) * factors[0]), int(out.shape[1] * factors[1]))
+    shrunk = aten.upsample_bilinear2d_backward(
+        _as_maps(full), full.shape[:2], _as_maps(out).shape, align_corners=False, scales_h=factors[0], scales_w=factors[1]
+    )
+    out.copy_(_by_pixel(shrunk)[0])
+
+
+def _grown(image: Tensor, height: int, width: int, offset: int = 0) -> Tensor:
+    """`(H, W, C)` → `(height, width, C)`, zeros around the image, which stands `offset` from the upper left corner."""
+    if image.shape[:2] == (height, width):
+        return image.contiguous()
+    grown = image.new_zeros(height, width, image.shape[-1])
+    grown[offset : offset + len(image), offset : offset + image.shape[1]] = image
+    return grown
+
+
+# --- The kernel ----------------------------------------------------------------------------------------------------
+
+
+class _Direct:
+    """A convolution by the library, but for the gradient of the weights, which it computes slowly in this layout.
+
+    Args:
+        weight: `(K, C, k, k)`.
+        stride: 1 or 2.
+    """
+
+    def __init__(self, weight: Tensor, stride: int) -> None:
+        self.weight = weight.contiguous(memory_format=torch.channels_last)
+        self.stride = stride
+
+    def convolve(self, bordered: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        """`(H, W, C)` → `(H', W', K)`."""
+        out.copy_(_by_pixel(F.conv2d(_as_maps(bordered), self.weight, bias, self.stride))[0])
+
+    def convolve_back(self, gradient: Tensor, size: tuple[int, int, int]) -> Tensor:
+        """The gradient of the result `(H', W', K)` → that of the bordered image, of `size` `(H, W, C)`."""
+        shape_only = _as_maps(gradient.new_empty(1).expand(size))
+        of_maps, _, _ = aten.convolution_backward(
+            _as_maps(gradient), shape_only, self.weight, None, [self.stride] * 2, [0, 0], [1, 1], False, [0, 0], 1,
+            [True, False, False],
+        )  # fmt: skip
+        return _by_pixel(of_maps)[0]
+
+    def weight_gradient(self, bordered: Tensor, gradient: Tensor) -> Tensor:
+        """The bordered image and the gradient of the result → that of the weights, `(K, C, k, k)`."""
+        outputs, inputs, kernel_px, _ = self.weight.shape
+        if self.stride == 1 and outputs < inputs:  # the smaller side is the one to unfold
+            height, width = bordered.shape[:2]
+            frame_px = kernel_px - 1
+            framed = _grown(gradient, height + frame_px, width + frame_px, frame_px)
+            flipped = _unfolded_product(bordered, framed, kernel_px, 1)
+            return flipped.flip(1, 2).permute(3, 0, 1, 2)
+        return _unfolded_product(gradient, bordered, kernel_px, self.stride).permute(0, 3, 1, 2)
+
+
+def _unfolded_product(pixels: Tensor, source: Tensor, kernel_px: int, stride: int) -> Tensor:
+    """Σ over pixels of their values times the window of the source there: `(H, W, A)`, … → `(A, k, k, C)`."""
+    (height, width, values), channels = pixels.shape, source.shape[-1]
+    row = source.stride(0)
+    windows = source.as_strided(
+        (height, width, kernel_px, kernel_px * channels), (stride * row, stride * channels, row, 1)
+    )
+    total = pixels.new_zeros(values, kernel_px * kernel_px * channels)
+    rows = max(1, UNFOLDED_VALUES // (width * total.shape[1]))
+    for first in range(0, height, rows):
+        part = windows[first : first + rows].reshape(-1, total.shape[1])
+        total.addmm_(pixels[first : first + rows].reshape(-1, values).t(), part)
+    return total.view(values, kernel_px, kernel_px, channels)
+
+
+class _Winograd:
+    """A 3×3 convolution of stride 1 by the algorithm F(4×4, 3×3): 36 products of matrices.
+
+    Args:
+        weight: `(K, C, 3, 3)`.
+
+    Source: Lavin & Gray 2015, arXiv:1509.09308, sections 4.1 and 4.3.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    def convolve(self, bordered: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        """`(H + 2, W + 2, C)` → `(H, W, K)`."""
+        _convolve_tiles(bordered, self._transformed(self.weight), bias, out)
+
+    def convolve_back(self, gradient: Tensor, size: tuple[int, int, int]) -> Tensor:
+        """The gradient of the result `(H, W, K)` → that of the bordered image, of `size` `(H + 2, W + 2, C)`."""
+        result = gradient.new_empty(size)
+        framed = _grown(gradient, size[0] + 2, size[1] + 2, 2)
+        _convolve_tiles(framed, self._transformed(self.weight.flip(2, 3).transpose(0, 1)), None, result)
+        return result
+
+    def weight_gradient(self, bordered: Tensor, gradient: Tensor) -> Tensor:
+        """The bordered image and the gradient of the result → that of the weights, `(K, C, 3, 3)`."""
+        outputs, inputs = self.weight.shape[:2]
+        down, across = (-(-side // TILE_PX) for side in gradient.shape[:2])
+        tiles = _tiles(bordered, down, across)
+        grown = _grown(gradient, TILE_PX * down, TILE_PX * across)
+        blocks = grown.view(down, TILE_PX, across, TILE_PX, outputs).permute(1, 3, 0, 2, 4)
+        total = gradient.new_zeros(36, inputs, outputs)
+        for first, last in _chunks(down, across, max(inputs, outputs)):
+            of_inputs = (INPUT_TRANSFORM @ tiles[:, :, first:last].reshape(36, -1)).view(36, -1, inputs)
+            of_outputs = (OUTPUT_TRANSFORM.t() @ blocks[:, :, first:last].reshape(16, -1)).view(36, -1, outputs)
+            total.baddbmm_(of_inputs.transpose(1, 2), of_outputs)
+        return (KERNEL_TRANSFORM.t() @ total.view(36, -1)).view(3, 3, inputs, outputs).permute(3, 2, 0, 1)
+
+    @staticmethod
+    def _transformed(weight: Tensor) -> Tensor:
+        outputs, inputs = weight.shape[:2]
+        return (KERNEL_TRANSFORM @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(36, inputs, outputs)
+
+
+def _kernel(weight: Tensor, stride: int) -> _Direct | _Winograd:
+    outputs, inputs, kernel_px, _ = weight.shape
+    pays = kernel_px == 3 and stride == 1 and outputs * inputs >= WINOGRAD_PAYS_FROM
+    return _Winograd(weight) if pays else _Direct(weight, stride)
+
+
+def _convolve_tiles(bordered: Tensor, kernel: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    height, width, outputs = out.shape
+    down, across = -(-height // TILE_PX), -(-width // TILE_PX)
+    tiles = _tiles(bordered, down, across)
+    inputs = bordered.shape[-1]
+    for first, last in _chunks(down, across, max(inputs, outputs)):
+        transformed = INPUT_TRANSFORM @ tiles[:, :, first:last].reshape(36, -1)
+        products = torch.bmm(transformed.view(36, -1, inputs), kernel)
+        if bias is not None:
+            products[CONSTANT] += bias
+        blocks = (OUTPUT_TRANSFORM @ products.view(36, -1)).view(TILE_PX, TILE_PX, last - first, across, outputs)
+        target = out[TILE_PX * first : TILE_PX * last]
+        blocks = blocks.permute(2, 0, 3, 1, 4)
+        if len(target) == TILE_PX * (last - first) and width == TILE_PX * across:
+            target.view(blocks.shape).copy_(blocks)
+        else:
+            target.copy_(blocks.reshape(-1, TILE_PX * across, outputs)[: len(target), :width])
+
+
+def _tiles(bordered: Tensor, down: int, across: int) -> Tensor:
+    """Overlapping tiles of 6×6 px: `(H + 2, W + 2, C)` → `(6, 6, down, across, C)`, a view."""
+    grown = _grown(bordered, TILE_PX * down + 2, TILE_PX * across + 2)
+    return grown.unfold(0, TILE_PX + 2, TILE_PX).unfold(1, TILE_PX + 2, TILE_PX).permute(3, 4, 0, 1, 2)
+
+
+def _chunks(down: int, across: int, channels: int) -> list[tuple[int, int]]:
+    """Rows of tiles, from and to, whose transformed values fit into the cache."""
+    rows = max(1, CHUNK_VALUES // (36 * across * channels))
+    return [(first, min(down, first + rows)) for first in range(0, down, rows)]
