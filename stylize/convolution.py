@@ -23,7 +23,7 @@ Border = Literal["reflect", "replicate", "constant"]
 
 aten = torch.ops.aten
 
-STRIP_VALUES = 4 << 20  # of bordered maps: 16 MiB
+STRIP_VALUES = 1 << 20  # of bordered maps: 4 MiB
 CHUNK_VALUES = 5 << 17  # of transformed tiles: 2.5 MiB, a share of the cache
 UNFOLDED_VALUES = 1 << 20
 WINOGRAD_PAYS_FROM = 64 * 128  # products of channels; below, the transforms cost more than they save
@@ -102,14 +102,15 @@ class Geometry(NamedTuple):
 
 def suits(x: Tensor, weight: Tensor) -> bool:
     """Whether `padded_conv2d` is right for these: float32 on a CPU, and no compiler at work, which has its own ways."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and x.dim() == 4
-        and x.shape[1] == weight.shape[1]
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-    )
+    plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+    fits = x.dim() == 4 and x.shape[1] == weight.shape[1]
+    return plain and fits and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+
+
+def on_cpu_by_pixel(x: Tensor) -> bool:
+    """Whether `x` is of float32 in channels-last layout on a CPU, and no compiler at work."""
+    by_pixel = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return x.device.type == "cpu" and x.dtype == torch.float32 and by_pixel and not torch.compiler.is_compiling()
 
 
 def padded_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
@@ -355,13 +356,13 @@ class _Winograd:
 
     def convolve(self, bordered: Tensor, bias: Tensor | None, out: Tensor) -> None:
         """`(H + 2, W + 2, C)` → `(H, W, K)`."""
-        _convolve_tiles(bordered, self._transformed(self.weight), bias, out)
+        _convolve_tiles(bordered, self._transformed(KERNEL_TRANSFORM).transpose(1, 2), bias, out)
 
     def convolve_back(self, gradient: Tensor, size: tuple[int, int, int]) -> Tensor:
         """The gradient of the result `(H, W, K)` → that of the bordered image, of `size` `(H + 2, W + 2, C)`."""
         result = gradient.new_empty(size)
         framed = _grown(gradient, size[0] + 2, size[1] + 2, 2)
-        _convolve_tiles(framed, self._transformed(self.weight.flip(2, 3).transpose(0, 1)), None, result)
+        _convolve_tiles(framed, self._transformed(KERNEL_TRANSFORM.flip(1)), None, result)
         return result
 
     def weight_gradient(self, bordered: Tensor, gradient: Tensor) -> Tensor:
@@ -378,10 +379,9 @@ class _Winograd:
             total.baddbmm_(of_inputs.transpose(1, 2), of_outputs)
         return (KERNEL_TRANSFORM.t() @ total.view(36, -1)).view(3, 3, inputs, outputs).permute(3, 2, 0, 1)
 
-    @staticmethod
-    def _transformed(weight: Tensor) -> Tensor:
-        outputs, inputs = weight.shape[:2]
-        return (KERNEL_TRANSFORM @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(36, inputs, outputs)
+    def _transformed(self, transform: Tensor) -> Tensor:
+        """`(36, K, C)`."""
+        return (transform @ self.weight.permute(2, 3, 0, 1).reshape(9, -1)).view(36, *self.weight.shape[:2])
 
 
 def _kernel(weight: Tensor, stride: int) -> _Direct | _Winograd:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from stylize.errors import StylizeError, unknown_name
 from stylize.vgg import TAPS, VGG19, Pooling, VGGPadding
@@ -120,6 +121,16 @@ class PerceptualLoss(nn.Module):
         """
         return self._terms(stylized, *self._features(stylized, content))
 
+    def by_image(self, stylized: Tensor, content: Tensor) -> dict[str, Tensor]:
+        """The terms as in a call, one picture after the other; only `total` has a gradient, taken at once.
+
+        So the features of one picture at a time stand in memory, and in the cache. Every term is a mean over pictures:
+        the numbers are the same but for rounding.
+        """
+        names: list[str] = []
+        total, others = _MeanOverImages.apply(stylized, content, self, names)
+        return {name: value for name, value in zip(names, others.unbind(), strict=True)} | {"total": total}
+
     def measure(self, stylized: Tensor, content: Tensor) -> dict[str, Tensor]:
         """The terms as in a call, and `content_correlation`, a measure of the content that is kept.
 
@@ -132,9 +143,9 @@ class PerceptualLoss(nn.Module):
 
     def _features(self, stylized: Tensor, content: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Features of the stylized pictures at all layers, and of the photographs at the content layers."""
-        features = self.vgg(stylized, self.config.taps())
-        with torch.no_grad():
-            return features, self.vgg(content, self.config.content_layers)
+        with torch.no_grad():  # before the other, whose maps have to be kept
+            targets = self.vgg(content, self.config.content_layers)
+        return self.vgg(stylized, self.config.taps()), targets
 
     def _terms(
         self, stylized: Tensor, features: Mapping[str, Tensor], targets: Mapping[str, Tensor]
@@ -176,6 +187,31 @@ class PerceptualLoss(nn.Module):
     def _combine(self, terms: Mapping[str, Tensor], kind: str, layers: Mapping[str, float]) -> Tensor:
         total = torch.stack([weight * terms[f"{kind}/{tap}"] for tap, weight in layers.items()]).sum()
         return total / sum(layers.values()) if self.config.scale == "relative" else total
+
+
+class _MeanOverImages(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, stylized: Tensor, content: Tensor, loss: PerceptualLoss, names: list[str]
+    ) -> tuple[Tensor, Tensor]:
+        gradient = torch.empty_like(stylized)
+        measured: list[Tensor] = []
+        for image, photograph, of_image in zip(stylized.split(1), content.split(1), gradient.split(1), strict=True):
+            with torch.enable_grad():
+                leaf = image.detach().requires_grad_()
+                terms = loss(leaf, photograph)
+                torch.div(*torch.autograd.grad(terms["total"], leaf), len(stylized), out=of_image)
+            names[:] = terms
+            measured.append(torch.stack([term.detach() for term in terms.values()]))
+        ctx.save_for_backward(gradient)
+        mean = torch.stack(measured).mean(0)
+        ctx.mark_non_differentiable(mean)
+        return mean[names.index("total")].clone(), mean
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.saved_tensors[0] * gradients[0], None, None, None
 
 
 def gram_matrix(features: Tensor) -> Tensor:

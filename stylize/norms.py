@@ -78,6 +78,17 @@ class Norm(nn.Module):
             self.recorded = Statistics(*(s.detach().clone() for s in statistics))
         return _multiply_add(x, *self.coefficients(statistics))
 
+    def normalize_(self, x: Tensor) -> Tensor:
+        """The same as a call, but `x` may be overwritten, which saves a map: for what nobody else holds."""
+        if torch.is_grad_enabled() or self.training or x.dim() != 4 or x.dtype != torch.float32:
+            normalized: Tensor = self(x)
+            return normalized
+        statistics = self.frozen if self.frozen is not None else self.measure(x)
+        if self.recording:
+            self.recorded = Statistics(*(s.detach().clone() for s in statistics))
+        factor, offset = self.coefficients(statistics)
+        return torch.addcmul(offset[:, :, None, None], x, factor[:, :, None, None], out=x)
+
     def measure(self, x: Tensor) -> Statistics:
         """The statistics by which `x` `(N, C, H, W)` is to be normalized."""
         raise NotImplementedError  # abstract: each kind is this choice

@@ -62,7 +62,7 @@ class ConvNormReLU(nn.Module):
         self.norm = build_norm(config.norm, out_channels)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        return torch.relu_(self.norm(self.conv(x, size)))
+        return torch.relu_(self.norm.normalize_(self.conv(x, size)))
 
 
 class ResidualBlock(nn.Module):
@@ -78,5 +78,4 @@ class ResidualBlock(nn.Module):
         self.norm = build_norm(config.norm, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        residual: Tensor = self.norm(self.conv(self.first(x)))
-        return x + residual
+        return self.norm.normalize_(self.conv(self.first(x))) + x

@@ -131,12 +131,14 @@ class Trainer:
         self.optimizer = torch.optim.Adam(
             [{"params": group.parameters, "factor": group.learning_rate_factor} for group in generator.param_groups()],
             lr=config.learning_rate,
+            fused=self.device.type in ("cpu", "cuda"),
         )
         self.memory_format = choose_memory_format(self.device)
         generator.to(memory_format=self.memory_format)
         loss.to(memory_format=self.memory_format)
         compiled = choose_compile(config.compile, self.device, config.steps)
         self._network = processes.synchronized(generator)
+        self._image_by_image = self.device.type == "cpu" and self.precision == "fp32" and not compiled
         self._terms = torch.compile(self._forward) if compiled else self._forward
         self.last_good = LastGood(generator, self.optimizer)
         self.saved_step: int | None = None
@@ -320,7 +322,10 @@ class Trainer:
 
     def _forward(self, content: Tensor) -> dict[str, Tensor]:
         with self._autocast():
-            terms: dict[str, Tensor] = self.loss(self._network(content), content)
+            stylized = self._network(content)
+            if self._image_by_image:
+                return self.loss.by_image(stylized, content)
+            terms: dict[str, Tensor] = self.loss(stylized, content)
         return terms
 
     def _autocast(self) -> AbstractContextManager[Any]:
