@@ -402,9 +402,10 @@ def test_train_says_what_it_trains_and_what_to_do_next(tmp_path: Path, call: Cal
     )
     assert lines[2] == "6 photographs to train on, 2 held out"
     assert lines[3].startswith("step 2: held-out style ")
-    assert lines[4].startswith("2 steps in ")
-    assert lines[5].startswith("best at step 2: held-out style ")
-    assert len(lines) == 6
+    assert " % of the steps' time went into waiting for photographs" in lines[4]
+    assert lines[5].startswith("2 steps in ")
+    assert lines[6].startswith("best at step 2: held-out style ")
+    assert len(lines) == 7
 
 
 def test_train_starts_anew_with_overwrite(trained: Path, tmp_path: Path, call: Call) -> None:

@@ -27,10 +27,10 @@ from stylize.errors import StylizeError
 from stylize.files import FolderLock, RecordFile, remove_leftovers
 from stylize.model_file import load_model
 from stylize.training.checkpoint import encode_checkpoint, newest_checkpoint, save_checkpoint
-from stylize.training.data import _context_of_workers
 from stylize.training.events import PREFIX, EventFile, read_events
-from stylize.training.monitor import Monitor
+from stylize.training.monitor import TIMES, Monitor
 from stylize.training.trainer import Interrupted, Trainer
+from stylize.training.workers import _context_of_workers
 
 CPU = torch.device("cpu")
 FEW_WORKERS = 2
@@ -84,7 +84,7 @@ def same(one: Any, other: Any) -> bool:
 
 def metrics(run_dir: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "images_per_s"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
 
 
 def scalars(run_dir: Path) -> dict[tuple[str, int], float]:
@@ -97,7 +97,7 @@ def scalars(run_dir: Path) -> dict[tuple[str, int], float]:
                 found.append(((value.tag, event.step), content))
     counts = Counter(key for key, _ in found if key[1] > 0)
     assert [key for key, count in counts.items() if count > 1] == []
-    return {key: value for key, value in found if key[1] > 0 and "images_per_s" not in key[0]}
+    return {key: value for key, value in found if key[1] > 0 and key[0].split("/")[-1] not in TIMES}
 
 
 # Exact resume

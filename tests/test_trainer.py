@@ -29,7 +29,7 @@ from stylize.training.checkpoint import (
     save_checkpoint,
 )
 from stylize.training.data import Batches, ContentConfig, CropDataset
-from stylize.training.monitor import Monitor
+from stylize.training.monitor import TIMES, Monitor
 from stylize.training.trainer import (
     Interrupted,
     NotFinite,
@@ -93,7 +93,7 @@ def validate_with(trainer: Trainer, totals: Iterator[float], patch: pytest.Monke
 
 def metrics(run_dir: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "images_per_s"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
 
 
 # A step
