@@ -140,6 +140,23 @@ def test_a_resumed_run_equals_the_run_that_never_stopped_in_every_bit(
     assert (best[1].step, best[1].validation) == (best_of_parts[1].step, best_of_parts[1].validation)
 
 
+def test_a_run_that_is_resumed_with_a_cache_equals_the_run_without_in_every_bit(tmp_path: Path) -> None:
+    fit(build(tmp_path, EXACT, "whole"))
+    for stop_after, cache in ((2, None), (5, "cache"), (None, "cache")):
+        trainer = build(tmp_path, {**EXACT, "content.cache": cache}, "parts")
+        if (trainer.run_dir / "checkpoints").exists():
+            trainer.resume()
+        try:
+            fit(trainer, stop_after)
+        except Interrupted:
+            assert trainer.progress.step == stop_after
+    assert len(list((tmp_path / "cache").glob("*.cache"))) == 1
+    states = [newest_checkpoint(tmp_path / name / "checkpoints", CPU) for name in ("whole", "parts")]
+    assert states[0] is not None and states[1] is not None
+    assert same(*(state for _, state in filter(None, states)))
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+
+
 def test_a_run_that_lost_steps_after_its_checkpoint_does_them_again_once(tmp_path: Path) -> None:
     fit(build(tmp_path, EXACT, "whole"))
     with pytest.raises(Interrupted):
