@@ -35,6 +35,7 @@ from stylize.cli import main as stylize_main
 from stylize.training.checkpoint import checkpoints, newest_checkpoint
 from stylize.training.data import CropDataset, epoch_order
 from stylize.training.events import PREFIX, read_events
+from stylize.training.monitor import TIMES
 from stylize.training.trainer import Trainer
 
 STEPS, VALIDATE_EVERY, CHECKPOINT_EVERY = 18, 6, 4
@@ -210,7 +211,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     path = run / "metrics.jsonl"
     for line in path.read_text().splitlines() if path.exists() else []:
         with suppress(ValueError):
-            found.append({key: value for key, value in json.loads(line).items() if key != "images_per_s"})
+            found.append({key: value for key, value in json.loads(line).items() if key not in TIMES})
     return found
 
 
@@ -218,7 +219,7 @@ def curves(run: Path) -> list[tuple[str, int, bytes]]:
     """TensorBoard's values as they lie in the files, one for every tag and step."""
     events = [event for path in sorted(run.glob(f"{PREFIX}*")) for event in read_events(path)]
     values = [(value.tag, event.step, value.SerializeToString()) for event in events for value in event.summary.value]
-    return sorted(value for value in values if value[1] > 0 and "images_per_s" not in value[0])
+    return sorted(value for value in values if value[1] > 0 and value[0].split("/")[-1] not in TIMES)
 
 
 def same(one: Any, other: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from stylize.training.trainer import Progress, Trainer
 from stylize.vgg import load_vgg
 
 logger = logging.getLogger("stylize")
+
+WORKERS_THAT_SERVE_A_GPU = 8
 
 
 @dataclass(frozen=True)
@@ -105,17 +108,39 @@ def build_batches(config: RunConfig, photographs: Photographs, device: torch.dev
     Raises:
         StylizeError: The batches cannot be divided among the processes.
     """
-    workers = config.content.workers
-    if workers == "auto":
-        # Beside a CPU that trains, decoding in another process wins nothing.
-        workers = 0 if device.type == "cpu" else 4
     if config.train.batch_size % processes.count():
         raise StylizeError(
             f"train.batch_size: got {config.train.batch_size}, must be a multiple of the number of processes, "
             f"{processes.count()}: it is that of all together"
         )
-    dataset = CropDataset(photographs.training, config.content, config.seed)
-    return Batches(dataset, config.train.batch_size, workers, pin_memory=device.type == "cuda")
+    # A folder's own held-out photographs are others with another seed; those of a folder apart are never trained on.
+    held_out = photographs.validation if isinstance(config.content.validation, int) else []
+    dataset = CropDataset(photographs.training, config.content, config.seed, held_out)
+    asked = config.content.workers
+    return Batches(
+        dataset,
+        config.train.batch_size,
+        choose_workers(device) if asked == "auto" else asked,
+        pin_memory=device.type == "cuda",
+        building_workers=_cores() if asked == "auto" else asked,
+    )
+
+
+def choose_workers(device: torch.device) -> int:
+    """How many processes decode for this one, if the config leaves it open."""
+    if device.type == "cpu":
+        return 0  # beside a CPU that trains, decoding in another process wins nothing
+    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    workers = min(WORKERS_THAT_SERVE_A_GPU, max(1, _cores() // processes_here))
+    logger.info("content.workers: auto on %s is %d", device.type, workers)
+    return workers
+
+
+def _cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class _ModelWriter:

@@ -83,10 +83,11 @@ class RunConfig(BaseModel):
         if style.image is not None:
             style = style.model_copy(update={"image": name_of(style.image)})
         images = [image.model_copy(update={"path": name_of(image.path)}) for image in style.images]
-        validation = self.content.validation
+        validation, cache = self.content.validation, self.content.cache
         content = {
             "path": name_of(self.content.path),
             "validation": name_of(validation) if isinstance(validation, str) else validation,
+            "cache": None if cache is None else name_of(cache),
         }
         return self.model_copy(
             update={
@@ -220,6 +221,8 @@ def _with_absolute_paths(config: RunConfig, folder: Path) -> RunConfig:
         content = content.model_copy(update={"path": absolute(content.path)})
     if isinstance(content.validation, str):
         content = content.model_copy(update={"validation": absolute(content.validation)})
+    if content.cache is not None:
+        content = content.model_copy(update={"cache": absolute(content.cache)})
     loss = config.loss.model_copy(
         update={"vgg": "-or-".join(_vgg_source(name, absolute) for name in _alternatives(config, folder))}
     )

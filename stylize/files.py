@@ -6,8 +6,11 @@ import os
 import sys
 import tempfile
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 from stylize.errors import StylizeError
 
@@ -17,6 +20,7 @@ else:
     import fcntl
 
 LOCK_NAME = ".lock"
+OF_A_RUN = "another process is training there; wait for its end, or choose another --output"
 WAITING_BYTES = 64 * 2**20
 
 
@@ -26,6 +30,17 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         StylizeError: The folder does not exist or cannot be written to.
     """
+    with written_atomically(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def written_atomically(path: Path) -> Iterator[BinaryIO]:
+    """A file to write within the block; where that ends well, it is brought to the disk and gets its name.
+
+    Raises:
+        StylizeError: The folder does not exist or cannot be written to, or there was an `OSError` within the block.
+    """
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     except OSError as error:
@@ -33,7 +48,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
@@ -125,11 +140,15 @@ class FolderLock:
     The kernel keeps the lock, not the file `.lock`, which stays: there is no stale lock. Processes that this one
     forks do not hold it. It is advisory: only a second `FolderLock` is kept out.
 
+    Args:
+        folder: The folder.
+        remedy: For whom it keeps out: what the other process does, and what to do about it.
+
     Raises:
         StylizeError: Another process holds the folder.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, remedy: str = OF_A_RUN) -> None:
         try:
             self._handle = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
@@ -141,9 +160,7 @@ class FolderLock:
                 fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             os.close(self._handle)
-            raise StylizeError(
-                f"{folder}: in use: another process is training there; wait for its end, or choose another --output"
-            ) from error
+            raise StylizeError(f"{folder}: in use: {remedy}") from error
         except OSError:
             pass  # a file system without locks: better to train without than not at all
 

@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +113,11 @@ def image_size(path: Path) -> tuple[int, int]:
         StylizeError: The file is missing or no image.
     """
     try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(0x0112, 1) >= 5
-            width, height = image.size
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                turned = image.getexif().get(0x0112, 1) >= 5
+                width, height = image.size
     except Exception as error:  # damaged files make the decoders raise almost anything
         raise StylizeError(f"{path}: {_reason(error)}") from error
     return (height, width) if turned else (width, height)
@@ -209,9 +212,9 @@ def _open(path: Path, shorter_side_px: int | None = None) -> Image.Image:
             warnings.simplefilter("ignore")  # large pictures, and damaged notes beside the pixels, are no trouble
             with Image.open(path) as image:
                 if shorter_side_px is not None:
-                    factor = min(1.0, shorter_side_px / min(image.size))
-                    width, height = image.size
-                    image.draft("RGB", (round(width * factor), round(height * factor)))
+                    # a square, for the shorter side alone decides: the longer one, rounded up, would at times ask
+                    # for twice the scale
+                    image.draft("RGB", (shorter_side_px, shorter_side_px))
                 image.load()
                 turned = ImageOps.exif_transpose(image)
                 return turned if turned is not image else image.copy()
@@ -263,11 +266,18 @@ def _to_8_bit(values: NDArray[Any], white: float) -> NDArray[np.uint8]:
 
 def _to_srgb(image: Image.Image, profile: bytes, path: Path) -> Image.Image:
     try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "sRGB" in ImageCms.getProfileDescription(source) and image.mode == "RGB":
-            return image
-        converted = ImageCms.profileToProfile(image, source, SRGB, outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError) as error:
+        transform = _transform_to_srgb(profile, image.mode)
+        converted = image if transform is None else transform.apply(image)
+    except (ImageCms.PyCMSError, OSError, TypeError, ValueError) as error:
         logger.warning("%s: its colour profile cannot be used (%s); taken as sRGB", path, error)
-        converted = None
-    return converted if converted is not None else image.convert("RGB")
+        return image.convert("RGB")
+    return converted
+
+
+@lru_cache(maxsize=8)  # most photographs of a camera have the same; building a transform takes longer than applying it
+def _transform_to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """From a colour profile to sRGB; None where it is that already."""
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    if mode == "RGB" and "sRGB" in ImageCms.getProfileDescription(source):
+        return None
+    return ImageCms.buildTransform(source, SRGB, mode, "RGB")

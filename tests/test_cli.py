@@ -26,6 +26,7 @@ from stylize.cli import main
 from stylize.images import read_picture
 from stylize.inference import models
 from stylize.training.checkpoint import checkpoints
+from stylize.training.monitor import Monitor
 from stylize.vgg import VGG19, randomize_
 
 
@@ -402,9 +403,34 @@ def test_train_says_what_it_trains_and_what_to_do_next(tmp_path: Path, call: Cal
     )
     assert lines[2] == "6 photographs to train on, 2 held out"
     assert lines[3].startswith("step 2: held-out style ")
-    assert lines[4].startswith("2 steps in ")
-    assert lines[5].startswith("best at step 2: held-out style ")
-    assert len(lines) == 6
+    assert " % of the steps' time went into waiting for photographs" in lines[4]
+    assert lines[5].startswith("2 steps in ")
+    assert lines[6].startswith("best at step 2: held-out style ")
+    assert len(lines) == 7
+
+
+@pytest.mark.parametrize(
+    ("share", "cache", "told"),
+    [
+        (0.05, None, ""),
+        (0.12, None, ": raise content.workers (now 0), or decode every photograph once: content.cache=FOLDER"),
+        (0.12, "cache", ": raise content.workers (now 0)"),
+    ],
+)
+def test_train_says_how_long_it_waited_for_photographs_and_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call, share: float, cache: str | None, told: str
+) -> None:
+    monkeypatch.setattr(Monitor, "data_wait_share", share)
+    write_config(tmp_path, {"train.steps": 1, "content.cache": cache})
+    status, _, err = call("train", "--config", "a.yaml")
+    assert status == 0
+    assert f"{100 * share:.1f} % of the steps' time went into waiting for photographs{told}" in err.splitlines()
+
+
+def test_a_dry_run_builds_no_cache(tmp_path: Path, call: Call) -> None:
+    write_config(tmp_path, {"content.cache": "cache"})
+    assert call("train", "--config", "a.yaml", "--dry-run").status == 0
+    assert not (tmp_path / "cache").exists()
 
 
 def test_train_starts_anew_with_overwrite(trained: Path, tmp_path: Path, call: Call) -> None:

@@ -265,6 +265,7 @@ def test_paths_are_relative_to_the_config_and_else_to_the_current_folder(tmp_pat
             "style": {"images": [{"path": name} for name in ("both.jpg", "here.jpg", "nowhere.jpg", "/abs.jpg")]},
             "content.path": "../photos",
             "content.validation": "held-out",
+            "content.cache": "decoded",
             "loss.vgg": "imagenet-or-vgg.pth-or-random",
         }
     )
@@ -276,6 +277,7 @@ def test_paths_are_relative_to_the_config_and_else_to_the_current_folder(tmp_pat
     ]
     assert config.content.path == f"{tmp_path}/configs/../photos"
     assert config.content.validation == f"{tmp_path}/held-out"
+    assert config.content.cache == f"{tmp_path}/configs/decoded"
     assert config.loss.vgg == f"imagenet-or-{tmp_path}/configs/vgg.pth-or-random"
     assert load({"content.path": "samples"}).content.path == "samples"
     assert load({"loss.vgg": "imagenet-or-compact"}).loss.vgg == "imagenet-or-compact"
@@ -291,11 +293,17 @@ def test_what_to_yaml_writes_loads_as_an_equal_config() -> None:
 
 def test_without_folders_keeps_names_only() -> None:
     config = load(
-        {"style": {"images": [{"path": "x/a.jpg"}]}, "content.validation": "y/held-out", "loss.vgg": "z/vgg.pth"}
+        {
+            "style": {"images": [{"path": "x/a.jpg"}]},
+            "content.validation": "y/held-out",
+            "content.cache": "u/decoded",
+            "loss.vgg": "z/vgg.pth",
+        }
     )
     plain = config.without_folders()
     assert plain.style.images[0].path == "a.jpg"
     assert (plain.content.path, plain.content.validation, plain.loss.vgg) == ("photos", "held-out", "vgg.pth")
+    assert plain.content.cache == "decoded"
     alternatives = load({"loss.vgg": "z/vgg.pth-or-random"}).without_folders()
     assert alternatives.loss.vgg == "vgg.pth-or-random"
     assert load().without_folders().style.image == "style.png"

@@ -27,10 +27,10 @@ from stylize.errors import StylizeError
 from stylize.files import FolderLock, RecordFile, remove_leftovers
 from stylize.model_file import load_model
 from stylize.training.checkpoint import encode_checkpoint, newest_checkpoint, save_checkpoint
-from stylize.training.data import _context_of_workers
 from stylize.training.events import PREFIX, EventFile, read_events
-from stylize.training.monitor import Monitor
+from stylize.training.monitor import TIMES, Monitor
 from stylize.training.trainer import Interrupted, Trainer
+from stylize.training.workers import _context_of_workers
 
 CPU = torch.device("cpu")
 FEW_WORKERS = 2
@@ -84,7 +84,7 @@ def same(one: Any, other: Any) -> bool:
 
 def metrics(run_dir: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "images_per_s"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
 
 
 def scalars(run_dir: Path) -> dict[tuple[str, int], float]:
@@ -97,7 +97,7 @@ def scalars(run_dir: Path) -> dict[tuple[str, int], float]:
                 found.append(((value.tag, event.step), content))
     counts = Counter(key for key, _ in found if key[1] > 0)
     assert [key for key, count in counts.items() if count > 1] == []
-    return {key: value for key, value in found if key[1] > 0 and "images_per_s" not in key[0]}
+    return {key: value for key, value in found if key[1] > 0 and key[0].split("/")[-1] not in TIMES}
 
 
 # Exact resume
@@ -138,6 +138,23 @@ def test_a_resumed_run_equals_the_run_that_never_stopped_in_every_bit(
     best, best_of_parts = (load_model(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert same(best[0].state_dict(), best_of_parts[0].state_dict())
     assert (best[1].step, best[1].validation) == (best_of_parts[1].step, best_of_parts[1].validation)
+
+
+def test_a_run_that_is_resumed_with_a_cache_equals_the_run_without_in_every_bit(tmp_path: Path) -> None:
+    fit(build(tmp_path, EXACT, "whole"))
+    for stop_after, cache in ((2, None), (5, "cache"), (None, "cache")):
+        trainer = build(tmp_path, {**EXACT, "content.cache": cache}, "parts")
+        if (trainer.run_dir / "checkpoints").exists():
+            trainer.resume()
+        try:
+            fit(trainer, stop_after)
+        except Interrupted:
+            assert trainer.progress.step == stop_after
+    assert len(list((tmp_path / "cache").glob("*.cache"))) == 1
+    states = [newest_checkpoint(tmp_path / name / "checkpoints", CPU) for name in ("whole", "parts")]
+    assert states[0] is not None and states[1] is not None
+    assert same(*(state for _, state in filter(None, states)))
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
 
 
 def test_a_run_that_lost_steps_after_its_checkpoint_does_them_again_once(tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, features
+from PIL import Image, ImageCms, features
 from torch import Tensor
 
 from stylize.errors import StylizeError
 from stylize.images import (
     Picture,
+    _open,
     contact_sheet,
     find_images,
     format_of,
@@ -249,6 +250,23 @@ def test_colour_profiles_become_srgb_beside_an_alpha_channel(tmp_path: Path) -> 
     assert (back.alpha[0, 24, [12, 51]] * 255).tolist() == pytest.approx([255, 100])
 
 
+def test_photographs_with_the_same_colour_profile_share_its_transform(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, build = [], ImageCms.buildTransform
+
+    def counted(*arguments: object) -> object:
+        built.append(arguments)
+        return build(*arguments)
+
+    monkeypatch.setattr(ImageCms, "buildTransform", counted)
+    profile = icc_profile(red=1, blue=0)
+    for name in ("a.png", "b.png"):
+        halves("RGB", RED, BLUE).save(tmp_path / name, icc_profile=profile)
+        assert read_rgb(tmp_path / name).getpixel((51, 24)) == pytest.approx(RED, abs=6)
+    assert len(built) == 1
+
+
 def test_a_broken_colour_profile_is_logged_and_taken_as_srgb(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     halves("RGB", RED, BLUE).save(tmp_path / "a.png", icc_profile=b"no profile")
     with caplog.at_level(logging.WARNING, "stylize"):
@@ -277,6 +295,21 @@ def test_decoding_a_jpeg_small_gives_nearly_the_same(tmp_path: Path, size: tuple
     difference = np.abs(np.asarray(small, float) - np.asarray(whole, float))
     assert difference.mean() < 2
     assert difference.max() < 12
+
+
+@pytest.mark.parametrize("options", ({}, {"progressive": True}), ids=("baseline", "progressive"))
+@pytest.mark.parametrize("mode", ("RGB", "L", "CMYK"))
+@pytest.mark.parametrize("orientation", (1, 6))
+def test_a_jpeg_is_decoded_at_the_smallest_scale_that_suffices(
+    tmp_path: Path, mode: str, orientation: int, options: dict[str, bool]
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    smooth_photo(429, 256).convert(mode).save(tmp_path / "a.jpg", exif=exif, **options)
+    sizes = {300: (429, 256), 129: (429, 256), 128: (215, 128), 32: (54, 32), 1: (54, 32)}
+    for shorter_side_px, decoded in sizes.items():
+        expected = decoded if orientation == 1 else decoded[::-1]
+        assert _open(tmp_path / "a.jpg", shorter_side_px).size == expected
 
 
 def test_resizing_never_goes_below_one_pixel_and_a_factor_of_one_changes_nothing() -> None:

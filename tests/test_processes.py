@@ -90,6 +90,22 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path, kind: str) -> None
         torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
+def test_of_two_processes_the_first_builds_the_cache(tmp_path: Path) -> None:
+    changes = {"train.steps": 3, "train.batch_size": 4, "train.validate_every": 3, "content.workers": 1}
+    config = write_config(tmp_path, changes)
+    runs = [in_two("--config", config, "--output", tmp_path / "decoded")]
+    runs += [
+        in_two("--config", config, "--output", tmp_path / name, "--set", f"content.cache={tmp_path}/cache")
+        for name in ("built", "found")
+    ]
+    assert [run.returncode for run in runs] == [0, 0, 0], [run.stderr for run in runs]
+    assert [run.stderr.count("content.cache: 8 photographs, about ") for run in runs] == [0, 1, 0]
+    assert [run.stderr.count("content.cache: 8 photographs in ") for run in runs] == [0, 0, 1]
+    decoded, built, found = (records(tmp_path / name) for name in ("decoded", "built", "found"))
+    assert_close(decoded, built)
+    assert_close(decoded, found)
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the process to kill in /proc, which is Linux's")
 def test_a_killed_process_is_started_anew_and_goes_on_by_itself(tmp_path: Path) -> None:
     changes = {"train.steps": 60, "train.batch_size": 2, "train.log_every": 1, "train.checkpoint_every": 5}

@@ -88,7 +88,8 @@ def test_every_kind_of_record_has_its_tab(get: Get) -> None:
 
 def test_every_loss_term_is_a_curve_in_training_and_in_validation(get: Get, run_dir: Path) -> None:
     tags = set(get("plugin/scalars/tags")["tiny"])
-    assert {f"train/{name}" for name in LOSSES | {"gradient_norm", "learning_rate", "images_per_s"}} <= tags
+    beside = {"gradient_norm", "learning_rate", "images_per_s", "data_wait_share"}
+    assert {f"train/{name}" for name in LOSSES | beside} <= tags
     assert {f"validation/{name}" for name in LOSSES | {"style_of_photographs", "content_correlation"}} <= tags
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     for kind, steps in {"train": [1, 2, 3, 4, 5, 6], "validation": [2, 4, 6]}.items():

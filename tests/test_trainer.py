@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import pickle
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from fixtures_runs import write_config
 from torch import Tensor
 
-from stylize.build import Run, build_run
+from stylize.build import Run, build_run, choose_workers
 from stylize.config import load_config
 from stylize.devices import choose_device, choose_memory_format, choose_precision
 from stylize.errors import StylizeError
@@ -29,7 +30,7 @@ from stylize.training.checkpoint import (
     save_checkpoint,
 )
 from stylize.training.data import Batches, ContentConfig, CropDataset
-from stylize.training.monitor import Monitor
+from stylize.training.monitor import TIMES, Monitor
 from stylize.training.trainer import (
     Interrupted,
     NotFinite,
@@ -93,7 +94,7 @@ def validate_with(trainer: Trainer, totals: Iterator[float], patch: pytest.Monke
 
 def metrics(run_dir: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "images_per_s"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
 
 
 # A step
@@ -320,6 +321,30 @@ def test_small_losses_keep_their_digits_in_the_metrics(tmp_path: Path) -> None:
 # Checkpoints
 
 
+def test_the_share_of_waiting_for_data_is_of_the_steps_since_the_last_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now_s)
+
+    def slow_batches() -> Iterator[int]:
+        nonlocal now_s
+        for i in range(4):
+            now_s += (1, 0, 3, 0)[i]
+            yield i
+
+    with Monitor(tmp_path, steps=4) as monitor:
+        for i in monitor.timed(slow_batches()):
+            now_s += 1
+            monitor.advance()
+            if i % 2:
+                monitor.log_step(i + 1, {"content": 1.0, "style": 1.0})
+            now_s += 10  # a validation
+        assert monitor.data_wait_share == 0.5
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["data_wait_share"] for line in lines] == [pytest.approx(1 / 3, rel=1e-6), 0.6]
+
+
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     (tmp_path / "step-notes.pt").touch()
     for step in (5, 10, 999_999_99, 20):
@@ -493,6 +518,20 @@ def test_a_decoding_process_that_is_spawned_gives_the_same_batches(tmp_path: Pat
     spawned.options["multiprocessing_context"] = "spawn"
     here, there = (list(batches.from_step(3, 5)) for batches in (Batches(dataset, 4), spawned))
     assert torch.equal(torch.stack(here), torch.stack(there))
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes_here", "workers"), [(1, 1, 1), (4, 1, 4), (64, 1, 8), (16, 4, 4), (2, 4, 1)]
+)
+def test_automatic_workers_on_a_gpu_share_the_cores_and_are_told(
+    cores: int, processes_here: int, workers: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("stylize.build._cores", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes_here))
+    assert choose_workers(torch.device("cpu")) == 0
+    with caplog.at_level(logging.INFO, "stylize"):
+        assert choose_workers(torch.device("cuda")) == workers
+    assert caplog.messages == [f"content.workers: auto on cuda is {workers}"]
 
 
 def test_what_a_run_builds_is_what_its_config_says(tmp_path: Path) -> None:

@@ -31,11 +31,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("stylize")
 
 RUN_FILES = ("config.yaml", "model.safetensors", "metrics.jsonl", "checkpoints", "samples")
+WAITING_SHARE = 0.05
 # Keys that may differ when a run is resumed: they do not change what was computed so far.
 RESUMABLE_KEYS = frozenset(
     f"train.{key}"
     for key in ("steps", "checkpoint_every", "keep_checkpoints", "validate_every", "stop_after", "log_every", "compile")
-) | {"content.workers"}
+) | {"content.workers", "content.cache"}
 
 
 @click.command()
@@ -101,6 +102,7 @@ def _train(
         if resume:
             run.trainer.resume()
             logger.info("resuming at step %d", run.trainer.progress.step)
+        run.trainer.batches.prepare()
         _fit(run, run_dir)
 
 
@@ -218,6 +220,7 @@ def _fit(run: Run, run_dir: Path) -> None:
             sys.exit(130)
         monitor.log_hyperparameters(_hyperparameters(config), progress.validation)
     if processes.is_first():
+        _tell_waiting(monitor.data_wait_share, run)
         _report(run.trainer.progress, run_dir, time.monotonic() - start_s, first_step, batch_size)
 
 
@@ -241,6 +244,13 @@ def quoted(path: Path) -> str:
 def _hyperparameters(config: RunConfig) -> dict[str, object]:
     flat = _flat(config.model_dump(mode="json"))
     return {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in flat.items()}
+
+
+def _tell_waiting(share: float, run: Run) -> None:
+    """How long the network waited for photographs, and what to do about it."""
+    cached = "" if run.config.content.cache else ", or decode every photograph once: content.cache=FOLDER"
+    remedy = f": raise content.workers (now {run.trainer.batches.workers}){cached}" if share > WAITING_SHARE else ""
+    logger.info("%.1f %% of the steps' time went into waiting for photographs%s", 100 * share, remedy)
 
 
 def _report(progress: Progress, run_dir: Path, seconds: float, first_step: int, batch_size: int) -> None:

@@ -6,30 +6,27 @@ but the position, and any number of workers gives the same batches.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import importlib.util
 import logging
-import multiprocessing
 import random
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import lru_cache
-from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
+import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from stylize import processes
 from stylize.errors import StylizeError
-from stylize.images import find_images, image_size, read_rgb, to_bytes, to_tensor
+from stylize.images import find_images, image_size, read_rgb, to_tensor
+from stylize.training.cache import PhotographCache
+from stylize.training.workers import loaded, options_of
 
 logger = logging.getLogger("stylize")
 
@@ -47,7 +44,6 @@ SAMPLE_FILES = {
 }
 UNREADABLE_SHARE = 0.05
 LISTED_FILES = 20
-DEATHS_THAT_STOP = 3
 
 
 class ContentConfig(BaseModel):
@@ -66,6 +62,9 @@ class ContentConfig(BaseModel):
     limit: int | None = Field(None, ge=1, description="use only that many photographs")
     workers: Annotated[int, Field(ge=0, le=64)] | Literal["auto"] = Field(
         "auto", description="processes that decode; 0: the training process itself"
+    )
+    cache: str | None = Field(
+        None, description="a folder for the decoded and resized photographs, to decode each once; null: none"
     )
 
     @model_validator(mode="after")
@@ -141,12 +140,21 @@ class CropDataset(Dataset[tuple[Tensor | None, list[str]]]):
     An item is the crop, uint8 `(3, crop, crop)`, and the messages of files that could not be read; in their place
     comes another file, also determined by the position. After 20 such files there is no crop: an error raised in a
     worker would arrive with the worker's traceback in its message.
+
+    Args:
+        files: The photographs.
+        config: How to crop them, and where decoded ones are kept.
+        seed: Of the order and the crops.
+        held_out: Others of the same folder, on which a run with another seed would train: a cache holds them, too.
     """
 
-    def __init__(self, files: Sequence[Path], config: ContentConfig, seed: int) -> None:
+    def __init__(self, files: Sequence[Path], config: ContentConfig, seed: int, held_out: Sequence[Path] = ()) -> None:
         self.files = list(files)
         self.config = config
         self.seed = seed
+        self.cache = None
+        if config.cache is not None:
+            self.cache = PhotographCache(Path(config.cache), [*files, *held_out], config.resize, config.limit)
 
     def __getitem__(self, position: int) -> tuple[Tensor | None, list[str]]:
         draw = random.Random(f"crop {self.seed} {position}")
@@ -167,13 +175,20 @@ class CropDataset(Dataset[tuple[Tensor | None, list[str]]]):
         return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
 
     def _crop(self, file: Path, draw: random.Random) -> Tensor:
-        image = read_rgb(file, self.config.resize)
+        pixels = self._pixels(file)
         side = self.config.crop
-        left, top = (draw.randint(0, length - side) for length in image.size)
-        image = image.crop((left, top, left + side, top + side))
+        height, width, _ = pixels.shape
+        left, top = (draw.randint(0, length - side) for length in (width, height))
+        crop = pixels[top : top + side, left : left + side]
         if draw.random() < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return to_bytes(image)
+            crop = crop[:, ::-1]
+        return torch.from_numpy(crop.transpose(2, 0, 1).copy())
+
+    def _pixels(self, file: Path) -> NDArray[np.uint8]:
+        """A photograph decoded and resized, `(H, W, 3)`."""
+        if self.cache is not None:
+            return self.cache.read(file)
+        return np.asarray(read_rgb(file, self.config.resize))
 
 
 @lru_cache(maxsize=2)
@@ -214,67 +229,10 @@ class _Positions(torch.utils.data.Sampler[list[int]]):
 def _collate(items: list[tuple[Tensor | None, list[str]]]) -> tuple[Tensor | None, list[str]]:
     crops = [crop for crop, _ in items if crop is not None]
     messages = [message for _, some in items for message in some]
-    return (torch.stack(crops) if len(crops) == len(items) else None), messages
-
-
-def _leave_ctrl_c_to_the_training(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-class _WorkerDied(Exception):
-    """A decoding process was killed."""
-
-
-def _or_worker_died(batches: Iterator[Any]) -> Iterator[Any]:
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise _WorkerDied(str(error).splitlines()[0]) from error
-        except (ConnectionError, EOFError) as error:  # it died while it handed a batch over
-            raise _WorkerDied(f"DataLoader worker: {error!r}") from error
-        yield batch
-
-
-class _Flag:
-    """What `DataLoader` asks of a `multiprocessing.Event`, without its lock.
-
-    A worker that is killed while it holds that lock, which it takes once a batch, would stop the training for ever.
-    """
-
-    def __init__(self) -> None:
-        self.raised = multiprocessing.RawValue("b", 0)
-
-    def set(self) -> None:
-        self.raised.value = 1
-
-    def is_set(self) -> bool:
-        return bool(self.raised.value)
-
-
-def _context_of_workers() -> BaseContext:
-    context = copy.copy(multiprocessing.get_context())
-    context.Event = _Flag  # type: ignore[assignment,method-assign]
-    return context
-
-
-@contextmanager
-def _no_interruption_by_dead_workers() -> Iterator[None]:
-    """Keep torch from raising the death of a worker in the middle of whatever the training is doing.
-
-    Its handler of SIGCHLD would leave a step half done; without it the death is told where the next batch is awaited.
-    """
-    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGCHLD)
-    yield
-    signal.signal(signal.SIGCHLD, before)
+    if len(crops) < len(items):
+        return None, messages
+    # numpy's stack runs in this thread; torch's would divide the copy of a megabyte among threads, and wait for them
+    return torch.from_numpy(np.stack([crop.numpy() for crop in crops])), messages
 
 
 class Batches:
@@ -285,20 +243,41 @@ class Batches:
         batch_size: Crops a batch, of all processes together.
         workers: Processes that decode; 0: this one.
         pin_memory: For transfer to a GPU.
+        building_workers: Processes that decode for the cache before the training, where `workers` is 0.
 
     Attributes:
         unreadable: Messages of the files that could not be read so far.
     """
 
-    def __init__(self, dataset: CropDataset, batch_size: int, workers: int = 0, pin_memory: bool = False) -> None:
+    def __init__(
+        self,
+        dataset: CropDataset,
+        batch_size: int,
+        workers: int = 0,
+        pin_memory: bool = False,
+        building_workers: int = 0,
+    ) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
-        self.options: dict[str, Any] = {
-            "num_workers": workers,
-            "pin_memory": pin_memory,
-            "multiprocessing_context": _context_of_workers() if workers else None,
-        }
+        self.building_workers = building_workers
+        self.options: dict[str, Any] = {**options_of(workers), "pin_memory": pin_memory}
         self.unreadable: set[str] = set()
+        self._prepared = False
+
+    @property
+    def workers(self) -> int:
+        """Processes that decode."""
+        return int(self.options["num_workers"])
+
+    def prepare(self) -> None:
+        """Build the cache of decoded photographs, if there shall be one and it is not there; else `from_step` does.
+
+        Raises:
+            StylizeError: It cannot be written, or the disk has not the room.
+        """
+        if self.dataset.cache is not None and not self._prepared:
+            self.dataset.cache.prepare(self.workers or self.building_workers)
+        self._prepared = True
 
     def from_step(self, first_step: int, last_step: int) -> Iterator[Tensor]:
         """Batches `(N, 3, crop, crop)`, uint8, of the steps `first_step` to `last_step` − 1.
@@ -308,33 +287,13 @@ class Batches:
         Raises:
             StylizeError: More than 5 % of the files, or all that were tried, cannot be read; the message lists them.
         """
-        step, deaths = first_step, 0
-        while step < last_step:
-            try:
-                for crops in self._load(step, last_step):
-                    yield crops
-                    step, deaths = step + 1, 0
-            except _WorkerDied as error:
-                deaths += 1
-                if deaths == DEATHS_THAT_STOP:
-                    raise StylizeError(
-                        f"step {step + 1}: decoding processes died {deaths} times in a row ({error}); "
-                        "give them memory, or set content.workers to 0"
-                    ) from error
-                logger.warning("a decoding process died (%s); started again at step %d", error, step + 1)
+        self.prepare()
 
-    def _load(self, first_step: int, last_step: int) -> Iterator[Tensor]:
-        loader = DataLoader(
-            self.dataset,
-            batch_sampler=_Positions(first_step, last_step, self.batch_size),
-            collate_fn=_collate,
-            worker_init_fn=_leave_ctrl_c_to_the_training,
-            generator=torch.Generator(),  # its seed would be drawn from torch's: a resumed run would differ
-            **self.options,
-        )
-        with _no_interruption_by_dead_workers():
-            batches = iter(loader)
-        for crops, messages in _or_worker_died(batches):
+        def loader_from(step: int) -> DataLoader[Any]:
+            positions = _Positions(step, last_step, self.batch_size)
+            return DataLoader(self.dataset, batch_sampler=positions, collate_fn=_collate, **self.options)
+
+        for crops, messages in loaded(loader_from, first_step, last_step, "step"):
             self._report(messages)
             if crops is None:
                 raise StylizeError(unreadable_report(messages, len(self.dataset.files)))

@@ -8,9 +8,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
@@ -22,6 +23,11 @@ from stylize.images import Picture, contact_sheet, write_picture
 from stylize.training.events import EventFile
 
 logger = logging.getLogger("stylize")
+
+T = TypeVar("T")
+
+# Scalars that tell of the machine, not of the run: equal runs differ in them.
+TIMES = frozenset(("images_per_s", "data_wait_share"))
 
 
 class Monitor:
@@ -55,6 +61,9 @@ class Monitor:
             dynamic_ncols=True,
         )
         self._last = (first_step, time.perf_counter())
+        self._since_record = _StepTimes()
+        self._in_all = _StepTimes()
+        self._batch_came_s = self._last[1]
 
     def __enter__(self) -> Monitor:
         return self
@@ -70,9 +79,27 @@ class Monitor:
         self.tensorboard.close()
         self._metrics.close()
 
+    def timed(self, batches: Iterator[T]) -> Iterator[T]:
+        """The same batches; how long each is waited for is measured."""
+        while True:
+            asked_s = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self._batch_came_s = time.perf_counter()
+            self._since_record.waited_s += self._batch_came_s - asked_s
+            yield batch
+
     def advance(self) -> None:
         """One step is done."""
+        self._since_record.worked_s += time.perf_counter() - self._batch_came_s
         self.bar.update()
+
+    @property
+    def data_wait_share(self) -> float:
+        """The share of all steps' time in which they waited for their batch; validations and checkpoints aside."""
+        return self._in_all.plus(self._since_record).wait_share
 
     def sync(self) -> None:
         """Bring all records to the disk: a checkpoint must not be ahead of them."""
@@ -80,12 +107,14 @@ class Monitor:
         self._write("TensorBoard's events", self.tensorboard.sync)
 
     def log_step(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Record a training step's scalars, and the images/s since the last record."""
+        """Record a training step's scalars, and the images/s and the share of waiting since the last record."""
         last_step, last_s = self._last
         now_s = time.perf_counter()
         rate = (step - last_step) * self.images_per_step / max(now_s - last_s, 1e-9)
         self._last = (step, now_s)
-        self._scalars(step, "train", {**scalars, "images_per_s": rate})
+        times, self._since_record = self._since_record, _StepTimes()
+        self._in_all = self._in_all.plus(times)
+        self._scalars(step, "train", {**scalars, "images_per_s": rate, "data_wait_share": times.wait_share})
         self.bar.set_postfix_str(f"content {scalars['content']:.3f}, style {scalars['style']:.4f}, {rate:.1f} images/s")
 
     def log_validation(
@@ -175,6 +204,21 @@ class Monitor:
         self._write("metrics.jsonl", self._metrics.flush)
 
 
+@dataclass
+class _StepTimes:
+    """How long steps waited for their batches, and how long they worked on them."""
+
+    waited_s: float = 0.0
+    worked_s: float = 0.0
+
+    @property
+    def wait_share(self) -> float:
+        return self.waited_s / max(self.waited_s + self.worked_s, 1e-9)
+
+    def plus(self, other: _StepTimes) -> _StepTimes:
+        return _StepTimes(self.waited_s + other.waited_s, self.worked_s + other.worked_s)
+
+
 class SilentMonitor(Monitor):
     """Of a process that is not the first: it writes nothing and says nothing."""
 
@@ -188,6 +232,9 @@ class SilentMonitor(Monitor):
         traceback: TracebackType | None,
     ) -> None:
         pass
+
+    def timed(self, batches: Iterator[T]) -> Iterator[T]:
+        return batches
 
     def advance(self) -> None:
         pass

@@ -27,6 +27,7 @@ from stylize.training.checkpoint import checkpoint_path, newest_checkpoint, save
 from stylize.training.data import Batches
 from stylize.training.last_good import LastGood
 from stylize.training.monitor import Monitor
+from stylize.training.prefetch import prefetched
 
 logger = logging.getLogger("stylize")
 
@@ -152,7 +153,8 @@ class Trainer:
             StylizeError: Ten losses in a row were not finite, or too many files cannot be read.
         """
         self.generator.train()
-        for batch in self.batches.from_step(self.progress.step, self.config.steps):
+        batches = self.batches.from_step(self.progress.step, self.config.steps)
+        for batch in monitor.timed(prefetched(batches, self.device)):
             self._advance(batch, monitor)
             if self._due(self.config.validate_every):
                 self.validate(monitor)

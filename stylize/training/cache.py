@@ -1,0 +1,270 @@
+"""Photographs decoded and resized once: their pixels in one memory-mapped file.
+
+The file is every photograph's pixels, uint8 `(H, W, 3)`, one after the other; then a JSON index that tells where they
+begin, and of which state of the photographs they are; then the length of the index and eight bytes that say what the
+file is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import PIL
+from numpy.typing import NDArray
+from PIL import features
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from stylize import processes
+from stylize.errors import StylizeError
+from stylize.files import FolderLock, written_atomically
+from stylize.images import image_size, read_rgb
+from stylize.training.workers import loaded, options_of
+
+logger = logging.getLogger("stylize")
+
+KIND = b"stylize1"
+SUFFIX = ".cache"
+# What else decides the pixels: they must be those that decoding anew would give.
+DECODER = f"Pillow {PIL.__version__} with libjpeg {features.version('jpg')}"
+MEASURED_HEADERS = 2000
+SIGN_OF_LIFE_S = 60.0
+GIB = 2**30
+
+
+class _Entry(NamedTuple):
+    """Where a photograph's pixels begin, and the file's bytes and time of change when it was decoded."""
+
+    file_bytes: int
+    changed_ns: int
+    offset: int = 0
+    height: int = 0
+    width: int = 0
+    unreadable: str = ""
+
+    @property
+    def bytes(self) -> int:
+        return self.height * self.width * 3
+
+
+class _Contents(NamedTuple):
+    """An opened cache."""
+
+    pixels: NDArray[np.uint8]
+    entries: dict[str, _Entry]
+
+
+class PhotographCache:
+    """Photographs as `read_rgb` gives them, decoded once; to be opened in any process.
+
+    Args:
+        folder: Where the file is kept; it is named after the photographs' folder, the shorter side and the limit.
+        files: All photographs that may be read.
+        shorter_side_px: The shorter side of the decoded ones.
+        limit: How many photographs of the folder are used; with another limit it is another cache.
+    """
+
+    def __init__(self, folder: Path, files: Sequence[Path], shorter_side_px: int, limit: int | None = None) -> None:
+        self.files = sorted(set(files))
+        self.shorter_side_px = shorter_side_px
+        self.made = f"to {shorter_side_px} px by {DECODER}"
+        common = Path(os.path.commonpath([file.parent for file in self.files]))
+        key = hashlib.sha256(os.fsencode(f"{common}\0{limit}")).hexdigest()[:8]
+        self.path = folder / f"{common.name or 'photographs'}-{shorter_side_px}px-{key}{SUFFIX}"
+        self._contents: _Contents | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_contents": None}  # a mapping belongs to its process
+
+    def read(self, file: Path) -> NDArray[np.uint8]:
+        """A photograph's pixels, `(H, W, 3)`; they cannot be written to.
+
+        Raises:
+            StylizeError: As `read_rgb` did when the cache was built; or the cache is not there.
+        """
+        contents = self._open()
+        entry = contents.entries.get(str(file))
+        if entry is None:
+            raise StylizeError(f"{file}: not in {self.path}, which another run has built anew")
+        if entry.unreadable:
+            raise StylizeError(f"{file}: {entry.unreadable}")
+        pixels = contents.pixels[entry.offset : entry.offset + entry.bytes]
+        return pixels.reshape(entry.height, entry.width, 3)
+
+    def prepare(self, workers: int) -> None:
+        """Build the cache where it is missing or stale; of several processes the first does, the others wait.
+
+        Args:
+            workers: Processes that decode; 0: this one.
+
+        Raises:
+            StylizeError: It cannot be written, or the disk has not the room.
+        """
+        if not processes.is_first():
+            while not processes.first_says(False):
+                pass
+        else:
+            last_s = time.monotonic()
+            for _ in self._built(workers):
+                if time.monotonic() > last_s + SIGN_OF_LIFE_S:  # they would give up
+                    processes.first_says(False)
+                    last_s = time.monotonic()
+            processes.first_says(True)
+        self._open()
+
+    def _built(self, workers: int) -> Iterator[None]:
+        """Build it where that is needed; comes back after every photograph."""
+        states = {str(file): _state(file) for file in self.files}
+        if self.path.exists():
+            reason = self._why_stale(states)
+            if not reason:
+                logger.info("content.cache: %d photographs in %s", len(states), self.path)
+                return
+            logger.info("content.cache: %s is stale (%s): built anew", self.path, reason)
+        remedy = "another process is building a cache there; wait for its end, or choose another content.cache"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with FolderLock(self.path.parent, remedy):
+                self._make_room()
+                with written_atomically(self.path) as file:
+                    yield from self._write(file, states, workers)
+        except OSError as error:
+            raise StylizeError(f"content.cache: {self.path}: cannot be written ({error.strerror})") from error
+
+    def _make_room(self) -> None:
+        """Remove what is of no use any more; tell how much room the cache needs, and that there is as much."""
+        self.path.unlink(missing_ok=True)
+        for leftover in self.path.parent.glob(f".*{SUFFIX}.*.part"):
+            leftover.unlink(missing_ok=True)
+        needed_gib = estimated_bytes(self.files, self.shorter_side_px) / GIB
+        free_gib = shutil.disk_usage(self.path.parent).free / GIB
+        what = f"{len(self.files)} photographs, about {needed_gib:.3g} GiB"
+        if needed_gib > free_gib:
+            raise StylizeError(
+                f"content.cache: {what}, must fit on the disk of {self.path.parent}, which has {free_gib:.3g} GiB "
+                "left; make room, choose another folder, or train without (null)"
+            )
+        logger.info("content.cache: %s, decoded once to %s", what, self.path)
+
+    def _write(self, file: Any, states: dict[str, tuple[int, int]], workers: int) -> Iterator[None]:
+        entries: dict[str, _Entry] = {}
+        offset = 0
+        decoding = _Decoding(self.files, self.shorter_side_px)
+        bar = tqdm(total=len(self.files), unit="photograph", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+        with bar:
+            for path, decoded in zip(self.files, _in_order(decoding, workers), strict=True):
+                entry = _Entry(*states[str(path)], offset)
+                if isinstance(decoded, str):
+                    entry = entry._replace(unreadable=decoded)
+                else:
+                    entry = entry._replace(height=decoded.shape[0], width=decoded.shape[1])
+                    file.write(decoded)
+                entries[str(path)] = entry
+                offset += entry.bytes
+                bar.update()
+                yield
+        index = json.dumps({"made": self.made, "entries": entries}).encode()
+        file.write(index + len(index).to_bytes(8, "little") + KIND)
+
+    def _why_stale(self, states: dict[str, tuple[int, int]]) -> str:
+        """Why the cache there cannot be used, or nothing."""
+        try:
+            made, contents = _read(self.path)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return "damaged, or of another version of stylize"
+        if made != self.made:
+            return f"decoded {made}, must be {self.made}"
+        entries = contents.entries
+        other = sum(name not in entries or entries[name][:2] != state for name, state in states.items())
+        return f"{other} of {len(states)} photographs are new or changed" if other else ""
+
+    def _open(self) -> _Contents:
+        if self._contents is None:
+            try:
+                self._contents = _read(self.path)[1]
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise StylizeError(
+                    f"content.cache: {self.path}: cannot be read ({error}); "
+                    "it is built at the start of a training, whose processes must all see the same folder"
+                ) from error
+        return self._contents
+
+
+def estimated_bytes(files: Sequence[Path], shorter_side_px: int) -> int:
+    """How much room photographs of this shorter side take, by the headers of some 2,000 of them."""
+    measured = files[:: max(1, len(files) // MEASURED_HEADERS)]
+    ratios = []
+    for file in measured:
+        try:
+            size = image_size(file)
+        except StylizeError:
+            continue  # it will take no room
+        ratios.append(max(size) / min(size))
+    return round(3 * shorter_side_px**2 * sum(ratios) * len(files) / len(measured))
+
+
+class _Decoding(Dataset["NDArray[np.uint8] | str"]):
+    """Photographs decoded, or in their place the reason why they cannot be."""
+
+    def __init__(self, files: Sequence[Path], shorter_side_px: int) -> None:
+        self.files = files
+        self.shorter_side_px = shorter_side_px
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8] | str:
+        file = self.files[index]
+        try:
+            return np.asarray(read_rgb(file, self.shorter_side_px))
+        except StylizeError as error:
+            return str(error).removeprefix(f"{file}: ")
+
+
+def _in_order(decoding: _Decoding, workers: int) -> Iterator[NDArray[np.uint8] | str]:
+    count = len(decoding.files)
+    options = options_of(workers)
+
+    def from_file(first: int) -> DataLoader[Any]:
+        return DataLoader(decoding, batch_size=None, sampler=range(first, count), collate_fn=_as_it_is, **options)
+
+    return loaded(from_file, 0, count, "photograph")
+
+
+def _as_it_is(decoded: Any) -> Any:
+    return decoded
+
+
+def _state(file: Path) -> tuple[int, int]:
+    """A file's bytes and time of change; of one that is gone, none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
+
+
+def _read(path: Path) -> tuple[str, _Contents]:
+    """How a cache was made, and its contents.
+
+    Raises:
+        OSError: It is not there.
+        ValueError, KeyError, TypeError, AttributeError: It is damaged.
+    """
+    pixels = np.asarray(np.memmap(path, np.uint8, "r"))
+    end = len(pixels) - 16
+    if end < 0 or pixels[end + 8 :].tobytes() != KIND:
+        raise ValueError("it does not end as a cache does")
+    start = end - int.from_bytes(pixels[end : end + 8].tobytes(), "little")
+    index = json.loads(pixels[max(start, 0) : end].tobytes())
+    entries = {name: _Entry(*entry) for name, entry in index["entries"].items()}
+    if any(entry.offset < 0 or entry.offset + entry.bytes > start for entry in entries.values()):
+        raise ValueError("it is shorter than its index says")
+    return index["made"], _Contents(pixels, entries)

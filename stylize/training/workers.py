@@ -1,0 +1,125 @@
+"""Processes that decode, and the order of their work when one of them is killed."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import multiprocessing
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.context import BaseContext
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from stylize.errors import StylizeError
+
+logger = logging.getLogger("stylize")
+
+DEATHS_THAT_STOP = 3
+
+
+def options_of(workers: int) -> dict[str, Any]:
+    """What a `DataLoader` has to be given, to decode in so many processes; 0: in this one."""
+    return {
+        "num_workers": workers,
+        "multiprocessing_context": _context_of_workers() if workers else None,
+        "worker_init_fn": _leave_ctrl_c_to_the_training,
+        "generator": torch.Generator(),  # its seed would be drawn from torch's: a resumed run would differ
+    }
+
+
+def loaded(loader_from: Callable[[int], DataLoader[Any]], first: int, last: int, place: str) -> Iterator[Any]:
+    """What is loaded from place `first` to `last` − 1; when a process that decodes dies, others begin at its place.
+
+    Args:
+        loader_from: Makes a loader of what comes from a place on, one item a place.
+        first: The first place.
+        last: The place after the last.
+        place: What a place is called in messages.
+
+    Raises:
+        StylizeError: Three processes died at the same place.
+    """
+    at, deaths = first, 0
+    while at < last:
+        try:
+            for item in _or_worker_died(_started(loader_from(at))):
+                yield item
+                at, deaths = at + 1, 0
+        except _WorkerDied as error:
+            deaths += 1
+            if deaths == DEATHS_THAT_STOP:
+                raise StylizeError(
+                    f"{place} {at + 1}: decoding processes died {deaths} times in a row ({error}); "
+                    "give them memory, or set content.workers to 0"
+                ) from error
+            logger.warning("a decoding process died (%s); started again at %s %d", error, place, at + 1)
+
+
+class _WorkerDied(Exception):
+    """A decoding process was killed."""
+
+
+def _or_worker_died(items: Iterator[Any]) -> Iterator[Any]:
+    while True:
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise _WorkerDied(str(error).splitlines()[0]) from error
+        except (ConnectionError, EOFError) as error:  # it died while it handed something over
+            raise _WorkerDied(f"DataLoader worker: {error!r}") from error
+        yield item
+
+
+def _started(loader: DataLoader[Any]) -> Iterator[Any]:
+    with _no_interruption_by_dead_workers():
+        return iter(loader)
+
+
+def _leave_ctrl_c_to_the_training(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class _Flag:
+    """What `DataLoader` asks of a `multiprocessing.Event`, without its lock.
+
+    A worker that is killed while it holds that lock, which it takes once a batch, would stop the training for ever.
+    """
+
+    def __init__(self) -> None:
+        self.raised = multiprocessing.RawValue("b", 0)
+
+    def set(self) -> None:
+        self.raised.value = 1
+
+    def is_set(self) -> bool:
+        return bool(self.raised.value)
+
+
+def _context_of_workers() -> BaseContext:
+    context = copy.copy(multiprocessing.get_context())
+    context.Event = _Flag  # type: ignore[assignment,method-assign]
+    return context
+
+
+@contextmanager
+def _no_interruption_by_dead_workers() -> Iterator[None]:
+    """Keep torch from raising the death of a worker in the middle of whatever the training is doing.
+
+    Its handler of SIGCHLD would leave a step half done; without it the death is told where the next batch is awaited.
+    """
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    signal.signal(signal.SIGCHLD, before)
