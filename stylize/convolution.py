@@ -257,7 +257,7 @@ def _enlarged_rows(image: Tensor, size: tuple[int, int], low: int, high: int) ->
 
 
 def _take_border_back(gradient: Tensor, geometry: Geometry, out: Tensor) -> None:
-    """The gradient of a bordered image `(H + 2 border, W + 2 border, C)` → that of the image, into `out` `(H, W, C)`."""
+    """Of the gradient of a bordered image, `(H + 2 border, …, C)`, make that of the image: `out`, `(H, W, C)`."""
     border_px = geometry.border_px
     height, width = geometry.enlarged(out.shape)
     inner = gradient[border_px : border_px + height, border_px : border_px + width]
@@ -272,9 +272,7 @@ def _take_border_back(gradient: Tensor, geometry: Geometry, out: Tensor) -> None
         return
     factors = _factors(out.shape, geometry.size)
     full = _grown(inner, int(len(out) * factors[0]), int(out.shape[1] * factors[1]))
-    shrunk = aten.upsample_bilinear2d_backward(
-        _as_maps(full), full.shape[:2], _as_maps(out).shape, align_corners=False, scales_h=factors[0], scales_w=factors[1]
-    )
+    shrunk = aten.upsample_bilinear2d_backward(_as_maps(full), full.shape[:2], _as_maps(out).shape, False, *factors)
     out.copy_(_by_pixel(shrunk)[0])
 
 

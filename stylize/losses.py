@@ -129,7 +129,7 @@ class PerceptualLoss(nn.Module):
         """
         names: list[str] = []
         total, others = _MeanOverImages.apply(stylized, content, self, names)
-        return {name: value for name, value in zip(names, others.unbind(), strict=True)} | {"total": total}
+        return dict(zip(names, others.unbind(), strict=True)) | {"total": total}
 
     def measure(self, stylized: Tensor, content: Tensor) -> dict[str, Tensor]:
         """The terms as in a call, and `content_correlation`, a measure of the content that is kept.
@@ -196,11 +196,12 @@ class _MeanOverImages(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         gradient = torch.empty_like(stylized)
         measured: list[Tensor] = []
-        for image, photograph, of_image in zip(stylized.split(1), content.split(1), gradient.split(1), strict=True):
+        for i in range(len(stylized)):
             with torch.enable_grad():
-                leaf = image.detach().requires_grad_()
-                terms = loss(leaf, photograph)
-                torch.div(*torch.autograd.grad(terms["total"], leaf), len(stylized), out=of_image)
+                leaf = stylized[i : i + 1].detach().requires_grad_()
+                terms = loss(leaf, content[i : i + 1])
+                (of_image,) = torch.autograd.grad(terms["total"], leaf)
+            torch.div(of_image, len(stylized), out=gradient[i : i + 1])
             names[:] = terms
             measured.append(torch.stack([term.detach() for term in terms.values()]))
         ctx.save_for_backward(gradient)

@@ -20,8 +20,7 @@ from torch.nn import functional as F
 from stylize import processes
 from stylize.errors import StylizeError, pick
 
-
-PIXELS_A_SUM = 1 << 16
+PIXELS_A_SUM = 1 << 12
 
 
 class Statistics(NamedTuple):
@@ -181,8 +180,8 @@ class BatchNorm(Norm):
         self.register_buffer("running_var", torch.ones(num_channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        watched = self.recording or self.frozen is not None
-        if watched or processes.count() > 1 or x.dim() != 4 or x.shape[-2:].numel() == 1:
+        watched = self.recording or self.frozen is not None or processes.count() > 1
+        if watched or x.dim() != 4 or x.shape[-2:].numel() == 1 or self.eps == 0:
             return super().forward(x)
         return F.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
@@ -270,6 +269,9 @@ class NoNorm(Norm):
     def forward(self, x: Tensor) -> Tensor:
         return x
 
+    def normalize_(self, x: Tensor) -> Tensor:
+        return x
+
 
 NORMS: Mapping[str, type[Norm]] = {
     "instance": InstanceNorm,
@@ -290,16 +292,16 @@ def build_norm(name: str, num_channels: int, **options: Any) -> Norm:
 
 
 def instance_statistics(x: Tensor) -> Statistics:
-    """Mean and biased variance over H×W: `(N, C, H, W)` → two of `(N, C)`, in float32.
+    """Mean and biased variance over H×W: `(N, C, H, W)` → two of `(N, C)`, in float32 (of float64: in float64).
 
     Raises:
         StylizeError: The maps are 1×1: there is nothing to normalize over.
     """
     if x.shape[-2] * x.shape[-1] == 1:
         raise StylizeError("normalization: got maps of 1×1, must be larger: there is nothing to take a variance of")
-    if _is_by_pixel(x):
+    if _is_dense_on_cpu(x):
         return Statistics(*_InstanceStatistics.apply(x))
-    variance, mean = torch.var_mean(x.float(), (2, 3), correction=0)
+    variance, mean = torch.var_mean(x if x.dtype == torch.float64 else x.float(), (2, 3), correction=0)
     return Statistics(mean, variance)
 
 
@@ -362,18 +364,14 @@ def _suits_group_norm(x: Tensor) -> bool:
     return plain and x.dim() == 4 and x.shape[-2:].numel() > 1
 
 
-def _is_by_pixel(x: Tensor) -> bool:
-    """Whether `x` is channels-last float32 on a CPU, where torch's reductions are slow but for batch norm's."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and (x.is_contiguous(memory_format=torch.channels_last) or x.is_contiguous())
-        and not torch.compiler.is_compiling()
-    )
+def _is_dense_on_cpu(x: Tensor) -> bool:
+    """Whether `x` is dense float32 on a CPU, where torch's reductions over H×W are slow but for batch norm's."""
+    plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
+    return plain and (x.is_contiguous(memory_format=torch.channels_last) or x.is_contiguous())
 
 
 def _multiply_add(x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
-    if _is_by_pixel(x) and factor.shape == (len(x), x.shape[1]):
+    if _is_dense_on_cpu(x) and factor.shape == (len(x), x.shape[1]):
         result: Tensor = _MultiplyAdd.apply(x, factor, offset)
         return result
     factor, offset = (t[:, :, None, None].to(x.dtype) for t in (factor, offset))
@@ -388,8 +386,8 @@ def _image_statistics(image: Tensor) -> Statistics:
 
     From bands of rows, merged: a float32 sum over the millions of pixels of a large picture would be too coarse.
     """
-    channels, height, width = image.shape
-    bands = image.split(max(1, PIXELS_A_SUM // width), dim=1)
+    _, height, width = image.shape
+    bands = torch.split(image, max(1, PIXELS_A_SUM // width), dim=1)
     measured = [torch.batch_norm_update_stats(band[None], None, None, 0.0) for band in bands]
     if len(bands) == 1:
         return Statistics(*measured[0])

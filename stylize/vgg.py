@@ -228,8 +228,8 @@ class _ReplicateBorder(torch.autograd.Function):
 
 
 class _ReLUMaxPool(torch.autograd.Function):
-    # ReLU and the maximum of 2×2 px. For the gradient a byte is kept for each result, which says whence it came (0: from
-    # nowhere, the ReLU was shut): torch keeps the map before and behind the ReLU and eight bytes a result.
+    # ReLU and the maximum of 2×2 px. For the gradient a byte is kept for each result, which says whence it came (0:
+    # from nowhere, the ReLU was shut); torch keeps the map, and eight bytes a result.
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         height, width = (side // 2 for side in x.shape[-2:])

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from stylize import processes
-from stylize.generators.base import Generator, GeneratorConfig, PaddedConv2d, upsample_to
+from stylize.convolution import upsample_to
+from stylize.generators.base import Generator, GeneratorConfig, PaddedConv2d
 from stylize.norms import build_norm
 
 SCALES = 6

@@ -1,0 +1,186 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stylize import convolution
+from stylize.convolution import Border, Geometry, padded_conv2d, suits, upsample_to
+from stylize.generators import GENERATORS, GeneratorConfig, build_generator
+from stylize.norms import NORMS, instance_statistics
+from stylize.vgg import VGG19, _ReLUMaxPool, randomize_
+
+BORDERS: tuple[Border, ...] = ("reflect", "replicate", "constant")
+# Channels, results, kernel, stride, height and width, enlarged to: odd sizes end in the middle of a tile and a strip.
+KINDS: tuple[tuple[int, int, int, int, tuple[int, int], tuple[int, int] | None], ...] = (
+    (3, 8, 9, 1, (19, 23), None),
+    (8, 3, 9, 1, (19, 23), None),
+    (8, 6, 3, 2, (19, 22), None),
+    (8, 4, 3, 1, (8, 9), (16, 17)),
+    (128, 64, 3, 1, (16, 16), None),
+    (128, 64, 3, 1, (17, 22), None),
+    (128, 96, 3, 1, (9, 10), (17, 20)),
+    (64, 128, 3, 1, (5, 7), None),
+)
+TOLERANCE = 2e-5
+
+
+def plainly(x: Tensor, weight: Tensor, bias: Tensor, geometry: Geometry) -> Tensor:
+    enlarged = x if geometry.size is None else upsample_to(x, *geometry.size)
+    padded = F.pad(enlarged, (geometry.border_px,) * 4, geometry.border)
+    return F.conv2d(padded, weight, bias, geometry.stride)
+
+
+def with_gradients(function: Callable[..., Tensor], *arguments: Any) -> list[Tensor]:
+    leaves = [a.clone().requires_grad_() if isinstance(a, Tensor) else a for a in arguments]
+    result = function(*leaves)
+    towards = torch.randn(result.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return [result.detach(), *torch.autograd.grad(result, tensors, towards.to(result.dtype))]
+
+
+def largest_difference(values: list[Tensor], exact: list[Tensor]) -> float:
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(values, exact, strict=True))
+
+
+def arguments_of(kind: Any, border: Border) -> tuple[Tensor, Tensor, Tensor, Geometry]:
+    channels, results, kernel_px, stride, side, size = kind
+    torch.manual_seed(0)
+    weight = torch.randn(results, channels, kernel_px, kernel_px) / (kernel_px * channels**0.5)
+    return torch.randn(2, channels, *side), weight, torch.randn(results), Geometry(kernel_px, stride, border, size)
+
+
+@pytest.mark.parametrize("border", BORDERS)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("strip", ["whole", "strips"])
+def test_padded_convolution_and_its_gradients_equal_those_of_float64(
+    kind: Any, border: Border, strip: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if strip == "strips":
+        monkeypatch.setattr(convolution, "STRIP_VALUES", 1)
+        monkeypatch.setattr(convolution, "CHUNK_VALUES", 1)
+        monkeypatch.setattr(convolution, "UNFOLDED_VALUES", 1)
+    x, weight, bias, geometry = arguments_of(kind, border)
+    found = with_gradients(padded_conv2d, x, weight, bias, geometry)
+    exact = with_gradients(plainly, x.double(), weight.double(), bias.double(), geometry)
+    assert found[0].is_contiguous(memory_format=torch.channels_last)
+    assert largest_difference([t.double() for t in found], exact) < TOLERANCE
+
+
+def test_frozen_weights_get_no_gradient_and_keep_no_input() -> None:
+    x, weight, bias, geometry = arguments_of(KINDS[0], "replicate")
+    result = padded_conv2d(x.requires_grad_(), weight, bias, geometry)
+    assert [saved for saved in result.grad_fn.saved_tensors if saved is not None and saved.shape == x.shape] == []
+    result.sum().backward()
+    assert x.grad is not None
+    assert weight.grad is None
+
+
+@pytest.mark.parametrize("unlike", ["bfloat16", "autocast", "depthwise", "compiling"])
+def test_other_kinds_are_left_to_torch(unlike: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = torch.rand(1, 4, 8, 8), torch.rand(4, 4, 3, 3)
+    assert suits(x, weight)
+    if unlike == "bfloat16":
+        assert not suits(x.bfloat16(), weight.bfloat16())
+    elif unlike == "depthwise":
+        assert not suits(x, torch.rand(4, 1, 3, 3))
+    elif unlike == "compiling":
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert not suits(x, weight)
+    else:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert not suits(x, weight)
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch", "batch_instance"])
+@pytest.mark.parametrize("name", GENERATORS)
+def test_a_generator_gives_the_same_picture_and_gradients_by_torch_alone(
+    name: str, norm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    generator = build_generator(GeneratorConfig(name=name, norm=norm, width=8)).train()
+    x = torch.rand(2, 3, 33, 38)
+
+    def gradients() -> list[Tensor]:
+        torch.manual_seed(1)
+        painted = generator(x)
+        return [painted.detach(), *torch.autograd.grad(painted.square().sum(), list(generator.parameters()))]
+
+    fast = gradients()
+    monkeypatch.setattr("stylize.generators.base.suits", lambda *_: False)
+    monkeypatch.setattr("stylize.norms._is_dense_on_cpu", lambda *_: False)
+    slow = gradients()
+    torch.testing.assert_close(fast[0], slow[0], rtol=0, atol=1e-4)
+    scale = max(float(g.abs().max()) for g in slow[1:])
+    for a, b in zip(fast[1:], slow[1:], strict=True):
+        # The texture network normalizes maps of a few px, which magnifies rounding.
+        torch.testing.assert_close(a, b, rtol=0, atol=scale * (2e-2 if name == "texture_network" else 1e-3))
+
+
+@pytest.mark.parametrize("taps", [("relu1_1", "relu2_1", "relu3_1"), ("relu1_2", "relu3_1")], ids=str)
+def test_vgg_gives_the_same_features_and_gradient_by_torch_alone(
+    taps: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vgg = VGG19(5)
+    randomize_(vgg, 0)
+    image = torch.rand(2, 3, 33, 38, requires_grad=True)
+
+    def gradients() -> list[Tensor]:
+        features = vgg(image, taps)
+        (gradient,) = torch.autograd.grad(sum(f.square().mean() for f in features.values()), image)
+        return [*(f.detach() for f in features.values()), gradient]
+
+    fast = gradients()
+    monkeypatch.setattr("stylize.vgg.suits", lambda *_: False)
+    monkeypatch.setattr("stylize.vgg.on_cpu_by_pixel", lambda *_: False)
+    assert largest_difference(fast, gradients()) < 1e-4
+
+
+@pytest.mark.parametrize("size", [(8, 10), (7, 9)])
+def test_relu_and_maximum_in_one_equal_torchs_bit_for_bit(size: tuple[int, int]) -> None:
+    x = torch.randn(2, 5, *size).round(decimals=1).contiguous(memory_format=torch.channels_last)  # with equal values
+    found = with_gradients(_ReLUMaxPool.apply, x)
+    torchs = with_gradients(lambda t: F.max_pool2d(F.relu(t), 2), x)
+    assert all(torch.equal(a, b) for a, b in zip(found, torchs, strict=True))
+
+
+@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("count", [1, 2])
+def test_norms_and_their_gradients_equal_those_of_float64(name: str, layout: torch.memory_format, count: int) -> None:
+    torch.manual_seed(0)
+    norm = NORMS[name](4)
+    for parameter in norm.parameters():
+        nn.init.uniform_(parameter, 0.3, 0.9)
+    x = (torch.randn(count, 4, 12, 15) * 3 + 5).contiguous(memory_format=layout)
+    found = with_gradients(norm, x)
+    exact = with_gradients(norm.double(), x.double())
+    assert largest_difference([t.double() for t in found], exact) < TOLERANCE
+
+
+@torch.no_grad()
+def test_statistics_of_a_large_picture_are_exact() -> None:
+    x = (torch.rand(1, 2, 700, 300) + 100).contiguous(memory_format=torch.channels_last)
+    x[..., :350, :] += 1
+    variance, mean = torch.var_mean(x.double(), (2, 3), correction=0)
+    found = instance_statistics(x)
+    torch.testing.assert_close(found.mean.double(), mean, rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.variance.double(), variance, rtol=1e-4, atol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NORMS)
+def test_normalizing_in_place_gives_what_a_call_gives(name: str) -> None:
+    torch.manual_seed(0)
+    norm = NORMS[name](4).eval()
+    x = torch.randn(2, 4, 6, 7).contiguous(memory_format=torch.channels_last)
+    called = norm(x)
+    torch.testing.assert_close(norm.normalize_(x), called, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_normalizing_in_place_needs_no_second_map() -> None:
+    x = torch.randn(1, 4, 6, 7)
+    assert NORMS["instance"](4).eval().normalize_(x).data_ptr() == x.data_ptr()
