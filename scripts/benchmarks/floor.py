@@ -6,7 +6,6 @@ other machines, and says how much could be won at all.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ HEADER = ("the machine", "rate (median, min..max)", "unit")
 
 @dataclass(frozen=True)
 class Floor:
-    """The rates of the machine.
+    """The rates of the machine; shares are of the best round, in which least else was going on.
 
     Attributes:
         environment: Of the process that measured.
@@ -45,11 +44,11 @@ class Floor:
 
     def compute_share(self, flop: int, seconds: float, precision: str) -> float:
         """How near a computation comes to the product of matrices of its type."""
-        return flop / seconds / statistics.median(self.product_flops[self._kind(precision)])
+        return flop / seconds / max(self.product_flops[self._kind(precision)])
 
     def copy_share(self, moved_bytes: int, seconds: float) -> float:
         """How near a pass over memory comes to the copy."""
-        return moved_bytes / seconds / statistics.median(self.copy_bytes)
+        return moved_bytes / seconds / max(self.copy_bytes)
 
     def _kind(self, precision: str) -> str:
         # What torch does with float32 convolutions on CUDA, unless it is told otherwise.

@@ -129,14 +129,13 @@ class NormPlayer:
         torch's layers are taken in the contiguous layout: `F.instance_norm` gives wrong gradients for a single image
         that is channels-last (torch 2.15, CPU).
         """
-        largest: dict[str, float] = {}
+        found: dict[str, list[float]] = {}
         for case in cases():
             if case.layer in SAME:
                 plain = self._results(Case("contiguous", case.shape, SAME[case.layer]))
                 for value, difference in relative_differences(plain, self._results(case)).items():
-                    name = f"{value} of {case.layer}"
-                    largest[name] = max(largest.get(name, 0.0), difference)
-        return largest
+                    found.setdefault(f"{value} of {case.layer}", []).append(difference)
+        return {name: float(np.max(differences)) for name, differences in found.items()}
 
     def _results(self, case: Case) -> dict[str, NDArray[np.float32]]:
         layer, x, output_gradient = self._prepare(case)
