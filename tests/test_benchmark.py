@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
 import functools
+import importlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -46,14 +48,14 @@ def script() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "scripts")
         import benchmark
-        from benchmarks import apply, data, floor, norms, workloads
+        from benchmarks import apply, data, floor, norms, settings, workloads
 
         patch.setattr(floor, "PRODUCT_SIDE", {"cpu": 32})
         patch.setattr(floor, "COPY_BYTES", {"cpu": 2**16})
         patch.setattr(norms, "SHAPES", ((2, 3, 8, 8), (1, 4, 8, 8)))
         patch.setattr(apply, "SIZES_PX", (32, 64))
         patch.setattr(data, "WORKERS", (0, 1))
-        patch.setattr(workloads, "make_vgg", functools.cache(workloads.make_vgg))  # frozen; most of the time is its
+        patch.setattr(workloads, "make_vgg", functools.cache(settings.make_vgg))  # frozen; most of the time is its
         for name, value in {"LARGE_PX": (400, 300), "LARGE_COUNT": 1, "SMALL_PX": (64, 48), "SMALL_COUNT": 3}.items():
             patch.setattr(data, name, value)
         threads = torch.get_num_threads()
@@ -121,9 +123,7 @@ def test_every_subject_prints_its_tables_and_writes_its_numbers(
     assert [row["side_px"] for row in numbers["sizes"]["rows"]] == [32, 64]
 
 
-def test_without_subjects_step_and_apply_are_timed(script: ModuleType) -> None:
-    assert script.chosen_subjects(()) == ["step", "apply"]
-    assert script.chosen_subjects(("sizes", "floor", "norms")) == ["norms", "sizes"]
+def test_all_stands_for_every_subject_and_the_floor_is_always_measured(script: ModuleType) -> None:
     assert script.chosen_subjects(("step", "all")) == list(script.SUBJECTS)
     assert script.chosen_subjects(("floor",)) == []
 
@@ -149,6 +149,13 @@ VGG_MAC = (
     *(9 * 256 * 512 // 64, 9 * 512 * 512 // 64),
 )
 GRAM_MAC = (64 * 64, 128 * 128 // 4, 256 * 256 // 16, 512 * 512 // 64)
+
+
+@pytest.mark.parametrize("name", ("", "s.counts", "s.data", "s.measuring", "s.report"))
+def test_examples_in_docstrings_hold(script: ModuleType, name: str) -> None:
+    failed, tried = doctest.testmod(importlib.import_module(f"benchmark{name}"))
+    assert tried > 0
+    assert failed == 0
 
 
 def test_flop_are_those_of_a_count_by_hand(script: ModuleType) -> None:
