@@ -1,0 +1,145 @@
+"""Painting one square image, and painting by size.
+
+`one image` is what somebody waits for who paints a single one: the first call of a new process, once it has imported
+everything and holds the model. `many images` is the steady state.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import click
+from benchmarks import remote
+from benchmarks.compare import Pair, choices_note, compare, table
+from benchmarks.counts import painting_flop
+from benchmarks.floor import Floor
+from benchmarks.measuring import Memory, free_bytes, number, spread
+from benchmarks.report import Finding, Table, gib, share
+from benchmarks.settings import Settings
+from benchmarks.workloads import PlainApply, Round, StylizeApply, Workload, WorkloadPlayer
+
+HEADING = "apply"
+SIZES_PX = (256, 512, 1024, 2048, 4096)
+# The ways to paint an image of any size, by name.
+WAYS: Mapping[str, Callable[[Settings], Workload]] = {"whole": StylizeApply}
+SIZES_HEADER = (
+    "size",
+    "way",
+    "precision",
+    "s (median, min..max)",
+    "images/s",
+    "MP/s",
+    "share of the floor",
+    "peak GiB",
+    "above what was held before GiB",
+)
+
+
+def run(settings: Settings, floor: Floor) -> Finding:
+    """Time painting at `settings.size` on both sides."""
+    flop = painting_flop(1, settings.size)
+    comparisons = [
+        compare(
+            Pair(name, {"plain": PlainApply, "stylize": StylizeApply}, 1, settings.size, flop, first_call=first_call),
+            replace(settings, precision=precision),
+            floor,
+        )
+        for name, first_call in (("one image", True), ("many images", False))
+        for precision in settings.precisions()
+    ]
+    return Finding(
+        [f"{HEADING}: 1 × {settings.size}², {flop / 1e9:.4g} GFLOP", *choices_note(comparisons)],
+        [table(HEADING, comparisons)],
+        {"flop": flop, "rows": [comparison.numbers() for comparison in comparisons]},
+    )
+
+
+@dataclass(frozen=True)
+class Painted:
+    """One size, painted in one way.
+
+    Attributes:
+        side_px: Of the image.
+        way: Of `WAYS`.
+        precision: Of stylize.
+        seconds: The median repeat of every round.
+        memory: Of the process.
+        floor_share: Of the product's rate.
+    """
+
+    side_px: int
+    way: str
+    precision: Literal["fp32", "bf16"]
+    seconds: list[float]
+    memory: Memory
+    floor_share: float
+
+    def cells(self) -> tuple[str, ...]:
+        """A row of the table."""
+        median = statistics.median(self.seconds)
+        return (
+            f"{self.side_px}²",
+            self.way,
+            self.precision,
+            str(spread(self.seconds)),
+            number(1 / median),
+            number(self.side_px**2 / 1e6 / median),
+            share(self.floor_share),
+            gib(self.memory.peak_bytes),
+            gib(self.memory.growth_bytes),
+        )
+
+    def numbers(self) -> dict[str, Any]:
+        """For programs."""
+        return {**vars(self), "memory": self.memory._asdict()}
+
+
+def run_sizes(settings: Settings, floor: Floor) -> Finding:
+    """Time painting by size, every size in a process of its own."""
+    rows: list[Painted] = []
+    notes: list[str] = []
+    for way in WAYS:
+        for precision in settings.precisions():
+            painted, skipped = _paint_by_size(way, replace(settings, precision=precision), precision, floor)
+            rows, notes = rows + painted, notes + skipped
+    numbers = {"rows": [row.numbers() for row in rows], "skipped": notes}
+    return Finding(notes, [Table(SIZES_HEADER, [row.cells() for row in rows])], numbers)
+
+
+def _paint_by_size(
+    way: str, settings: Settings, precision: Literal["fp32", "bf16"], floor: Floor
+) -> tuple[list[Painted], list[str]]:
+    painted: list[Painted] = []
+    skipped: list[str] = []
+    for side_px in SIZES_PX:
+        expected, free = expected_bytes(painted, side_px), free_bytes(settings.torch_device())
+        if expected is not None and free is not None and expected > free:
+            needed = f"would need about {gib(expected)} GiB, and {gib(free)} GiB are free"
+            skipped.append(f"skipped {side_px}², {way}, {precision}: {needed}")
+            continue
+        name = f"sizes, {side_px}², {way}, {precision}"
+        click.echo(name, err=True)
+        with remote.Remote(name, partial(WorkloadPlayer, WAYS[way]), replace(settings, size=side_px)) as player:
+            turns: list[Round] = [player.call("play", settings.steps) for _ in range(settings.rounds)]
+        seconds = [statistics.median(turn.seconds) for turn in turns]
+        reached = floor.compute_share(painting_flop(1, side_px), statistics.median(seconds), precision)
+        painted.append(Painted(side_px, way, precision, seconds, turns[-1].memory, reached))
+    return painted, skipped
+
+
+def expected_bytes(painted: Sequence[Painted], side_px: int) -> int | None:
+    """What painting will need, from the largest size so far: what grew grows with the number of pixels.
+
+    Returns:
+        The estimate, or None where nothing was painted yet, or its memory is not known.
+    """
+    if not painted:
+        return None
+    peak, growth = painted[-1].memory
+    if peak is None or growth is None:
+        return None
+    return peak - growth + round(growth * side_px**2 / painted[-1].side_px ** 2)

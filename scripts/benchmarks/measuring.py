@@ -1,0 +1,162 @@
+"""Time and memory of this process, and where they were measured."""
+
+from __future__ import annotations
+
+import platform
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+STATUS = Path("/proc/self/status")
+CLEAR = Path("/proc/self/clear_refs")
+MEMORY = Path("/proc/meminfo")
+
+
+def timed(function: Callable[[], object], device: torch.device) -> float:
+    """Seconds that a call takes, the device's work included."""
+    synchronize(device)
+    start = time.perf_counter()
+    function()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device's work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def number(value: float) -> str:
+    """Three digits, and no exponent.
+
+    >>> number(0.12345), number(12.345), number(12345.6)
+    ('0.123', '12.3', '12346')
+    """
+    return f"{value:#.3g}" if value < 100 else f"{value:.0f}"
+
+
+class Spread(NamedTuple):
+    """Values over rounds."""
+
+    median: float
+    least: float
+    greatest: float
+
+    def __str__(self) -> str:
+        return f"{number(self.median)} ({number(self.least)}..{number(self.greatest)})"
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median and range.
+
+    >>> str(spread([3.0, 1.0, 2.5]))
+    '2.50 (1.00..3.00)'
+    """
+    return Spread(statistics.median(values), min(values), max(values))
+
+
+def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
+    """Round by round.
+
+    >>> ratios([4.0, 6.0], [2.0, 2.0])
+    [2.0, 3.0]
+    """
+    return [a / b for a, b in zip(numerators, denominators, strict=True)]
+
+
+class Memory(NamedTuple):
+    """What a process needed; None where the system does not tell.
+
+    Attributes:
+        peak_bytes: The most held at any time: torch's tensors on CUDA, else the whole process.
+        growth_bytes: The most held since the first call, less what was held right before it: so neither libraries nor
+            the making of inputs count.
+    """
+
+    peak_bytes: int | None
+    growth_bytes: int | None
+
+
+class MemoryGauge:
+    """Takes note of what is held now, right before the first call."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.peak_before = peak_bytes(device)
+        self.held = held_bytes(device)
+        self.peak_was_reset = reset_peak_(device)
+
+    def read(self) -> Memory:
+        """The memory needed up to now."""
+        peak = peak_bytes(self.device)
+        if peak is None or self.peak_before is None:
+            return Memory(None, None)
+        told = self.held is not None and (self.peak_was_reset or peak > self.peak_before)
+        return Memory(max(peak, self.peak_before), peak - self.held if told and self.held is not None else None)
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """The most that was held since the last reset."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Not `getrusage` where it can be helped: it counts the peak of the process that started this one, too.
+    peak = read_kib(STATUS, "VmHWM")
+    if peak is not None or sys.platform == "win32":
+        return peak
+    import resource  # Unix only
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def held_bytes(device: torch.device) -> int | None:
+    """What is held now."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else read_kib(STATUS, "VmRSS")
+
+
+def reset_peak_(device: torch.device) -> bool:
+    """Let the peak count from now; False where it cannot."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        CLEAR.write_text("5")
+    except OSError:  # no Linux, or not allowed
+        return False
+    return True
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """What can still be had."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else read_kib(MEMORY, "MemAvailable")
+
+
+def read_kib(file: Path, key: str) -> int | None:
+    """A line of `/proc` such as `VmHWM:  1024 kB`, in bytes."""
+    found = re.search(rf"^{key}:\s+(\d+) kB$", file.read_text(), re.MULTILINE) if file.is_file() else None
+    return int(found[1]) * 1024 if found else None
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Where the numbers hold."""
+    return {
+        "torch": torch.__version__,
+        "CPU": cpu_model(),
+        "threads": str(torch.get_num_threads()),
+        "CPU capability": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }
+
+
+def cpu_model() -> str:
+    """The processor's name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

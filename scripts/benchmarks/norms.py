@@ -1,0 +1,230 @@
+"""Normalization layers, forward and backward.
+
+stylize's layers, torch's, and batch-instance norm as the sum of two layers, in turns in one process. float32; the
+times of a row are of one call in `train()`, the totals of one call for each shape.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import click
+import numpy as np
+import torch
+from benchmarks import remote
+from benchmarks.compare import check_differences, relative_differences
+from benchmarks.counts import NORM_PASSES, map_bytes
+from benchmarks.floor import Floor
+from benchmarks.measuring import number, ratios, spread, timed
+from benchmarks.report import Finding, Table, share
+from benchmarks.settings import Settings
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stylize.norms import BatchInstanceNorm, BatchNorm, InstanceNorm
+
+SHAPES = ((4, 32, 256, 256), (4, 64, 128, 128), (4, 128, 64, 64), (1, 32, 256, 256))
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+REPEATS = 5  # in a turn, of each step: a call takes milliseconds
+GATE = 0.3
+TOLERANCE = 1e-3
+COARSE_TOLERANCE = 1e-2  # on CUDA sums are taken in another order every time
+
+TOTAL = "all shapes"
+HEADER = (
+    "layout",
+    "shape",
+    "layer",
+    "forward ms",
+    "backward ms",
+    "sum ms (median, min..max)",
+    "share of the floor, forward / backward / sum",
+)
+RATIO_HEADER = ("ratio of the sums (median, min..max)", *LAYOUTS)
+RATIOS = (
+    ("InstanceNorm", "nn.InstanceNorm2d"),
+    ("BatchInstanceNorm", "InstanceNorm"),
+    ("BatchInstanceNorm", "BatchNorm"),
+    ("BatchInstanceNorm", "two layers"),
+)
+SAME = {"InstanceNorm": "nn.InstanceNorm2d", "BatchInstanceNorm": "two layers"}
+
+
+class TwoLayers(nn.Module):
+    """Batch-instance norm as its authors' code has it: two layers, gates in their factors, and a sum."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.gate = nn.Parameter(torch.full((channels,), GATE))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        running = self.get_buffer("running_mean"), self.get_buffer("running_var")
+        of_batch = F.batch_norm(x, *running, self.weight * self.gate, self.bias, training=True)
+        return of_batch + F.instance_norm(x, weight=self.weight * (1 - self.gate))
+
+
+def layers(channels: int) -> dict[str, nn.Module]:
+    """The layers by the names in the tables."""
+    gated = BatchInstanceNorm(channels)
+    nn.init.constant_(gated.gate, GATE)
+    return {
+        "InstanceNorm": InstanceNorm(channels),
+        "nn.InstanceNorm2d": nn.InstanceNorm2d(channels, affine=True),
+        "BatchNorm": BatchNorm(channels),
+        "BatchInstanceNorm": gated,
+        "two layers": TwoLayers(channels),
+    }
+
+
+class Case(NamedTuple):
+    """A layer at work.
+
+    Attributes:
+        layout: Of `LAYOUTS`.
+        shape: Of the maps, `(N, C, H, W)`.
+        layer: Its name.
+    """
+
+    layout: str
+    shape: tuple[int, ...]
+    layer: str
+
+
+class Seconds(NamedTuple):
+    """Of one call: medians of a turn."""
+
+    forward: float
+    backward: float
+
+
+def cases() -> Iterator[Case]:
+    """All, layers innermost: those that are compared come one after the other."""
+    for layout in LAYOUTS:
+        for shape in SHAPES:
+            for layer in layers(1):
+                yield Case(layout, shape, layer)
+
+
+class NormPlayer:
+    """Times the layers."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.device = settings.torch_device()
+        self.seed = settings.seed
+
+    def play(self, steps: int) -> dict[Case, Seconds]:
+        """One turn of every layer at every shape."""
+        return {case: self._time(case, REPEATS * steps) for case in cases()}
+
+    def differences(self) -> dict[str, float]:
+        """Between layers of the same mathematics, the largest over all shapes and layouts.
+
+        torch's layers are taken in the contiguous layout: `F.instance_norm` gives wrong gradients for a single image
+        that is channels-last (torch 2.15, CPU).
+        """
+        found: dict[str, list[float]] = {}
+        for case in cases():
+            if case.layer in SAME:
+                plain = self._results(Case("contiguous", case.shape, SAME[case.layer]))
+                for value, difference in relative_differences(plain, self._results(case)).items():
+                    found.setdefault(f"{value} of {case.layer}", []).append(difference)
+        return {name: float(np.max(differences)) for name, differences in found.items()}
+
+    def _results(self, case: Case) -> dict[str, NDArray[np.float32]]:
+        layer, x, output_gradient = self._prepare(case)
+        output = layer(x)
+        gradient, *of_parameters = torch.autograd.grad(output, [x, *layer.parameters()], output_gradient)
+        # Together: a gate's is a difference of sums as large as those of weight and bias, and may be 0.
+        found = {"output": output, "gradient": gradient, "parameters' gradient": torch.cat(of_parameters)}
+        return {name: value.detach().cpu().numpy() for name, value in found.items()}
+
+    def _time(self, case: Case, repeats: int) -> Seconds:
+        layer, x, output_gradient = self._prepare(case)
+        inputs = [x, *layer.parameters()]
+        turns = []
+        for _ in range(repeats + 1):
+            outputs: list[Tensor] = []
+            forward = timed(lambda outputs=outputs: outputs.append(layer(x)), self.device)
+            backward = timed(partial(torch.autograd.grad, outputs[0], inputs, output_gradient), self.device)
+            turns.append((forward, backward))
+        return Seconds(*map(statistics.median, zip(*turns[1:], strict=True)))
+
+    def _prepare(self, case: Case) -> tuple[nn.Module, Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(self.seed)
+        x, output_gradient = (
+            torch.randn(case.shape, generator=generator).to(self.device, memory_format=LAYOUTS[case.layout])
+            for _ in range(2)
+        )
+        layer = layers(case.shape[1])[case.layer].to(self.device).train()
+        return layer, x.requires_grad_(), output_gradient
+
+
+def run(settings: Settings, floor: Floor) -> Finding:
+    """Time the layers.
+
+    Raises:
+        click.ClickException: Layers of the same mathematics differ.
+    """
+    with remote.Remote("norms", NormPlayer, settings) as player:
+        differences: dict[str, float] = player.call("differences")
+        exact = settings.torch_device().type == "cpu"
+        check_differences("norms", differences, TOLERANCE if exact else COARSE_TOLERANCE)
+        turns: list[dict[Case, Seconds]] = []
+        for turn in range(settings.rounds):
+            click.echo(f"norms: round {turn + 1} of {settings.rounds}", err=True)
+            turns.append(player.call("play", settings.steps))
+    rows = {case: [one[case] for one in turns] for case in turns[0]}
+    found = {layout: layout_ratios(rows, layout) for layout in LAYOUTS}
+    names = [f"{a} / {b}" for a, b in RATIOS]
+    ratio_rows = [(name, *(str(spread(found[layout][name])) for layout in LAYOUTS)) for name in names]
+    note = f"largest difference between layers of the same mathematics: {max(differences.values()):.1g}"
+    return Finding(
+        [note],
+        [Table(HEADER, list(_table_rows(rows, floor))), Table(RATIO_HEADER, ratio_rows)],
+        {
+            "rows": [{**case._asdict(), "seconds": [s._asdict() for s in seconds]} for case, seconds in rows.items()],
+            "ratios": found,
+            "differences": differences,
+        },
+    )
+
+
+def totals(rows: Mapping[Case, Sequence[Seconds]], layout: str, layer: str) -> list[Seconds]:
+    """Of a layer over all shapes of a layout, round by round."""
+    of_shapes = [seconds for case, seconds in rows.items() if (case.layout, case.layer) == (layout, layer)]
+    return [
+        Seconds(sum(s.forward for s in of_round), sum(s.backward for s in of_round))
+        for of_round in zip(*of_shapes, strict=True)
+    ]
+
+
+def layout_ratios(rows: Mapping[Case, Sequence[Seconds]], layout: str) -> dict[str, list[float]]:
+    """How many times as long the first takes as the second, forward and backward over all shapes, round by round."""
+    sums = {layer: [sum(seconds) for seconds in totals(rows, layout, layer)] for layer in layers(1)}
+    return {f"{a} / {b}": ratios(sums[a], sums[b]) for a, b in RATIOS}
+
+
+def _table_rows(rows: Mapping[Case, Sequence[Seconds]], floor: Floor) -> Iterator[tuple[str, ...]]:
+    for layout in LAYOUTS:
+        for case, seconds in rows.items():
+            if case.layout == layout:
+                yield (layout, "×".join(map(str, case.shape)), case.layer, *_cells(seconds, [case.shape], floor))
+        for layer in layers(1):
+            yield (layout, TOTAL, layer, *_cells(totals(rows, layout, layer), SHAPES, floor))
+
+
+def _cells(seconds: Sequence[Seconds], shapes: Sequence[tuple[int, ...]], floor: Floor) -> Iterator[str]:
+    sums = [sum(of_round) for of_round in seconds]
+    medians = {name: statistics.median(getattr(of_round, name) for of_round in seconds) for name in Seconds._fields}
+    yield from (number(1e3 * median) for median in medians.values())
+    yield str(spread([1e3 * both for both in sums]))
+    moved = {name: sum(map_bytes(shape, NORM_PASSES[name]) for shape in shapes) for name in medians}
+    reached = [floor.copy_share(moved[name], median) for name, median in medians.items()]
+    yield " / ".join(map(share, [*reached, floor.copy_share(sum(moved.values()), statistics.median(sums))]))

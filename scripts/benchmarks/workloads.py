@@ -1,0 +1,203 @@
+"""The workloads on both sides, and the player that times one in a process of its own."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from benchmarks.measuring import Memory, MemoryGauge, environment, timed
+from benchmarks.plain import PlainLoss, PlainVGG, copy_parameters_, plain_generator
+from benchmarks.settings import LOSS, WIDTH, Settings, make_crops, make_generator, make_images, make_style, make_vgg
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from stylize.devices import choose_memory_format, choose_precision
+from stylize.images import Picture
+from stylize.inference.stylizer import Stylizer
+from stylize.losses import PerceptualLoss
+from stylize.training.data import Batches, ContentConfig, CropDataset
+from stylize.training.trainer import ScheduleConfig, TrainConfig, Trainer, choose_compile
+
+LEARNING_RATE = 1e-3
+
+
+class Workload:
+    """Something to time.
+
+    Attributes:
+        result: What a run gives, in a word.
+        generator: The network at work.
+        choices: Precision, memory format and compilation, by name.
+    """
+
+    result: str
+    generator: nn.Module
+    choices: dict[str, str]
+
+    def run(self) -> Tensor:
+        """Do it once; the result is on the CPU."""
+        raise NotImplementedError  # abstract: each workload is this function
+
+
+class StylizeTraining(Workload):
+    """A step of the trainer."""
+
+    result = "loss"
+
+    def __init__(self, settings: Settings, norm: str = "instance") -> None:
+        device = settings.torch_device()
+        generator = make_generator(settings.seed, norm).to(device).train()
+        loss = PerceptualLoss(make_vgg(settings.seed), LOSS, [make_style(settings)])
+        config = TrainConfig(
+            batch_size=settings.batch,
+            learning_rate=LEARNING_RATE,
+            schedule=ScheduleConfig(name="constant", warmup_steps=0),
+            precision=settings.precision,
+            compile=settings.compile,
+        )
+        self.crops = make_crops(settings)
+        self.trainer = Trainer(
+            generator,
+            loss.to(device),
+            Batches(CropDataset([], ContentConfig(path="samples"), seed=0), settings.batch),  # not drawn from
+            validation=[],
+            config=config,
+            seed=settings.seed,
+            run_dir=Path(),
+            save_best=lambda progress: None,
+        )
+        self.generator = generator
+        compiled = choose_compile(config.compile, device, config.steps)
+        memory_format = choose_memory_format(device, self.trainer.precision)
+        self.choices = choices(self.trainer.precision, memory_format, compiled)
+
+    def run(self) -> Tensor:
+        return self.trainer.step(self.crops)["total"].cpu()
+
+
+class PlainTraining(Workload):
+    """A step as the widely copied scripts have it."""
+
+    result = "loss"
+
+    def __init__(self, settings: Settings) -> None:
+        self.device = settings.torch_device()
+        self.generator = plain_generator(WIDTH).to(self.device)
+        vgg = PlainVGG().to(self.device)
+        copy_parameters_(self.generator, make_generator(settings.seed))
+        copy_parameters_(vgg, make_vgg(settings.seed))
+        self.loss = PlainLoss(vgg, make_style(settings).to(self.device))
+        self.optimizer = torch.optim.Adam(self.generator.parameters(), LEARNING_RATE)
+        self.crops = make_crops(settings)
+        self.choices = choices("fp32", torch.contiguous_format, compiled=False)
+
+    def run(self) -> Tensor:
+        content = self.crops.to(self.device).float() / 255
+        self.optimizer.zero_grad()
+        loss = self.loss(self.generator(content), content)
+        torch.autograd.backward(loss)
+        self.optimizer.step()
+        return loss.detach().cpu()
+
+
+class StylizeApply(Workload):
+    """Painting with the stylizer."""
+
+    result = "picture"
+
+    def __init__(self, settings: Settings) -> None:
+        device = settings.torch_device()
+        precision = choose_precision(settings.precision, device)
+        self.stylizer = Stylizer(make_generator(settings.seed), device, precision)
+        self.generator = self.stylizer.generator
+        self.picture = Picture(make_images(1, settings.size, settings.seed + 3)[0])
+        self.choices = choices(precision, memory_format_of(self.generator), compiled=False)
+
+    def run(self) -> Tensor:
+        return self.stylizer(self.picture).rgb
+
+
+class PlainApply(Workload):
+    """Painting with the plain generator."""
+
+    result = "picture"
+
+    def __init__(self, settings: Settings) -> None:
+        self.device = settings.torch_device()
+        self.generator = plain_generator(WIDTH).to(self.device).eval()
+        copy_parameters_(self.generator, make_generator(settings.seed))
+        self.image = make_images(1, settings.size, settings.seed + 3)
+        self.choices = choices("fp32", torch.contiguous_format, compiled=False)
+
+    def run(self) -> Tensor:
+        with torch.no_grad():
+            painted: Tensor = self.generator(self.image.to(self.device))
+        return painted[0].clamp(0, 1).cpu()
+
+
+def choices(precision: str, memory_format: torch.memory_format, compiled: bool) -> dict[str, str]:
+    """What is printed about how a side computes."""
+    return {
+        "precision": precision,
+        "memory format": str(memory_format).removeprefix("torch."),
+        "compile": "on" if compiled else "off",
+    }
+
+
+def memory_format_of(module: nn.Module) -> torch.memory_format:
+    """The layout of the module's first convolution."""
+    weight = next(p for p in module.parameters() if p.dim() == 4)
+    return torch.contiguous_format if weight.is_contiguous() else torch.channels_last
+
+
+class Round(NamedTuple):
+    """One turn of a side.
+
+    Attributes:
+        values: What the first call of the turn gave, by name.
+        seconds: Of each timed repeat.
+        memory: Up to the end of the turn.
+        environment: Where and how it was computed.
+    """
+
+    values: dict[str, NDArray[np.float32]]
+    seconds: list[float]
+    memory: Memory
+    environment: dict[str, str]
+
+
+class WorkloadPlayer:
+    """Times a workload.
+
+    Args:
+        make: Makes it.
+        settings: Are given to it.
+    """
+
+    def __init__(self, make: Callable[[Settings], Workload], settings: Settings) -> None:
+        self.device = settings.torch_device()
+        self.workload = make(settings)
+        gc.collect()
+        self.gauge = MemoryGauge(self.device)
+
+    def play(self, steps: int) -> Round:
+        """A warm-up, then `steps` timed repeats."""
+        first = self.play_first_call()
+        return first._replace(
+            seconds=[timed(self.workload.run, self.device) for _ in range(steps)], memory=self.gauge.read()
+        )
+
+    def play_first_call(self) -> Round:
+        """One call, timed, with nothing before it."""
+        outputs: list[Tensor] = []
+        seconds = timed(lambda: outputs.append(self.workload.run()), self.device)
+        values = {self.workload.result: outputs[0].float().numpy()}
+        gradients = [p.grad for p in self.workload.generator.parameters() if p.grad is not None]
+        if gradients:
+            values["gradient norm"] = torch.nn.utils.get_total_norm(gradients).cpu().numpy()
+        told = {**environment(self.device), **self.workload.choices}
+        return Round(values, [seconds], self.gauge.read(), told)
