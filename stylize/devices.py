@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
-
 import torch
 
 from stylize.errors import StylizeError
-
-# Of malloc.h: what may be set, and how much.
-M_TRIM_THRESHOLD = -1
-M_MMAP_MAX = -4
-KEPT_BYTES = 2**31 - 1
 
 
 def choose_device(name: str) -> torch.device:
@@ -53,18 +45,3 @@ def _has_bf16(device: torch.device) -> bool:
 def choose_memory_format(device: torch.device) -> torch.memory_format:
     """Channels-last where the convolutions of the device prefer it."""
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
-
-
-def keep_freed_memory() -> None:
-    """Let the process keep the memory of freed tensors for the next ones, instead of giving it back at once.
-
-    On Linux the C library takes every large tensor from the system and returns it there; each comes back as pages
-    that the system first has to find and clear, which takes longer than most of what is done with them. Elsewhere
-    nothing is done.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):  # of the GNU C library; musl has none
-        library.mallopt(M_MMAP_MAX, 0)
-        library.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)

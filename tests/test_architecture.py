@@ -13,6 +13,7 @@ MAY_IMPORT = {
     "stylize.__main__": {"cli"},
     "stylize.errors": set(),
     "stylize.files": {"errors"},
+    "stylize.memory": set(),
     "stylize.images": {"errors", "files"},
     "stylize.devices": {"errors"},
     "stylize.processes": {"devices"},

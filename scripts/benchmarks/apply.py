@@ -22,6 +22,8 @@ from benchmarks.report import Finding, Table, gib, share
 from benchmarks.settings import Settings
 from benchmarks.workloads import PlainApply, Round, StylizeApply, Workload, WorkloadPlayer
 
+from stylize.memory import LARGE_PAGES
+
 HEADING = "apply"
 SIZES_PX = (256, 512, 1024, 2048, 4096)
 # The ways to paint an image of any size, by name.
@@ -44,7 +46,15 @@ def run(settings: Settings, floor: Floor) -> Finding:
     flop = painting_flop(1, settings.size)
     comparisons = [
         compare(
-            Pair(name, {"plain": PlainApply, "stylize": StylizeApply}, 1, settings.size, flop, first_call=first_call),
+            Pair(
+                name,
+                {"plain": PlainApply, "stylize": StylizeApply},
+                1,
+                settings.size,
+                flop,
+                first_call=first_call,
+                variables={} if first_call else {"stylize": LARGE_PAGES},  # as `stylize apply` does
+            ),
             replace(settings, precision=precision),
             floor,
         )
@@ -123,7 +133,8 @@ def _paint_by_size(
             continue
         name = f"sizes, {side_px}², {way}, {precision}"
         click.echo(name, err=True)
-        with remote.Remote(name, partial(WorkloadPlayer, WAYS[way]), replace(settings, size=side_px)) as player:
+        make = partial(WorkloadPlayer, WAYS[way])
+        with remote.Remote(name, make, replace(settings, size=side_px), LARGE_PAGES) as player:
             turns: list[Round] = [player.call("play", settings.steps) for _ in range(settings.rounds)]
         seconds = [statistics.median(turn.seconds) for turn in turns]
         reached = floor.compute_share(painting_flop(1, side_px), statistics.median(seconds), precision)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -51,6 +51,7 @@ class Pair:
         flop: In one repeat.
         same: Both sides must give the same numbers.
         first_call: Time the first call of new processes, in place of many of the same.
+        variables: Of the environment of a side's process.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Pair:
     flop: int
     same: bool = True
     first_call: bool = False
+    variables: Mapping[Side, Mapping[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,8 @@ def _play_in_turns(name: str, pair: Pair, settings: Settings) -> dict[Side, list
 
 
 def _start(name: str, side: Side, pair: Pair, settings: Settings) -> remote.Remote:
-    return remote.Remote(f"{name}, {side}", partial(WorkloadPlayer, pair.make[side]), settings)
+    make = partial(WorkloadPlayer, pair.make[side])
+    return remote.Remote(f"{name}, {side}", make, settings, pair.variables.get(side, {}))
 
 
 def _most(memories: Sequence[Memory]) -> Memory:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
+from unittest import mock
 
 import click
 import torch
@@ -36,15 +38,23 @@ class Remote:
         name: What is said of it when it fails.
         make: Makes the player there.
         settings: Are given to it.
+        variables: Of its environment, over those of this process.
     """
 
-    def __init__(self, name: str, make: Callable[[Settings], Any], settings: Settings) -> None:
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[Settings], Any],
+        settings: Settings,
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         context = multiprocessing.get_context("spawn")
         self.name = name
         self.connection, theirs = context.Pipe()
         # Not a daemon: those may have no processes of their own, which decoding and compiling need.
         self.process = context.Process(target=serve, args=(theirs, make, settings))
-        self.process.start()
+        with mock.patch.dict(os.environ, variables):  # there is no other way to give some to a new process
+            self.process.start()
         theirs.close()
         try:
             self._receive()

@@ -19,6 +19,7 @@ from stylize.devices import choose_memory_format, choose_precision
 from stylize.images import Picture
 from stylize.inference.stylizer import Stylizer
 from stylize.losses import PerceptualLoss
+from stylize.memory import keep_freed_memory
 from stylize.training.data import Batches, ContentConfig, CropDataset
 from stylize.training.trainer import ScheduleConfig, TrainConfig, Trainer, choose_compile
 
@@ -49,6 +50,7 @@ class StylizeTraining(Workload):
     result = "loss"
 
     def __init__(self, settings: Settings, norm: str = "instance") -> None:
+        keep_freed_memory()  # as `stylize train` does
         device = settings.torch_device()
         generator = make_generator(settings.seed, norm).to(device).train()
         loss = PerceptualLoss(make_vgg(settings.seed), LOSS, [make_style(settings)])
@@ -72,7 +74,7 @@ class StylizeTraining(Workload):
         )
         self.generator = generator
         compiled = choose_compile(config.compile, device, config.steps)
-        memory_format = choose_memory_format(device, self.trainer.precision)
+        memory_format = choose_memory_format(device)
         self.choices = choices(self.trainer.precision, memory_format, compiled)
 
     def run(self) -> Tensor:

@@ -13,6 +13,7 @@ import click
 
 from stylize.cli.options import device_option
 from stylize.errors import StylizeError
+from stylize.memory import use_large_pages
 
 if TYPE_CHECKING:
     from stylize.inference.stylizer import Paint, Stylizer
@@ -79,6 +80,8 @@ def apply(
     device: str,
 ) -> None:
     """Paint photographs with a trained model."""
+    if len(inputs) > 1 or inputs[0].is_dir():  # the first large pages take long to find: many pictures repay it
+        use_large_pages()
     from stylize.devices import choose_device, choose_precision
     from stylize.inference.models import find_model
     from stylize.inference.stylizer import Paint, Stylizer

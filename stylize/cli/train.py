@@ -20,6 +20,7 @@ import click
 from stylize.cli.options import device_option
 from stylize.errors import StylizeError
 from stylize.files import LOCK_NAME, FolderLock, remove_leftovers, write_atomically
+from stylize.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +70,7 @@ def train(
     run_dir = output or Path("runs") / config.name
     from stylize import processes
 
+    keep_freed_memory()
     with processes.joined(device) as own_device:
         if not processes.is_first():
             logger.setLevel(logging.WARNING)  # what all would say, the first says

@@ -78,4 +78,5 @@ class ResidualBlock(nn.Module):
         self.norm = build_norm(config.norm, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm.normalize_(self.conv(self.first(x))) + x
+        residual = self.norm.normalize_(self.conv(self.first(x)))
+        return residual + x if torch.is_grad_enabled() else residual.add_(x)
