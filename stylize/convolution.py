@@ -103,7 +103,7 @@ class Geometry(NamedTuple):
 def suits(x: Tensor, weight: Tensor) -> bool:
     """Whether `padded_conv2d` is right for these: float32 on a CPU, and no compiler at work, which has its own ways."""
     plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
-    fits = x.dim() == 4 and x.shape[1] == weight.shape[1]
+    fits = x.dim() == 4 and (x.shape[1] == weight.shape[1] or weight.shape[:2] == (x.shape[1], 1))
     return plain and fits and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
 
 
@@ -118,7 +118,7 @@ def padded_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geom
 
     Args:
         x: `(N, C, H, W)`, float32 on a CPU.
-        weight: `(K, C, k, k)`.
+        weight: `(K, C, k, k)`; `(C, 1, k, k)` for a depthwise convolution, each channel with a kernel of its own.
         bias: `(K,)`, or None.
         geometry: How.
 
@@ -158,7 +158,7 @@ class _PaddedConv2d(torch.autograd.Function):
         x = x.contiguous(memory_format=torch.channels_last)
         ctx.geometry, ctx.shape = geometry, x.shape
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
-        kernel = _kernel(weight, geometry.stride)
+        kernel = _kernel(weight, x.shape[1], geometry.stride)
         height, width = geometry.result_size(x)
         result = torch.empty((len(x), len(weight), height, width), memory_format=torch.channels_last)
         for image, out in zip(_by_pixel(x), _by_pixel(result), strict=True):
@@ -181,7 +181,7 @@ class _PaddedConv2d(torch.autograd.Function):
 
 def _input_gradient(gradient: Tensor, shape: torch.Size, weight: Tensor, geometry: Geometry) -> Tensor:
     n, channels, height, width = shape
-    kernel = _kernel(weight, geometry.stride)
+    kernel = _kernel(weight, channels, geometry.stride)
     result = gradient.new_empty(n, height, width, channels)
     for out, g in zip(result, gradient, strict=True):
         _take_border_back(kernel.convolve_back(g, _bordered_size(out, geometry)), geometry, out)
@@ -189,7 +189,7 @@ def _input_gradient(gradient: Tensor, shape: torch.Size, weight: Tensor, geometr
 
 
 def _weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    kernel = _kernel(weight, geometry.stride)
+    kernel = _kernel(weight, x.shape[-1], geometry.stride)
     result = torch.zeros_like(weight)
     for image, g in zip(x, gradient, strict=True):
         result += kernel.weight_gradient(_bordered(image, geometry, 0, len(g)), g)
@@ -288,30 +288,44 @@ def _grown(image: Tensor, height: int, width: int, offset: int = 0) -> Tensor:
 # --- The kernel ----------------------------------------------------------------------------------------------------
 
 
-class _Direct:
-    """A convolution by the library, but for the gradient of the weights, which it computes slowly in this layout.
+class _Library:
+    """A convolution by the library.
 
     Args:
-        weight: `(K, C, k, k)`.
+        weight: `(K, C, k, k)`, or depthwise `(C, 1, k, k)`.
         stride: 1 or 2.
+        groups: 1, or C.
     """
 
-    def __init__(self, weight: Tensor, stride: int) -> None:
+    def __init__(self, weight: Tensor, stride: int, groups: int = 1) -> None:
         self.weight = weight.contiguous(memory_format=torch.channels_last)
         self.stride = stride
+        self.groups = groups
 
     def convolve(self, bordered: Tensor, bias: Tensor | None, out: Tensor) -> None:
         """`(H, W, C)` → `(H', W', K)`."""
-        out.copy_(_by_pixel(F.conv2d(_as_maps(bordered), self.weight, bias, self.stride))[0])
+        maps = F.conv2d(_as_maps(bordered), self.weight, bias, self.stride, groups=self.groups)
+        out.copy_(_by_pixel(maps)[0])
 
     def convolve_back(self, gradient: Tensor, size: tuple[int, int, int]) -> Tensor:
         """The gradient of the result `(H', W', K)` → that of the bordered image, of `size` `(H, W, C)`."""
-        shape_only = _as_maps(gradient.new_empty(1).expand(size))
-        of_maps, _, _ = aten.convolution_backward(
-            _as_maps(gradient), shape_only, self.weight, None, [self.stride] * 2, [0, 0], [1, 1], False, [0, 0], 1,
-            [True, False, False],
-        )  # fmt: skip
-        return _by_pixel(of_maps)[0]
+        return _by_pixel(self._gradient(gradient, gradient.new_empty(1).expand(size), 0))[0]
+
+    def weight_gradient(self, bordered: Tensor, gradient: Tensor) -> Tensor:
+        """The bordered image and the gradient of the result → that of the weights, of their shape."""
+        return self._gradient(gradient, bordered, 1)
+
+    def _gradient(self, gradient: Tensor, bordered: Tensor, which: int) -> Tensor:
+        asked = [which == i for i in range(3)]
+        found: Tensor = aten.convolution_backward(
+            _as_maps(gradient), _as_maps(bordered), self.weight, None, [self.stride] * 2, [0, 0], [1, 1], False, [0, 0],
+            self.groups, asked,
+        )[which]  # fmt: skip
+        return found
+
+
+class _Direct(_Library):
+    """The same, but for the gradient of the weights, which the library computes slowly in this layout."""
 
     def weight_gradient(self, bordered: Tensor, gradient: Tensor) -> Tensor:
         """The bordered image and the gradient of the result → that of the weights, `(K, C, k, k)`."""
@@ -382,8 +396,10 @@ class _Winograd:
         return (transform @ self.weight.permute(2, 3, 0, 1).reshape(9, -1)).view(36, *self.weight.shape[:2])
 
 
-def _kernel(weight: Tensor, stride: int) -> _Direct | _Winograd:
+def _kernel(weight: Tensor, channels: int, stride: int) -> _Library | _Winograd:
     outputs, inputs, kernel_px, _ = weight.shape
+    if inputs != channels:
+        return _Library(weight, stride, groups=channels)
     pays = kernel_px == 3 and stride == 1 and outputs * inputs >= WINOGRAD_PAYS_FROM
     return _Winograd(weight) if pays else _Direct(weight, stride)
 

@@ -69,6 +69,20 @@ def test_padded_convolution_and_its_gradients_equal_those_of_float64(
     assert largest_difference([t.double() for t in found], exact) < TOLERANCE
 
 
+@pytest.mark.parametrize("border", BORDERS)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_convolution_and_its_gradients_equal_those_of_float64(border: Border, stride: int) -> None:
+    x, weight, bias, geometry = arguments_of((6, 6, 3, stride, (9, 12), None), border)
+    weight = weight[:, :1].contiguous()
+
+    def plainly_by_channel(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (1,) * 4, border), weight, bias, stride, groups=6)
+
+    found = with_gradients(padded_conv2d, x, weight, bias, geometry)
+    exact = with_gradients(plainly_by_channel, x.double(), weight.double(), bias.double())
+    assert largest_difference([t.double() for t in found], exact) < TOLERANCE
+
+
 def test_frozen_weights_get_no_gradient_and_keep_no_input() -> None:
     x, weight, bias, geometry = arguments_of(KINDS[0], "replicate")
     result = padded_conv2d(x.requires_grad_(), weight, bias, geometry)
@@ -78,14 +92,14 @@ def test_frozen_weights_get_no_gradient_and_keep_no_input() -> None:
     assert weight.grad is None
 
 
-@pytest.mark.parametrize("unlike", ["bfloat16", "autocast", "depthwise", "compiling"])
+@pytest.mark.parametrize("unlike", ["bfloat16", "autocast", "grouped", "compiling"])
 def test_other_kinds_are_left_to_torch(unlike: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = torch.rand(1, 4, 8, 8), torch.rand(4, 4, 3, 3)
     assert suits(x, weight)
     if unlike == "bfloat16":
         assert not suits(x.bfloat16(), weight.bfloat16())
-    elif unlike == "depthwise":
-        assert not suits(x, torch.rand(4, 1, 3, 3))
+    elif unlike == "grouped":
+        assert not suits(x, torch.rand(4, 2, 3, 3))
     elif unlike == "compiling":
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
         assert not suits(x, weight)

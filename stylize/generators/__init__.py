@@ -8,6 +8,7 @@ from stylize.errors import pick
 from stylize.generators.base import MIN_SIZE_PX, Generator, GeneratorConfig
 from stylize.generators.fast_neural_style import FastNeuralStyle
 from stylize.generators.johnson import JohnsonGenerator
+from stylize.generators.johnson_lite import JohnsonLiteGenerator
 from stylize.generators.texture_network import TextureNetwork
 
 __all__ = ["GENERATORS", "MIN_SIZE_PX", "Generator", "GeneratorConfig", "build_generator"]
@@ -15,6 +16,7 @@ __all__ = ["GENERATORS", "MIN_SIZE_PX", "Generator", "GeneratorConfig", "build_g
 GENERATORS: Mapping[str, type[Generator]] = {
     "fast_neural_style": FastNeuralStyle,
     "johnson": JohnsonGenerator,
+    "johnson_lite": JohnsonLiteGenerator,
     "texture_network": TextureNetwork,
 }
 

@@ -99,12 +99,21 @@ class PaddedConv2d(nn.Conv2d):
         kernel_px: Its side, odd.
         config: Says what stands beyond the border.
         stride: 1 or 2.
+        depthwise: Each channel has a kernel of its own; nothing passes between channels, and there is no bias.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_px: int, config: GeneratorConfig, *, stride: int = 1
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_px: int,
+        config: GeneratorConfig,
+        *,
+        stride: int = 1,
+        depthwise: bool = False,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_px, stride)
+        groups = in_channels if depthwise else 1
+        super().__init__(in_channels, out_channels, kernel_px, stride, groups=groups, bias=not depthwise)
         self.geometry = Geometry(kernel_px, stride, PADDING_MODES[config.padding])
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
@@ -113,7 +122,7 @@ class PaddedConv2d(nn.Conv2d):
             return padded_conv2d(x, self.weight, self.bias, self.geometry._replace(size=size))
         # In one expression: the enlarged maps are the largest of all, and must be gone before the convolution runs.
         padded = self._pad(x if size is None else upsample_to(x, *size))
-        return nn.functional.conv2d(padded, self.weight, self.bias, self.stride)
+        return nn.functional.conv2d(padded, self.weight, self.bias, self.stride, groups=self.groups)
 
     def _pad(self, x: Tensor) -> Tensor:
         border_px = self.geometry.border_px

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from stylize.generators.base import Generator, GeneratorConfig, PaddedConv2d
 from stylize.norms import build_norm
+
+Convolution = Callable[..., nn.Module]
 
 
 class JohnsonGenerator(Generator):
@@ -19,23 +23,27 @@ class JohnsonGenerator(Generator):
     Differs: reflection padding at every convolution, and resize-convolutions in place of transposed ones (as in
         Dumoulin et al. 2017, arXiv:1610.07629, but bilinear): no border frame, no checkerboard. Sigmoid in place of
         a scaled tanh: the range is [0, 1].
+
+    Args:
+        config: See there.
+        convolution: What its 3×3 convolutions are, a class that is called as `PaddedConv2d`.
     """
 
-    def __init__(self, config: GeneratorConfig) -> None:
+    def __init__(self, config: GeneratorConfig, convolution: Convolution = PaddedConv2d) -> None:
         super().__init__()
         width = config.width
         self.encode = nn.ModuleList(
             [
                 ConvNormReLU(3, width, 9, config),
-                ConvNormReLU(width, 2 * width, 3, config, stride=2),
-                ConvNormReLU(2 * width, 4 * width, 3, config, stride=2),
+                ConvNormReLU(width, 2 * width, 3, config, convolution, stride=2),
+                ConvNormReLU(2 * width, 4 * width, 3, config, convolution, stride=2),
             ]
         )
-        self.blocks = nn.Sequential(*(ResidualBlock(4 * width, config) for _ in range(5)))
+        self.blocks = nn.Sequential(*(ResidualBlock(4 * width, config, convolution) for _ in range(5)))
         self.decode = nn.ModuleList(
             [
-                ConvNormReLU(4 * width, 2 * width, 3, config),
-                ConvNormReLU(2 * width, width, 3, config),
+                ConvNormReLU(4 * width, 2 * width, 3, config, convolution),
+                ConvNormReLU(2 * width, width, 3, config, convolution),
             ]
         )
         self.to_rgb = PaddedConv2d(width, 3, 9, config)
@@ -55,10 +63,16 @@ class ConvNormReLU(nn.Module):
     """Convolution (of maps enlarged to `size`, if one is given), norm, ReLU."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_px: int, config: GeneratorConfig, stride: int = 1
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_px: int,
+        config: GeneratorConfig,
+        convolution: Convolution = PaddedConv2d,
+        stride: int = 1,
     ) -> None:
         super().__init__()
-        self.conv = PaddedConv2d(in_channels, out_channels, kernel_px, config, stride=stride)
+        self.conv = convolution(in_channels, out_channels, kernel_px, config, stride=stride)
         self.norm = build_norm(config.norm, out_channels)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
@@ -71,10 +85,10 @@ class ResidualBlock(nn.Module):
     Source: Gross & Wilber 2016, Training and investigating residual nets, as Johnson et al. use it.
     """
 
-    def __init__(self, channels: int, config: GeneratorConfig) -> None:
+    def __init__(self, channels: int, config: GeneratorConfig, convolution: Convolution = PaddedConv2d) -> None:
         super().__init__()
-        self.first = ConvNormReLU(channels, channels, 3, config)
-        self.conv = PaddedConv2d(channels, channels, 3, config)
+        self.first = ConvNormReLU(channels, channels, 3, config, convolution)
+        self.conv = convolution(channels, channels, 3, config)
         self.norm = build_norm(config.norm, channels)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,0 +1,37 @@
+"""Johnson's generator with separable convolutions."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from stylize.generators.base import GeneratorConfig, PaddedConv2d
+from stylize.generators.johnson import JohnsonGenerator
+
+
+class JohnsonLiteGenerator(JohnsonGenerator):
+    """`JohnsonGenerator` with every 3×3 convolution in two: 3×3 within each channel, then 1×1 across them.
+
+    At width 32 that is 33 thousand multiplications a pixel in place of 154, half of them in the first and last layer.
+
+    Source: Howard et al. 2017, arXiv:1704.04861, section 3.1.
+    Differs: no norm and no ReLU between the two.
+    """
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__(config, SeparableConv2d)
+
+
+class SeparableConv2d(nn.Module):
+    """A convolution that keeps the size, or divides it by the stride, in two steps; see `PaddedConv2d`."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_px: int, config: GeneratorConfig, *, stride: int = 1
+    ) -> None:
+        super().__init__()
+        self.depthwise = PaddedConv2d(in_channels, in_channels, kernel_px, config, stride=stride, depthwise=True)
+        self.pointwise = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Convolve `x`, first enlarged to `size` if one is given."""
+        convolved: Tensor = self.pointwise(self.depthwise(x, size))
+        return convolved
