@@ -36,7 +36,7 @@ from stylize.training.data import find_photographs, validation_images
 BY_TORCH_ALONE = """
 import stylize.generators.base, stylize.norms, stylize.vgg
 from stylize.losses import PerceptualLoss
-stylize.generators.base.suits = stylize.vgg.suits = stylize.vgg.on_cpu_by_pixel = lambda *_: False
+stylize.generators.base.suits = stylize.vgg.suits = lambda *_: False
 stylize.norms._is_dense_on_cpu = lambda *_: False
 PerceptualLoss.by_image = PerceptualLoss.__call__
 from stylize.cli import main

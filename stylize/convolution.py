@@ -107,12 +107,6 @@ def suits(x: Tensor, weight: Tensor) -> bool:
     return plain and fits and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
 
 
-def on_cpu_by_pixel(x: Tensor) -> bool:
-    """Whether `x` is of float32 in channels-last layout on a CPU, and no compiler at work."""
-    by_pixel = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    return x.device.type == "cpu" and x.dtype == torch.float32 and by_pixel and not torch.compiler.is_compiling()
-
-
 def padded_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Enlarge, border and convolve.
 
@@ -160,6 +154,8 @@ class _PaddedConv2d(torch.autograd.Function):
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         kernel = _kernel(weight, x.shape[1], geometry.stride)
         height, width = geometry.result_size(x)
+        if len(x) == 1 and any(ctx.needs_input_grad) and isinstance(kernel, _Library):  # no strips, so no copy of them
+            return kernel(_bordered(_by_pixel(x)[0], geometry, 0, height), bias)
         result = torch.empty((len(x), len(weight), height, width), memory_format=torch.channels_last)
         for image, out in zip(_by_pixel(x), _by_pixel(result), strict=True):
             rows_px = _strip_rows(image, geometry)
@@ -182,9 +178,12 @@ class _PaddedConv2d(torch.autograd.Function):
 def _input_gradient(gradient: Tensor, shape: torch.Size, weight: Tensor, geometry: Geometry) -> Tensor:
     n, channels, height, width = shape
     kernel = _kernel(weight, channels, geometry.stride)
+    size = _bordered_size((height, width, channels), geometry)
+    if n == 1:
+        return _as_maps(_without_border(kernel.convolve_back(gradient[0], size), geometry, (height, width)))
     result = gradient.new_empty(n, height, width, channels)
     for out, g in zip(result, gradient, strict=True):
-        _take_border_back(kernel.convolve_back(g, _bordered_size(out, geometry)), geometry, out)
+        out.copy_(_without_border(kernel.convolve_back(g, size), geometry, (height, width)))
     return result.permute(0, 3, 1, 2)
 
 
@@ -216,9 +215,9 @@ def _strip_rows(image: Tensor, geometry: Geometry) -> int:
     return max(1, rows // TILE_PX) * TILE_PX
 
 
-def _bordered_size(image: Tensor, geometry: Geometry) -> tuple[int, int, int]:
-    height, width = geometry.enlarged(image.shape)
-    return height + 2 * geometry.border_px, width + 2 * geometry.border_px, image.shape[-1]
+def _bordered_size(shape: tuple[int, int, int], geometry: Geometry) -> tuple[int, int, int]:
+    height, width = geometry.enlarged(shape)
+    return height + 2 * geometry.border_px, width + 2 * geometry.border_px, shape[-1]
 
 
 def _bordered(image: Tensor, geometry: Geometry, first: int, last: int) -> Tensor:
@@ -236,12 +235,12 @@ def _bordered(image: Tensor, geometry: Geometry, first: int, last: int) -> Tenso
     zero = geometry.border == "constant"
     for row, stands_for in outer.items():
         inner[row - start] = 0.0 if zero else source[stands_for - low]
-    for column in _outer_columns(width, border_px):
+    for column in _outside(width, border_px):
         bordered[:, column + border_px] = 0.0 if zero else inner[:, geometry.inside(column, width)]
     return bordered
 
 
-def _outer_columns(width: int, border_px: int) -> tuple[int, ...]:
+def _outside(width: int, border_px: int) -> tuple[int, ...]:
     return (*range(-border_px, 0), *range(width, width + border_px))
 
 
@@ -256,24 +255,23 @@ def _enlarged_rows(image: Tensor, size: tuple[int, int], low: int, high: int) ->
     return _by_pixel(resized)[0, low - offset : high - offset, : size[1]]
 
 
-def _take_border_back(gradient: Tensor, geometry: Geometry, out: Tensor) -> None:
-    """Of the gradient of a bordered image, `(H + 2 border, …, C)`, make that of the image: `out`, `(H, W, C)`."""
+def _without_border(gradient: Tensor, geometry: Geometry, size: tuple[int, int]) -> Tensor:
+    """The gradient of a bordered image `(H + 2 border, W + 2 border, C)`, used up → that of the image, of this size."""
     border_px = geometry.border_px
-    height, width = geometry.enlarged(out.shape)
+    height, width = geometry.enlarged(size)
     inner = gradient[border_px : border_px + height, border_px : border_px + width]
     if geometry.border != "constant":
         columns = gradient[:, border_px : border_px + width]
-        for column in _outer_columns(width, border_px):
+        for column in _outside(width, border_px):
             columns[:, geometry.inside(column, width)] += gradient[:, column + border_px]
-        for row in _outer_columns(height, border_px):
+        for row in _outside(height, border_px):
             inner[geometry.inside(row, height)] += columns[row + border_px]
     if geometry.size is None:
-        out.copy_(inner)
-        return
-    factors = _factors(out.shape, geometry.size)
-    full = _grown(inner, int(len(out) * factors[0]), int(out.shape[1] * factors[1]))
-    shrunk = aten.upsample_bilinear2d_backward(_as_maps(full), full.shape[:2], _as_maps(out).shape, False, *factors)
-    out.copy_(_by_pixel(shrunk)[0])
+        return inner
+    factors = _factors(size, geometry.size)
+    full = _grown(inner, int(size[0] * factors[0]), int(size[1] * factors[1]))
+    shape = (1, full.shape[-1], *size)
+    return _by_pixel(aten.upsample_bilinear2d_backward(_as_maps(full), full.shape[:2], shape, False, *factors))[0]
 
 
 def _grown(image: Tensor, height: int, width: int, offset: int = 0) -> Tensor:
@@ -302,10 +300,13 @@ class _Library:
         self.stride = stride
         self.groups = groups
 
+    def __call__(self, bordered: Tensor, bias: Tensor | None) -> Tensor:
+        """`(H, W, C)` → `(1, K, H', W')`."""
+        return F.conv2d(_as_maps(bordered), self.weight, bias, self.stride, groups=self.groups)
+
     def convolve(self, bordered: Tensor, bias: Tensor | None, out: Tensor) -> None:
         """`(H, W, C)` → `(H', W', K)`."""
-        maps = F.conv2d(_as_maps(bordered), self.weight, bias, self.stride, groups=self.groups)
-        out.copy_(_by_pixel(maps)[0])
+        out.copy_(_by_pixel(self(bordered, bias))[0])
 
     def convolve_back(self, gradient: Tensor, size: tuple[int, int, int]) -> Tensor:
         """The gradient of the result `(H', W', K)` → that of the bordered image, of `size` `(H, W, C)`."""

@@ -11,13 +11,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stylize.convolution import Geometry, on_cpu_by_pixel, padded_conv2d, suits
+from stylize.convolution import Geometry, padded_conv2d, suits
 from stylize.errors import StylizeError, pick
 
 Pooling = Literal["max", "average"]
@@ -135,25 +135,13 @@ class VGG19(nn.Module):
             last = LAYERS[len(self.features) - 1].tap
             raise StylizeError(f"got the tap {LAYERS[depth - 1].tap}, must be no deeper than {last}")
         found, x = {}, ((image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        for i, layer in enumerate(LAYERS[:depth]):
+        for layer in LAYERS[:depth]:
             if layer.pool_before:
-                x = self._pool(x)
-            x = self.features[layer.key](x)
-            relu_in_pooling = i + 1 < depth and LAYERS[i + 1].pool_before and self._pools_relu(x)
-            if layer.tap in wanted or not relu_in_pooling:
-                x = F.relu(x, inplace=True)
+                x = self.pool(x, 2)
+            x = F.relu(self.features[layer.key](x), inplace=True)
             if layer.tap in wanted:
                 found[layer.tap] = x
         return found
-
-    def _pools_relu(self, x: Tensor) -> bool:
-        return self.pool is F.max_pool2d and on_cpu_by_pixel(x)
-
-    def _pool(self, x: Tensor) -> Tensor:
-        if not self._pools_relu(x):
-            return self.pool(x, 2)
-        pooled: Tensor = _ReLUMaxPool.apply(x)
-        return pooled
 
 
 class SameSizeConv2d(nn.Conv2d):
@@ -225,42 +213,6 @@ class _ReplicateBorder(torch.autograd.Function):
             for column in (0, -1):
                 inner[..., row, column] += g[..., row, column]
         return inner
-
-
-class _ReLUMaxPool(torch.autograd.Function):
-    # ReLU and the maximum of 2×2 px. For the gradient a byte is kept for each result, which says whence it came (0:
-    # from nowhere, the ReLU was shut); torch keeps the map, and eight bytes a result.
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        height, width = (side // 2 for side in x.shape[-2:])
-        pooled = torch.empty((*x.shape[:2], height, width), memory_format=torch.channels_last)
-        origin = torch.empty_like(pooled, dtype=torch.uint8)
-        for image, out, code in zip(x, pooled, origin, strict=True):
-            first, second, third, fourth = _corners(image)
-            torch.maximum(torch.maximum(first, second), torch.maximum(third, fourth), out=out).clamp_min_(0)
-            latter = torch.where(third == out, 3, 4).to(torch.uint8)
-            code.copy_(torch.where(first == out, 1, torch.where(second == out, 2, latter)))
-            code.mul_(out > 0)
-        ctx.save_for_backward(origin)
-        ctx.shape = x.shape
-        return pooled
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (origin,) = ctx.saved_tensors
-        result = torch.empty(ctx.shape, memory_format=torch.channels_last)
-        for image, code, gradient in zip(result, origin, gradients[0], strict=True):
-            for number, corner in enumerate(_corners(image), start=1):
-                torch.mul(gradient, code == number, out=corner)
-            image[:, 2 * code.shape[-2] :], image[..., 2 * code.shape[-1] :] = 0.0, 0.0  # an odd row, an odd column
-        return result
-
-
-def _corners(image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The four pixels of every 2×2 px: `(C, H, W)` → four of `(C, H / 2, W / 2)`, views."""
-    height, width = (side // 2 * 2 for side in image.shape[-2:])
-    even, odd = image[:, 0:height:2, :width], image[:, 1:height:2, :width]
-    return even[..., 0::2], even[..., 1::2], odd[..., 0::2], odd[..., 1::2]
 
 
 def _layout(x: Tensor) -> torch.memory_format:

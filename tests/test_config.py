@@ -102,7 +102,7 @@ def test_an_unknown_norm_is_refused_as_the_design_says() -> None:
         ({"generator.width": 1000}, "generator.width: got 1000, must be at most 512"),
         (
             {"generator.name": "jonson"},
-            "generator.name: got 'jonson', must be one of 'fast_neural_style', 'johnson', "
+            "generator.name: got 'jonson', must be one of 'fast_neural_style', 'johnson', 'johnson_lite', "
         "'texture_network'. Did you mean 'johnson'?",
         ),
         ({"seed": -1}, "seed: got -1, must be at least 0"),

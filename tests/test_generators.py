@@ -190,7 +190,7 @@ def test_unknown_generator_is_refused_with_the_right_names() -> None:
     with pytest.raises(StylizeError) as caught:
         build_generator(GeneratorConfig.model_construct(name="jonson"))
     assert str(caught.value) == (
-        "generator.name: got 'jonson', must be one of 'fast_neural_style', 'johnson', "
+        "generator.name: got 'jonson', must be one of 'fast_neural_style', 'johnson', 'johnson_lite', "
         "'texture_network'. Did you mean 'johnson'?"
     )
 
@@ -199,7 +199,7 @@ def test_unknown_generator_is_refused_by_the_config() -> None:
     with pytest.raises(ValidationError) as caught:
         GeneratorConfig(name="jonson")
     assert caught.value.errors()[0]["msg"] == (
-        "Value error, got 'jonson', must be one of 'fast_neural_style', 'johnson', "
+        "Value error, got 'jonson', must be one of 'fast_neural_style', 'johnson', 'johnson_lite', "
         "'texture_network'. Did you mean 'johnson'?"
     )
 
@@ -236,9 +236,9 @@ def test_enlarged_maps_are_gone_before_the_convolution_runs(monkeypatch: pytest.
         enlarged.append(weakref.ref(maps))
         return maps
 
-    def watched_convolve(*arguments: Any) -> Tensor:
+    def watched_convolve(*arguments: Any, **options: Any) -> Tensor:
         alive.extend(reference() is not None for reference in enlarged)
-        return convolve(*arguments)
+        return convolve(*arguments, **options)
 
     monkeypatch.setattr(generators_base, "upsample_to", watched_enlarge)
     monkeypatch.setattr(torch.nn.functional, "conv2d", watched_convolve)

@@ -179,7 +179,10 @@ class Trainer:
         self.progress.step += 1
         monitor.advance()
         if self._due(self.config.log_every):
-            monitor.log_step(self.progress.step, {k: v.item() for k, v in terms.items()})
+            values = torch.stack(
+                [term.detach().float().to(self.device) for term in terms.values()]
+            ).tolist()  # in one transfer
+            monitor.log_step(self.progress.step, dict(zip(terms, values, strict=True)))
 
     def _skip(self, reason: str, monitor: Monitor) -> None:
         self.last_good.restore_()
@@ -223,11 +226,10 @@ class Trainer:
             group["lr"] = rate * group["factor"]
         own_terms = self._terms(self._to_device(batch))
         terms = processes.average_terms(own_terms)
-        self._check_finite(terms)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(own_terms["total"])
         norm = torch.nn.utils.clip_grad_norm_(self.generator.parameters(), math.inf)
-        self._check_finite({"total": norm, "its gradient": norm})
+        _check_finite(terms, norm)
         self.last_good.keep()
         self.optimizer.step()
         self.generator.project_()
@@ -341,13 +343,6 @@ class Trainer:
             images = images.float() / 255
         return images.contiguous(memory_format=self.memory_format)
 
-    def _check_finite(self, terms: Mapping[str, Tensor]) -> None:
-        if math.isfinite(terms["total"].item()):
-            return
-        guilty = [name for name, term in terms.items() if not math.isfinite(term.item())]
-        named = ", ".join(name for name in guilty if name != "total") or "total"
-        raise NotFinite(f"the loss is not finite ({named})")
-
     def _due(self, every: int) -> bool:
         return self.progress.step % every == 0 or self.progress.step == self.config.steps
 
@@ -375,6 +370,15 @@ class Trainer:
     def _gone_stale(self) -> bool:
         patience = self.config.stop_after
         return patience is not None and self.progress.validations_without_better >= patience
+
+
+def _check_finite(terms: Mapping[str, Tensor], gradient_norm: Tensor) -> None:
+    """Refuse a loss or a gradient that is not finite; the device is asked once."""
+    if torch.stack([terms["total"].detach(), gradient_norm]).isfinite().all().item():
+        return
+    guilty = [name for name, term in terms.items() if not math.isfinite(term.item())]
+    named = ", ".join(name for name in guilty if name != "total") or ("total" if guilty else "its gradient")
+    raise NotFinite(f"the loss is not finite ({named})")
 
 
 def rate_factor(step: int, config: TrainConfig) -> float:
