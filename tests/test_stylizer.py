@@ -240,7 +240,7 @@ def test_compilation_follows_device_precision_and_megapixels_and_says_so(
     assert caplog.messages == [
         "--compile: auto is on for 50 of 1000×1000 px, 50.0 megapixels, at least the 50 that repay it on cpu",
         "--compile: auto is off: no size has the 50 megapixels that repay it on cpu, at most 49.0",
-        "--compile: auto is off: in fp32 on cpu the eager convolutions are the faster ones",
+        "--compile: auto is off: in fp32 on cpu too little is gained over the eager convolutions",
         "--compile: auto is on for 30600 of 256×256 px, 2005.4 megapixels, at least the 2000 that repay it on cuda",
         "--compile: never is off",
         "--compile: always is on for 1 of 40×30 px, 0.0 megapixels",
