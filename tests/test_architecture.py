@@ -57,7 +57,7 @@ MAY_IMPORT = {
         "model_file",
     },
     "stylize.model_file": {"errors", "generators"},
-    "stylize.inference": {"errors", "files", "images", "norms", "generators", "model_file", "inference"},
+    "stylize.inference": {"devices", "errors", "files", "images", "norms", "generators", "model_file", "inference"},
     "stylize.studies": {
         "build",
         "config",

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import pickle
+import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from stylize.build import Run, build_run, choose_workers
 from stylize.config import load_config
-from stylize.devices import choose_device, choose_memory_format, choose_precision
+from stylize.devices import choose_device, choose_memory_format, choose_precision, has_compiler
 from stylize.errors import StylizeError
 from stylize.images import read_rgb, to_bytes
 from stylize.model_file import load_model, read_card
@@ -482,32 +483,70 @@ def test_memory_format_follows_device_and_precision() -> None:
     assert choose_memory_format(CPU, "fp32") == torch.contiguous_format
 
 
-def test_automatic_compilation_is_for_long_runs_on_cuda(
+def test_automatic_compilation_is_for_long_runs_where_it_pays_and_says_why(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr("stylize.devices.has_compiler", lambda device: True)
+    monkeypatch.setattr("stylize.devices._has_bf16", lambda device: True)
     with caplog.at_level(logging.INFO, "stylize"):
-        assert choose_compile("auto", CUDA, 40_000)
-        assert not choose_compile("auto", CUDA, 100)
-        assert not choose_compile("auto", CPU, 40_000)
+        assert choose_compile("auto", CUDA, 40_000, "bf16")
+        assert not choose_compile("auto", CUDA, 100, "bf16")
+        assert choose_compile("auto", CPU, 2000, "bf16")
+        assert not choose_compile("auto", CPU, 40_000, "fp32")
     assert caplog.messages == [
-        "train.compile: auto is on for 40000 steps on cuda",
-        "train.compile: auto is off for 100 steps on cuda",
-        "train.compile: auto is off for 40000 steps on cpu",
+        "train.compile: auto is on: cuda, a compiler is found, 40000 steps, at least the 2000 that repay it",
+        "train.compile: auto is off: 100 steps on cuda, fewer than the 2000 that repay it",
+        "train.compile: auto is on: cpu, a compiler is found, 2000 steps, at least the 2000 that repay it",
+        "train.compile: auto is off: in fp32 on cpu too little is gained over the eager convolutions",
     ]
     assert choose_compile("always", CPU, 1)
     assert not choose_compile("never", CUDA, 40_000)
 
 
 @pytest.mark.parametrize("device", [CPU, CUDA])
-def test_compilation_without_a_compiler_is_refused(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr("shutil.which", lambda name: None)
+def test_compilation_without_a_compiler_is_refused(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("stylize.devices.has_compiler", lambda device: False)
+    monkeypatch.setattr("stylize.devices._has_bf16", lambda device: True)
     with pytest.raises(StylizeError) as caught:
         choose_compile("always", device, 1)
     assert str(caught.value) == f"train.compile: got 'always', but no compiler for {device.type} is found"
-    assert not choose_compile("auto", device, 40_000)
+    with caplog.at_level(logging.INFO, "stylize"):
+        assert not choose_compile("auto", device, 40_000, "bf16")
+    assert caplog.messages == [f"train.compile: auto is off: no compiler for {device.type} is found"]
+
+
+@pytest.mark.skipif(not has_compiler(CPU), reason="no compiler for cpu is found")
+def test_a_compiled_step_gives_the_loss_terms_of_an_eager_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache" / "triton"))
+    shallow = {"loss.content_layers": {"relu1_2": 1.0}, "loss.style_layers": {"relu1_1": 1.0}}
+    eager, compiled = (
+        build(tmp_path, {**shallow, "train.compile": name, "train.steps": 1}, name).trainer
+        for name in ("never", "always")
+    )
+    batch = batch_of(eager)
+    terms, with_compiler = eager.step(batch), compiled.step(batch)
+    torch.compiler.reset()
+    assert terms.keys() == with_compiler.keys()
+    for name, term in terms.items():
+        assert with_compiler[name].item() == pytest.approx(term.item(), rel=1e-4, abs=1e-6), name
+    assert terms["gradient_norm"].item() > 0
+
+
+def test_the_first_compiled_step_tells_how_long_it_took_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch, "compile", lambda forward: forward)
+    monkeypatch.setattr("stylize.devices.has_compiler", lambda device: True)
+    run = build(tmp_path, {"train.compile": "always", "train.steps": 2})
+    with caplog.at_level(logging.INFO, "stylize"):
+        fit(run.trainer)
+    told = [message for message in caplog.messages if message.startswith("train.compile")]
+    assert len(told) == 1
+    assert re.fullmatch(r"train\.compile: the first step, which compiles, took \d+\.\d s", told[0])
 
 
 def test_a_decoding_process_that_is_spawned_gives_the_same_batches(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,6 +17,7 @@ from stylize.errors import StylizeError
 from stylize.memory import use_large_pages
 
 if TYPE_CHECKING:
+    from stylize.inference.batches import Piece
     from stylize.inference.stylizer import Paint, Stylizer
 
 logger = logging.getLogger("stylize")
@@ -61,6 +63,14 @@ class Job(NamedTuple):
     help="Of the network's arithmetic.",
 )
 @click.option(
+    "--compile",
+    "compilation",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Compile the network for the sizes that come; auto: where they are many enough to repay it.",
+)
+@click.option(
     "--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of JPEG, WebP and AVIF output."
 )
 @click.option("--overwrite", is_flag=True, help="Replace output files that are there already.")
@@ -74,6 +84,7 @@ def apply(
     keep_colors: bool,
     max_size: int | None,
     precision: str,
+    compilation: str,
     quality: int,
     overwrite: bool,
     recursive: bool,
@@ -82,7 +93,8 @@ def apply(
     """Paint photographs with a trained model."""
     if len(inputs) > 1 or inputs[0].is_dir():  # the first large pages take long to find: many pictures repay it
         use_large_pages()
-    from stylize.devices import choose_device, choose_precision
+    from stylize.devices import choose_device, choose_precision, keep_compiled_code
+    from stylize.inference.compilation import choose_shapes
     from stylize.inference.models import find_model
     from stylize.inference.stylizer import Paint, Stylizer
     from stylize.model_file import load_model
@@ -92,7 +104,11 @@ def apply(
     logger.info("model: %s, style %s, %s", found.path, card.style, found.reason)
     jobs = plan_jobs(inputs, output, card.style, recursive)
     target_device = choose_device(device)
-    stylizer = Stylizer(generator, target_device, choose_precision(precision, target_device))
+    precision = choose_precision(precision, target_device)
+    compiled = choose_shapes(compilation, target_device, precision, _sizes(jobs, max_size))
+    if compiled:
+        keep_compiled_code()
+    stylizer = Stylizer(generator, target_device, precision, compiled)
     _paint_all(stylizer, jobs, Paint(strength, keep_colors, max_size), quality, overwrite)
 
 
@@ -140,6 +156,16 @@ def _check_distinct(jobs: Sequence[Job]) -> None:
         seen[job.target] = job.source
 
 
+def _sizes(jobs: Sequence[Job], max_size_px: int | None) -> Iterator[tuple[int, int]]:
+    """Width and height of every picture as it is painted, by the files' headers; those without one fail later."""
+    from stylize.images import image_size
+    from stylize.inference.stylizer import limited_size
+
+    for job in jobs:
+        with suppress(StylizeError):
+            yield limited_size(image_size(job.source), max_size_px)
+
+
 def _paint_all(stylizer: Stylizer, jobs: Sequence[Job], paint: Paint, quality: int, overwrite: bool) -> None:
     """Paint every picture; those that fail are told at the end, the others are done.
 
@@ -148,37 +174,69 @@ def _paint_all(stylizer: Stylizer, jobs: Sequence[Job], paint: Paint, quality: i
     """
     from tqdm import tqdm
 
+    from stylize.inference.batches import painted
+
     failures: list[str] = []
     hidden = len(jobs) == 1 or not sys.stderr.isatty()
-    for job in tqdm(jobs, unit="image", disable=hidden, dynamic_ncols=True):
-        try:
-            _paint_one(stylizer, job, paint, quality, overwrite)
-            tqdm.write(str(job.target), file=sys.stdout)
-        except StylizeError as error:
-            failures.append(str(error))
+    pieces = (_read(job, paint, overwrite) for job in jobs)
+    with tqdm(total=len(jobs), unit="image", disable=hidden, dynamic_ncols=True) as bar:
+        for batch in painted(pieces, stylizer, paint):
+            for piece in batch:
+                _write_(piece, quality, overwrite)
+                if piece.error is None:
+                    tqdm.write(str(piece.target), file=sys.stdout)
+                else:
+                    failures.append(str(piece.error))
+                bar.update()
     if len(jobs) == 1 and failures:
         raise StylizeError(failures[0])
     if failures:
         raise StylizeError(f"{len(failures)} of {len(jobs)} pictures failed: {'; '.join(failures)}")
 
 
-def _paint_one(stylizer: Stylizer, job: Job, paint: Paint, quality: int, overwrite: bool) -> None:
-    from stylize.images import format_of, read_picture, write_picture
+def _read(job: Job, paint: Paint, overwrite: bool) -> Piece:
+    """The photograph of a job, in the size that is painted, if it can be read and its place be written to."""
+    from stylize.images import format_of, read_picture
+    from stylize.inference.batches import Piece
+    from stylize.inference.stylizer import limit_size
 
-    if job.target.exists() and not overwrite:
-        raise StylizeError(f"{job.target}: is there already; --overwrite replaces it")
-    picture = read_picture(job.source)
-    format_of(job.target)
+    piece = Piece(*job)
     try:
-        job.target.parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise StylizeError(f"{job.target.parent}: is a file, must be a folder") from error
-    except OSError as error:
-        raise StylizeError(f"{job.target.parent}: cannot be created ({error.strerror})") from error
-    if not os.access(job.target.parent, os.W_OK):
-        raise StylizeError(f"{job.target.parent}: cannot be written to")
-    try:
-        painted = stylizer(picture, paint)
+        _check_replaceable(job.target, overwrite)
+        picture = read_picture(job.source)
+        format_of(job.target)
+        _make_parent(job.target)
+        piece.picture = limit_size(picture, paint.max_size_px)
     except StylizeError as error:
-        raise StylizeError(f"{job.source}: {error}") from error
-    write_picture(job.target, painted, quality=quality)
+        piece.error = error
+    return piece
+
+
+def _write_(piece: Piece, quality: int, overwrite: bool) -> None:
+    """Write a painted picture, and forget it."""
+    from stylize.images import write_picture
+
+    picture, piece.picture = piece.picture, None
+    if picture is None:
+        return
+    try:
+        _check_replaceable(piece.target, overwrite)  # the same photograph may have been given twice
+        write_picture(piece.target, picture, quality=quality)
+    except StylizeError as error:
+        piece.error = error
+
+
+def _check_replaceable(target: Path, overwrite: bool) -> None:
+    if target.exists() and not overwrite:
+        raise StylizeError(f"{target}: is there already; --overwrite replaces it")
+
+
+def _make_parent(target: Path) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise StylizeError(f"{target.parent}: is a file, must be a folder") from error
+    except OSError as error:
+        raise StylizeError(f"{target.parent}: cannot be created ({error.strerror})") from error
+    if not os.access(target.parent, os.W_OK):
+        raise StylizeError(f"{target.parent}: cannot be written to")

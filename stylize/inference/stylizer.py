@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -9,11 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stylize.devices import choose_memory_format
 from stylize.generators import Generator
 from stylize.images import Picture
 
+logger = logging.getLogger("stylize")
+
 # Luma and chroma of ITU-R BT.601, full range, as JPEG uses them.
 RGB_TO_YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+
+# A GPU is busy with this much at a time; of smaller pictures several go together.
+PIXELS_TOGETHER = 1 << 20
 
 
 class Paint(NamedTuple):
@@ -30,6 +38,14 @@ class Paint(NamedTuple):
     max_size_px: int | None = None
 
 
+class Shape(NamedTuple):
+    """Of pictures that are painted together: how many, and their width and height in px."""
+
+    pictures: int
+    width: int
+    height: int
+
+
 class Stylizer:
     """Paints pictures with a generator.
 
@@ -37,38 +53,107 @@ class Stylizer:
         generator: The network; it is put on the device, in `eval()`.
         device: Where to compute.
         precision: `fp32`, or `bf16` for autocast.
+        compiled: For which shapes the network is compiled, when the first pictures of a shape come.
     """
 
-    def __init__(self, generator: Generator, device: torch.device, precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        generator: Generator,
+        device: torch.device,
+        precision: str = "fp32",
+        compiled: Collection[Shape] = (),
+    ) -> None:
+        self.memory_format = choose_memory_format(device)
         self.generator = generator.to(device).eval()
+        self.generator.to(memory_format=self.memory_format)
         self.device = device
         self.precision = precision
+        self.compiled = frozenset(compiled)
+        # Every shape by itself: sizes that are known are faster, and those that are rare are not compiled at all.
+        self._compiled_network: Callable[[Tensor], Tensor] | None = (
+            torch.compile(self.generator, dynamic=False) if compiled else None
+        )
 
-    @torch.inference_mode()
     def __call__(self, picture: Picture, paint: Paint = Paint()) -> Picture:  # noqa: B008  # immutable
         """Paint one picture; size and transparency stay, but for `max_size_px`.
 
         Raises:
             StylizeError: The picture is smaller than the generator can take.
         """
-        picture = limit_size(picture, paint.max_size_px)
-        photograph = picture.rgb.to(self.device)[None]
+        return self.paint_many([picture], paint)[0]
+
+    @torch.inference_mode()
+    def paint_many(
+        self,
+        pictures: Sequence[Picture],
+        paint: Paint = Paint(),  # noqa: B008  # immutable
+    ) -> list[Picture]:
+        """Paint pictures of one size together, every one as it would be painted alone.
+
+        Args:
+            pictures: One or more; with `max_size_px`, of one size when they are shrunk.
+            paint: How.
+
+        Raises:
+            StylizeError: The pictures are smaller than the generator can take.
+            ValueError: They are of several sizes.
+        """
+        pictures = [limit_size(picture, paint.max_size_px) for picture in pictures]
+        sizes = sorted({picture.size for picture in pictures})
+        if len(sizes) != 1:
+            raise ValueError(f"pictures to paint together: got the sizes {sizes}, must be of one")
+        images = [picture.rgb[None] for picture in pictures]
+        photographs = (images[0] if len(images) == 1 else torch.cat(images)).to(self.device)
         autocast = torch.autocast(self.device.type, dtype=torch.bfloat16)
         with autocast if self.precision == "bf16" else nullcontext():
-            painted = self.generator(photograph).float()
+            painted = self._network(photographs.contiguous(memory_format=self.memory_format)).float()
         if paint.keep_colors:
-            painted = with_colors_of(photograph, painted)
+            painted = with_colors_of(photographs, painted)
         if paint.strength != 1:
-            painted = torch.lerp(photograph, painted, paint.strength)
-        return Picture(painted[0].clamp(0, 1).cpu(), picture.alpha)
+            painted = torch.lerp(photographs, painted, paint.strength)
+        painted = painted.clamp(0, 1).cpu()
+        return [Picture(rgb, picture.alpha) for rgb, picture in zip(painted, pictures, strict=True)]
+
+    def _network(self, photographs: Tensor) -> Tensor:
+        count, _, height, width = photographs.shape
+        if self._compiled_network is not None and Shape(count, width, height) in self.compiled:
+            try:
+                return self._compiled_network(photographs)
+            except RuntimeError as error:  # what torch.compile raises: its compiler may lack anything
+                self._compiled_network = None
+                reason = str(error).strip().partition("\n")[0]
+                logger.warning("--compile: compilation failed (%s); painting without", reason)
+        painted: Tensor = self.generator(photographs)
+        return painted
+
+
+def pictures_together(device: torch.device, size: tuple[int, int]) -> int:
+    """How many pictures of this width and height are painted together.
+
+    One by one on a CPU, where one picture keeps all cores busy, and several leave its cache.
+    """
+    width, height = size
+    return max(1, PIXELS_TOGETHER // (width * height)) if device.type == "cuda" else 1
+
+
+def limited_size(size: tuple[int, int], max_size_px: int | None) -> tuple[int, int]:
+    """Width and height of a picture whose longer side is not to exceed the limit.
+
+    >>> limited_size((90, 60), 45), limited_size((30, 20), 45), limited_size((30, 20), None)
+    ((45, 30), (30, 20), (30, 20))
+    """
+    if max_size_px is None or max(size) <= max_size_px:
+        return size
+    factor = max_size_px / max(size)
+    width, height = (max(1, round(side * factor)) for side in size)
+    return width, height
 
 
 def limit_size(picture: Picture, max_size_px: int | None) -> Picture:
     """Shrink a picture whose longer side exceeds the limit, antialiased."""
-    if max_size_px is None or max(picture.size) <= max_size_px:
+    width, height = limited_size(picture.size, max_size_px)
+    if (width, height) == picture.size:
         return picture
-    factor = max_size_px / max(picture.size)
-    width, height = (max(1, round(side * factor)) for side in picture.size)
 
     def shrink(image: Tensor) -> Tensor:
         resized = F.interpolate(image[None], (height, width), mode="bicubic", antialias=True, align_corners=False)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import math
-import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from stylize import processes
-from stylize.devices import choose_memory_format, choose_precision
+from stylize.devices import (
+    check_compiler,
+    choose_memory_format,
+    choose_precision,
+    keep_compiled_code,
+    why_not_compile,
+)
 from stylize.errors import StylizeError
 from stylize.generators import Generator
 from stylize.losses import PerceptualLoss
@@ -137,10 +142,13 @@ class Trainer:
         self.memory_format = choose_memory_format(self.device)
         generator.to(memory_format=self.memory_format)
         loss.to(memory_format=self.memory_format)
-        compiled = choose_compile(config.compile, self.device, config.steps)
+        self.compiled = choose_compile(config.compile, self.device, config.steps, self.precision)
+        if self.compiled:
+            keep_compiled_code()
+        self._told_compilation = not self.compiled
         self._network = processes.synchronized(generator)
-        self._image_by_image = self.device.type == "cpu" and self.precision == "fp32" and not compiled
-        self._terms = torch.compile(self._forward) if compiled else self._forward
+        self._image_by_image = self.device.type == "cpu" and self.precision == "fp32" and not self.compiled
+        self._terms = torch.compile(self._forward) if self.compiled else self._forward
         self.last_good = LastGood(generator, self.optimizer)
         self.saved_step: int | None = None
         torch.manual_seed(seed)
@@ -170,11 +178,15 @@ class Trainer:
 
     def _advance(self, batch: Tensor, monitor: Monitor) -> None:
         """One step, recorded; or, where the loss is not finite, back to the last good state without this batch."""
+        start_s = time.monotonic()
         try:
             terms = self.step(batch)
         except NotFinite as error:
             self._skip(str(error), monitor)
             return
+        if not self._told_compilation:
+            self._told_compilation = True
+            logger.info("train.compile: the first step, which compiles, took %.1f s", time.monotonic() - start_s)
         self.progress.skipped_in_a_row = 0
         self.progress.step += 1
         monitor.advance()
@@ -400,20 +412,22 @@ def rate_factor(step: int, config: TrainConfig) -> float:
     return warmup
 
 
-def choose_compile(name: str, device: torch.device, steps: int) -> bool:
-    """Whether to compile the step; `auto`: on CUDA, where Triton is installed and the run is long.
+def choose_compile(name: str, device: torch.device, steps: int, precision: str = "fp32") -> bool:
+    """Whether to compile the step; `auto`: where that is faster and the run is long, which is told with the reason.
 
     Raises:
         StylizeError: `always`, but no compiler is found.
     """
-    if device.type == "cuda":
-        compiler = importlib.util.find_spec("triton") is not None
-    else:
-        compiler = any(shutil.which(name) for name in ("c++", "g++", "clang++", "cl"))
-    if name == "always" and not compiler:
-        raise StylizeError(f"train.compile: got 'always', but no compiler for {device.type} is found")
+    if name == "always":
+        check_compiler(device, "train.compile")
     if name != "auto":
         return name == "always"
-    chosen = device.type == "cuda" and compiler and steps >= COMPILE_PAYS_FROM_STEPS
-    logger.info("train.compile: auto is %s for %d steps on %s", "on" if chosen else "off", steps, device.type)
-    return chosen
+    obstacle = why_not_compile(device, precision)
+    if obstacle is None and steps < COMPILE_PAYS_FROM_STEPS:
+        obstacle = f"{steps} steps on {device.type}, fewer than the {COMPILE_PAYS_FROM_STEPS} that repay it"
+    if obstacle is not None:
+        logger.info("train.compile: auto is off: %s", obstacle)
+        return False
+    reason = f"{device.type}, a compiler is found, {steps} steps, at least the {COMPILE_PAYS_FROM_STEPS} that repay it"
+    logger.info("train.compile: auto is on: %s", reason)
+    return True
