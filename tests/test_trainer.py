@@ -477,10 +477,9 @@ def test_automatic_precision_follows_the_hardware_and_says_so(
     assert caplog.messages == [f"train.precision: auto on cpu is {chosen}"]
 
 
-def test_memory_format_follows_device_and_precision() -> None:
-    assert choose_memory_format(CUDA, "fp32") == torch.channels_last
-    assert choose_memory_format(CPU, "bf16") == torch.channels_last
-    assert choose_memory_format(CPU, "fp32") == torch.contiguous_format
+def test_memory_format_follows_the_device() -> None:
+    assert choose_memory_format(CUDA) == choose_memory_format(CPU) == torch.channels_last
+    assert choose_memory_format(torch.device("mps")) == torch.contiguous_format
 
 
 def test_automatic_compilation_is_for_long_runs_where_it_pays_and_says_why(

@@ -21,7 +21,7 @@ from stylize.inference.stylizer import Stylizer
 from stylize.losses import PerceptualLoss
 from stylize.memory import keep_freed_memory
 from stylize.training.data import Batches, ContentConfig, CropDataset
-from stylize.training.trainer import ScheduleConfig, TrainConfig, Trainer, choose_compile
+from stylize.training.trainer import ScheduleConfig, TrainConfig, Trainer
 
 LEARNING_RATE = 1e-3
 
@@ -73,9 +73,8 @@ class StylizeTraining(Workload):
             save_best=lambda progress: None,
         )
         self.generator = generator
-        compiled = choose_compile(config.compile, device, config.steps)
         memory_format = choose_memory_format(device)
-        self.choices = choices(self.trainer.precision, memory_format, compiled)
+        self.choices = choices(self.trainer.precision, memory_format, self.trainer.compiled)
 
     def run(self) -> Tensor:
         return self.trainer.step(self.crops)["total"].cpu()
