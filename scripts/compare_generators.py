@@ -33,11 +33,13 @@ from stylize.images import Picture, contact_sheet, write_picture
 from stylize.model_file import load_model
 from stylize.training.data import find_photographs, validation_images
 
-BY_TORCH_ALONE = """
-import stylize.generators.base, stylize.norms, stylize.vgg
+# What tells whether an input is one for stylize's own functions.
+SWITCHES = ("stylize.generators.base.suits", "stylize.vgg.suits", "stylize.norms._is_dense_on_cpu")
+BY_TORCH_ALONE = f"""
+from unittest import mock
+for switch in {SWITCHES}:
+    mock.patch(switch, lambda *_: False).start()
 from stylize.losses import PerceptualLoss
-stylize.generators.base.suits = stylize.vgg.suits = lambda *_: False
-stylize.norms._is_dense_on_cpu = lambda *_: False
 PerceptualLoss.by_image = PerceptualLoss.__call__
 from stylize.cli import main
 main()
