@@ -120,7 +120,7 @@ def padded_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geom
         `(N, K, H', W')` in channels-last layout; the same numbers as of `torch.nn.functional.pad` and `conv2d` but
         for rounding (with Winograd's algorithm about 1e-5 of the largest).
     """
-    result: Tensor = _PaddedConv2d.apply(x, weight, bias, geometry)
+    result: Tensor = _PaddedConv2d.apply(x, weight, bias, geometry, torch.is_grad_enabled())
     return result
 
 
@@ -148,13 +148,13 @@ class _PaddedConv2d(torch.autograd.Function):
     # The input is kept as it came, neither enlarged nor bordered, and only where the weights train.
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, trains: bool) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
         ctx.geometry, ctx.shape = geometry, x.shape
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         kernel = _kernel(weight, x.shape[1], geometry.stride)
         height, width = geometry.result_size(x)
-        if len(x) == 1 and any(ctx.needs_input_grad) and isinstance(kernel, _Library):  # no strips, so no copy of them
+        if trains and len(x) == 1 and isinstance(kernel, _Library):  # small: no strips, so no copy of them
             return kernel(_bordered(_by_pixel(x)[0], geometry, 0, height), bias)
         result = torch.empty((len(x), len(weight), height, width), memory_format=torch.channels_last)
         for image, out in zip(_by_pixel(x), _by_pixel(result), strict=True):
@@ -166,13 +166,13 @@ class _PaddedConv2d(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
         gradient = _by_pixel(gradients[0].contiguous(memory_format=torch.channels_last))
         of_x = _input_gradient(gradient, ctx.shape, weight, ctx.geometry) if ctx.needs_input_grad[0] else None
         of_weight = _weight_gradient(gradient, _by_pixel(x), weight, ctx.geometry) if ctx.needs_input_grad[1] else None
         of_bias = gradient.sum((0, 1, 2)) if ctx.needs_input_grad[2] else None
-        return of_x, of_weight, of_bias, None
+        return of_x, of_weight, of_bias, None, None
 
 
 def _input_gradient(gradient: Tensor, shape: torch.Size, weight: Tensor, geometry: Geometry) -> Tensor:

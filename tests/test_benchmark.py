@@ -6,10 +6,10 @@ import doctest
 import functools
 import importlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, cast
 
 import click
@@ -29,7 +29,9 @@ HERE = {"torch": "0", "CPU": "c", "threads": "1", "CPU capability": "none", "dev
 class Local:
     """A player in this process, with what `Remote` has."""
 
-    def __init__(self, name: str, make: Callable[[Any], Any], settings: Any) -> None:
+    def __init__(
+        self, name: str, make: Callable[[Any], Any], settings: Any, variables: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self.player = make(settings)
 
     def call(self, method: str, *arguments: object) -> Any:
