@@ -694,7 +694,12 @@ def test_list_tells_the_kinds_there_are(tmp_path: Path, call: Call, monkeypatch:
     assert [line.split()[0] for line in norms] == ["instance", "batch", "batch_instance", "layer", "none"]
     assert all(line[20:].strip() for line in norms)
     generators = call("list", "generators").out.splitlines()
-    assert [line.split()[0] for line in generators] == ["fast_neural_style", "johnson", "texture_network"]
+    assert [line.split()[0] for line in generators] == [
+        "fast_neural_style",
+        "johnson",
+        "johnson_lite",
+        "texture_network",
+    ]
     assert call("list", "styles").out == "dots                 johnson, batch_instance norm, width 4\n"
 
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stylize.memory import keep_freed_memory
 from stylize.norms import BatchInstanceNorm, BatchNorm, InstanceNorm
 
 SHAPES = ((4, 32, 256, 256), (4, 64, 128, 128), (4, 128, 64, 64), (1, 32, 256, 256))
@@ -116,6 +117,7 @@ class NormPlayer:
     """Times the layers."""
 
     def __init__(self, settings: Settings) -> None:
+        keep_freed_memory()  # as `stylize train` does
         self.device = settings.torch_device()
         self.seed = settings.seed
 
