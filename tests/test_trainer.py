@@ -516,6 +516,7 @@ def test_compilation_without_a_compiler_is_refused(
     assert caplog.messages == [f"train.compile: auto is off: no compiler for {device.type} is found"]
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch 2.11's compiler does
 @pytest.mark.skipif(not has_compiler(CPU), reason="no compiler for cpu is found")
 def test_a_compiled_step_gives_the_loss_terms_of_an_eager_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
