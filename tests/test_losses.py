@@ -250,6 +250,16 @@ def test_style_targets_are_computed_once(vgg: VGG19) -> None:
     assert calls == [("relu1_2",), ("relu1_1", "relu2_1", "relu1_2")] * 3
 
 
+@pytest.mark.parametrize("scale", ["relative", "raw"])
+def test_image_by_image_the_terms_and_the_gradient_are_those_of_a_call(vgg: VGG19, scale: str) -> None:
+    loss = PerceptualLoss(vgg, config(scale=scale, tv_weight=0.3), [photos(1)[0]])
+    stylized, content = torch.rand_like(photos()).requires_grad_(), photos()
+    called, by_image = loss(stylized, content), loss.by_image(stylized, content)
+    torch.testing.assert_close(by_image, called, rtol=1e-4, atol=1e-7)
+    expected, found = (torch.autograd.grad(2 * terms["total"], stylized)[0] for terms in (called, by_image))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+
+
 def test_content_pass_stops_at_the_content_layer(vgg: VGG19) -> None:
     loss, depths = PerceptualLoss(vgg, config(), [photos(1)[0]]), []
     for key, conv in vgg.features.items():
