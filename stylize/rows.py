@@ -1,0 +1,190 @@
+"""Rows of an array that is too large for memory, or nearly: kept in memory, or in a file that nobody else can see.
+
+A file takes no room in memory: it is read and written past the system's cache where the file system allows that, which
+is faster, too, than to find the cache's pages. It has no name, so it is gone with the process, however that ends.
+
+Where a system knows no files without a name (Windows), the file has one and is removed when it is closed, which the
+system does at the end of the process.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stylize.errors import StylizeError
+
+ALIGNMENT_BYTES = 4096  # of what passes the system's cache: offsets, lengths, addresses
+DIRECT = getattr(os, "O_DIRECT", 0)
+WITHOUT_NAME = getattr(os, "O_TMPFILE", 0)
+
+
+class RowStore:
+    """An array `(H, …)` of any type, written and read by rows; what was never written is undefined.
+
+    Args:
+        shape: `(H, …)`.
+        dtype: Of its values.
+        folder: Where its file goes; None keeps it in memory.
+        direct: Read and write the file past the system's cache, if the file system can; rows are padded then. Without,
+            the file is the array as it is, and others can read it by `file_name`.
+
+    Raises:
+        StylizeError: The folder does not exist, cannot be written to, or has not the room.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], dtype: torch.dtype, folder: Path | None = None, *, direct: bool = True
+    ) -> None:
+        self.shape = shape
+        self.dtype = dtype
+        self.row_bytes = math.prod(shape[1:]) * dtype.itemsize
+        self._values = torch.empty(shape, dtype=dtype) if folder is None else None
+        self._file = None if folder is None else _RowFile(shape[0], self.row_bytes, folder, direct)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether it is kept in memory."""
+        return self._file is None
+
+    @property
+    def file_name(self) -> str:
+        """A name by which this process can open the file, which must not be `direct`, for reading."""
+        assert self._file is not None
+        assert not self._file.direct
+        return self._file.name
+
+    def read(self, first: int, last: int) -> Tensor:
+        """The rows `first` to `last` − 1: a view in memory, which later writes change; from a file a copy."""
+        if self._values is not None:
+            return self._values[first:last]
+        assert self._file is not None
+        rows = torch.empty((last - first, *self.shape[1:]), dtype=self.dtype)
+        self._file.read(first, _as_bytes(rows))
+        return rows
+
+    def write(self, first: int, rows: Tensor) -> None:
+        """Write the rows from `first` on: `(rows, …)`, of any layout.
+
+        Raises:
+            StylizeError: They cannot be written.
+        """
+        if self._values is not None:
+            self._values[first : first + len(rows)] = rows
+            return
+        assert self._file is not None
+        self._file.write(first, _as_bytes(rows.to(self.dtype).contiguous()))
+
+    def close(self) -> None:
+        """Give the memory or the file back; it cannot be used any more."""
+        self._values = None
+        if self._file is not None:
+            self._file.close()
+
+    def __enter__(self) -> RowStore:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _as_bytes(rows: Tensor) -> Tensor:
+    """A view of contiguous rows: `(rows, bytes)`."""
+    return rows.view(len(rows), -1).view(torch.uint8)
+
+
+class _RowFile:
+    def __init__(self, height: int, row_bytes: int, folder: Path, direct: bool) -> None:
+        self.folder = folder
+        self._named = None if WITHOUT_NAME else tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
+        try:
+            self.handle, self.direct = self._open(direct and bool(DIRECT) and self._named is None)
+            self.stride_bytes = _padded(row_bytes) if self.direct else row_bytes
+            self._take_room(height * self.stride_bytes)
+        except OSError as error:
+            raise StylizeError(f"{folder}: no temporary file can be made there ({error.strerror})") from error
+        self.row_bytes = row_bytes
+        self._buffer = torch.empty(0, dtype=torch.uint8)
+
+    @property
+    def name(self) -> str:
+        return str(self._named.name) if self._named and sys.platform == "win32" else f"/dev/fd/{self.handle}"
+
+    def read(self, first: int, rows: Tensor) -> None:
+        buffer = self._room(len(rows))
+        done, wanted = 0, buffer.numpy().data.cast("B")
+        while done < len(wanted):
+            got = self._read_into(first * self.stride_bytes + done, wanted[done:])
+            if not got:
+                raise StylizeError(f"{self.folder}: a temporary file there has lost its end")
+            done += got
+        rows.copy_(buffer[:, : self.row_bytes])
+
+    def write(self, first: int, rows: Tensor) -> None:
+        buffer = self._room(len(rows))
+        buffer[:, : self.row_bytes] = rows
+        done, wanted = 0, buffer.numpy().data.cast("B")
+        try:
+            while done < len(wanted):
+                done += self._write_from(first * self.stride_bytes + done, wanted[done:])
+        except OSError as error:
+            raise StylizeError(f"{self.folder}: a temporary file cannot be written ({error.strerror})") from error
+
+    def close(self) -> None:
+        if self._named is not None:
+            self._named.close()
+        elif self.handle >= 0:
+            os.close(self.handle)
+        self.handle = -1
+
+    def __del__(self) -> None:
+        if hasattr(self, "handle"):
+            self.close()
+
+    def _open(self, direct: bool) -> tuple[int, bool]:
+        """A handle, and whether it passes the system's cache."""
+        if self._named is not None:
+            return self._named.fileno(), False
+        if direct:
+            try:
+                return os.open(self.folder, WITHOUT_NAME | os.O_RDWR | DIRECT, 0o600), True
+            except OSError:
+                pass  # a file system without: tmpfs
+        return os.open(self.folder, WITHOUT_NAME | os.O_RDWR, 0o600), False
+
+    def _take_room(self, size_bytes: int) -> None:
+        """Now, not in the middle of the work, is the time to learn that the disk is full."""
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(self.handle, 0, size_bytes)
+
+    def _room(self, rows: int) -> Tensor:
+        """A buffer `(rows, stride)` at an aligned address; it is kept, for its pages take long to find."""
+        needed = rows * self.stride_bytes
+        if self._buffer.numel() < needed:
+            self._buffer = torch.frombuffer(mmap.mmap(-1, needed), dtype=torch.uint8)
+        return self._buffer[:needed].view(rows, self.stride_bytes)
+
+    def _read_into(self, offset: int, wanted: memoryview) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self.handle, [wanted], offset)
+        os.lseek(self.handle, offset, os.SEEK_SET)
+        got = os.read(self.handle, len(wanted))
+        wanted[: len(got)] = got
+        return len(got)
+
+    def _write_from(self, offset: int, wanted: memoryview) -> int:
+        if hasattr(os, "pwrite"):
+            return os.pwrite(self.handle, wanted, offset)
+        os.lseek(self.handle, offset, os.SEEK_SET)
+        return os.write(self.handle, wanted)
+
+
+def _padded(row_bytes: int) -> int:
+    return -(-row_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
