@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 Border = Literal["reflect", "replicate", "constant"]
+Enlargement = Literal["bilinear", "nearest"]
 
 aten = torch.ops.aten
 
@@ -72,12 +73,14 @@ class Geometry(NamedTuple):
         stride: 1 or 2.
         border: What stands beyond the edges, `kernel_px // 2` wide; see `torch.nn.functional.pad`.
         size: Height and width to which the maps are enlarged first (see `upsample_to`), or None.
+        enlargement: How; `convolve_rows` knows both, `padded_conv2d` the bilinear one.
     """
 
     kernel_px: int
     stride: int
     border: Border
     size: tuple[int, int] | None = None
+    enlargement: Enlargement = "bilinear"
 
     @property
     def border_px(self) -> int:
@@ -88,16 +91,62 @@ class Geometry(NamedTuple):
         """Height and width of an image `(H, W, …)` of this shape after enlarging."""
         return self.size if self.size is not None else (shape[0], shape[1])
 
-    def result_size(self, x: Tensor) -> tuple[int, int]:
-        """Height and width of the result for maps `(N, C, H, W)`."""
-        height, width = self.enlarged(x.shape[2:])
+    def result_size(self, shape: Sequence[int]) -> tuple[int, int]:
+        """Height and width of the result for an image `(H, W, …)`."""
+        height, width = self.enlarged(shape)
         return (height - 1) // self.stride + 1, (width - 1) // self.stride + 1
+
+    def span(self, first: int, last: int) -> tuple[int, int]:
+        """From which to before which row of the enlarged image, or beyond it, the result's rows are made."""
+        return first * self.stride - self.border_px, (last - 1) * self.stride + self.border_px + 1
+
+    def enlarged_rows(self, first: int, last: int, height: int) -> tuple[int, int]:
+        """The same with what stands beyond traced back to rows of the enlarged image, of this height."""
+        start, end = self.span(first, last)
+        outer = [self.inside(row, height) for row in (*range(start, 0), *range(height, end))]
+        return min(max(start, 0), *outer, height), 1 + max(min(end, height) - 1, *outer, 0)
+
+    def needed_rows(self, first: int, last: int, height: int) -> tuple[int, int]:
+        """From which to before which row of an image of this height the rows `first` to `last` − 1 of the result need.
+
+        >>> Geometry(3, 1, "reflect").needed_rows(4, 6, 9), Geometry(3, 2, "reflect").needed_rows(0, 2, 9)
+        ((3, 7), (0, 4))
+        >>> Geometry(3, 1, "reflect", size=(18, 18)).needed_rows(4, 6, 9)
+        (0, 5)
+        """
+        if self.size is None:
+            return self.enlarged_rows(first, last, height)
+        low, high = self.enlarged_rows(first, last, self.size[0])
+        return _sources(low, high, height) if self.size[0] > height else (low, high)
 
     def inside(self, position: int, length: int) -> int:
         """The position in `0 … length − 1` whose value stands at a position beyond them."""
         if self.border == "reflect":
             return abs(length - 1 - abs(length - 1 - position))
         return min(max(position, 0), length - 1)
+
+
+class Window(NamedTuple):
+    """Some rows of an image.
+
+    Attributes:
+        values: `(rows, W, C)`.
+        first: Where they begin in the image.
+        height: How many rows the image has.
+    """
+
+    values: Tensor
+    first: int
+    height: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """That of the image, `(H, W, C)`."""
+        return self.height, self.values.shape[1], self.values.shape[2]
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """The rows `first` to `last` − 1 of the image, which must be among these: `(rows, W, C)`."""
+        return self.values[first - self.first : last - self.first]
 
 
 def suits(x: Tensor, weight: Tensor) -> bool:
@@ -122,6 +171,31 @@ def padded_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geom
     """
     result: Tensor = _PaddedConv2d.apply(x, weight, bias, geometry, torch.is_grad_enabled())
     return result
+
+
+def convolve_rows(
+    window: Window, weight: Tensor, bias: Tensor | None, geometry: Geometry, rows: tuple[int, int]
+) -> Tensor:
+    """Some rows of the enlarged, bordered and convolved image, without a gradient; on any device, in any precision.
+
+    Args:
+        window: The rows of the image that these need (`Geometry.needed_rows`).
+        weight: See `padded_conv2d`.
+        bias: See `padded_conv2d`.
+        geometry: How.
+        rows: From which to before which row of the result.
+
+    Returns:
+        `(1, K, rows, W')` in channels-last layout: the same numbers as of the whole image, but for rounding.
+    """
+    channels = window.shape[-1]
+    first, last = rows
+    if not suits(_as_maps(window.values), weight):
+        bordered = _as_maps(_bordered(window, geometry, first, last))
+        return F.conv2d(bordered, weight, bias, geometry.stride, groups=channels // weight.shape[1])
+    result = weight.new_empty(last - first, geometry.result_size(window.shape)[1], len(weight))
+    _convolve_strips(window, _kernel(weight, channels, geometry.stride), bias, geometry, rows, result)
+    return _as_maps(result)
 
 
 def upsample_to(x: Tensor, height: int, width: int) -> Tensor:
@@ -153,15 +227,12 @@ class _PaddedConv2d(torch.autograd.Function):
         ctx.geometry, ctx.shape = geometry, x.shape
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         kernel = _kernel(weight, x.shape[1], geometry.stride)
-        height, width = geometry.result_size(x)
+        height, width = geometry.result_size(x.shape[2:])
         if trains and len(x) == 1 and isinstance(kernel, _Library):  # small: no strips, so no copy of them
-            return kernel(_bordered(_by_pixel(x)[0], geometry, 0, height), bias)
+            return kernel(_bordered(_whole(_by_pixel(x)[0]), geometry, 0, height), bias)
         result = torch.empty((len(x), len(weight), height, width), memory_format=torch.channels_last)
         for image, out in zip(_by_pixel(x), _by_pixel(result), strict=True):
-            rows_px = _strip_rows(image, geometry)
-            for first in range(0, height, rows_px):
-                last = min(height, first + rows_px)
-                kernel.convolve(_bordered(image, geometry, first, last), bias, out[first:last])
+            _convolve_strips(_whole(image), kernel, bias, geometry, (0, height), out)
         return result
 
     @staticmethod
@@ -191,7 +262,7 @@ def _weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geom
     kernel = _kernel(weight, x.shape[-1], geometry.stride)
     result = torch.zeros_like(weight)
     for image, g in zip(x, gradient, strict=True):
-        result += kernel.weight_gradient(_bordered(image, geometry, 0, len(g)), g)
+        result += kernel.weight_gradient(_bordered(_whole(image), geometry, 0, len(g)), g)
     return result
 
 
@@ -208,10 +279,30 @@ def _as_maps(image: Tensor) -> Tensor:
 # --- The border, and maps enlarged ---------------------------------------------------------------------------------
 
 
-def _strip_rows(image: Tensor, geometry: Geometry) -> int:
-    """How many rows of the result to compute at a time."""
-    width = geometry.enlarged(image.shape)[1]
-    rows = STRIP_VALUES // (width * image.shape[-1] * geometry.stride)
+def _whole(image: Tensor) -> Window:
+    return Window(image, 0, len(image))
+
+
+def _convolve_strips(
+    window: Window,
+    kernel: _Library | _Winograd,
+    bias: Tensor | None,
+    geometry: Geometry,
+    rows: tuple[int, int],
+    out: Tensor,
+) -> None:
+    """The rows from `rows[0]` to before `rows[1]` of the result into `out`, as many at a time as stay in the cache."""
+    first, last = rows
+    strip_px = _strip_rows(window.shape, geometry)
+    for start in range(first, last, strip_px):
+        end = min(last, start + strip_px)
+        kernel.convolve(_bordered(window, geometry, start, end), bias, out[start - first : end - first])
+
+
+def _strip_rows(shape: tuple[int, int, int], geometry: Geometry) -> int:
+    """How many rows of the result of an image `(H, W, C)` to compute at a time."""
+    width = geometry.enlarged(shape)[1]
+    rows = STRIP_VALUES // (width * shape[-1] * geometry.stride)
     return max(1, rows // TILE_PX) * TILE_PX
 
 
@@ -220,21 +311,19 @@ def _bordered_size(shape: tuple[int, int, int], geometry: Geometry) -> tuple[int
     return height + 2 * geometry.border_px, width + 2 * geometry.border_px, shape[-1]
 
 
-def _bordered(image: Tensor, geometry: Geometry, first: int, last: int) -> Tensor:
-    """What the rows `first` to `last` − 1 of the result are made of: `(H, W, C)` → `(rows, W + 2 border, C)`."""
+def _bordered(window: Window, geometry: Geometry, first: int, last: int) -> Tensor:
+    """What the rows `first` to `last` − 1 of the result are made of: `(rows, W + 2 border, C)`."""
     border_px = geometry.border_px
-    height, width = geometry.enlarged(image.shape)
-    start, end = first * geometry.stride - border_px, (last - 1) * geometry.stride + border_px + 1
-    outer = {row: geometry.inside(row, height) for row in (*range(start, 0), *range(height, end))}
-    low = min(max(start, 0), *outer.values(), height)
-    high = 1 + max(min(end, height) - 1, *outer.values(), 0)
-    source = image[low:high] if geometry.size is None else _enlarged_rows(image, geometry.size, low, high)
-    bordered = image.new_empty(end - start, width + 2 * border_px, image.shape[-1])
+    height, width = geometry.enlarged(window.shape)
+    start, end = geometry.span(first, last)
+    low, high = geometry.enlarged_rows(first, last, height)
+    source = window.rows(low, high) if geometry.size is None else _enlarged_rows(window, geometry, low, high)
+    bordered = source.new_empty(end - start, width + 2 * border_px, source.shape[-1])
     inner = bordered[:, border_px : border_px + width]
     inner[max(-start, 0) : min(end, height) - start] = source[max(start, 0) - low : min(end, height) - low]
     zero = geometry.border == "constant"
-    for row, stands_for in outer.items():
-        inner[row - start] = 0.0 if zero else source[stands_for - low]
+    for row in (*range(start, 0), *range(height, end)):
+        inner[row - start] = 0.0 if zero else source[geometry.inside(row, height) - low]
     for column in _outside(width, border_px):
         bordered[:, column + border_px] = 0.0 if zero else inner[:, geometry.inside(column, width)]
     return bordered
@@ -244,15 +333,21 @@ def _outside(width: int, border_px: int) -> tuple[int, ...]:
     return (*range(-border_px, 0), *range(width, width + border_px))
 
 
-def _enlarged_rows(image: Tensor, size: tuple[int, int], low: int, high: int) -> Tensor:
-    """The rows `low` to `high` − 1 of the image `(H, W, C)` enlarged to `size`."""
-    factors = _factors(image.shape, size)
-    first, last = 0, len(image)
-    if factors[0] == 2:
-        first, last = max(0, low // 2 - 1), min(len(image), (high - 1) // 2 + 2)
+def _enlarged_rows(window: Window, geometry: Geometry, low: int, high: int) -> Tensor:
+    """The rows `low` to `high` − 1 of the image enlarged to the geometry's size."""
+    height, width = geometry.enlarged(window.shape)
+    factors = _factors(window.shape, (height, width))
+    first, last = _sources(low, high, window.height) if factors[0] == 2 else (low, high)
     offset = int(first * factors[0])
-    resized = F.interpolate(_as_maps(image[first:last]), scale_factor=factors, mode="bilinear", align_corners=False)
-    return _by_pixel(resized)[0, low - offset : high - offset, : size[1]]
+    aligned = {"align_corners": False} if geometry.enlargement == "bilinear" else {}
+    maps = _as_maps(window.rows(first, last))
+    resized = F.interpolate(maps, scale_factor=factors, mode=geometry.enlargement, **aligned)
+    return _by_pixel(resized)[0, low - offset : high - offset, :width]
+
+
+def _sources(low: int, high: int, height: int) -> tuple[int, int]:
+    """Of which rows of an image of this height the rows `low` to `high` − 1 of the doubled one are made."""
+    return max(0, low // 2 - 1), min(height, (high - 1) // 2 + 2)
 
 
 def _without_border(gradient: Tensor, geometry: Geometry, size: tuple[int, int]) -> Tensor:

@@ -90,7 +90,16 @@ class Norm(nn.Module):
 
     def measure(self, x: Tensor) -> Statistics:
         """The statistics by which `x` `(N, C, H, W)` is to be normalized."""
+        return self.of_images(instance_statistics(x))
+
+    def of_images(self, instance: Statistics) -> Statistics:
+        """The statistics by which images are to be normalized in `eval()`, from those of their channels, `(N, C)`."""
         raise NotImplementedError  # abstract: each kind is this choice
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether images are normalized by statistics of their own in `eval()`."""
+        return True
 
     def coefficients(self, statistics: Statistics) -> tuple[Tensor, Tensor]:
         """`(a, b)`, each `(N or 1, C)`, such that `a x + b` is the normalized `x`."""
@@ -135,8 +144,8 @@ class InstanceNorm(Norm):
             return super().forward(x)
         return F.group_norm(x, self.num_channels, self.weight, self.bias, self.eps)
 
-    def measure(self, x: Tensor) -> Statistics:
-        return instance_statistics(x)
+    def of_images(self, instance: Statistics) -> Statistics:
+        return instance
 
 
 class LayerNorm(Norm):
@@ -148,8 +157,7 @@ class LayerNorm(Norm):
     Source: Ba et al. 2016, arXiv:1607.06450.
     """
 
-    def measure(self, x: Tensor) -> Statistics:
-        instance = instance_statistics(x)
+    def of_images(self, instance: Statistics) -> Statistics:
         between, mean = torch.var_mean(instance.mean, 1, correction=0, keepdim=True)
         return Statistics(mean, instance.variance.mean(1, keepdim=True) + between)
 
@@ -194,6 +202,13 @@ class BatchNorm(Norm):
         self.update_running_(batch, count=processes.count() * x.numel() // self.num_channels)
         return batch
 
+    def of_images(self, instance: Statistics) -> Statistics:
+        return self.running_statistics()
+
+    @property
+    def needs_images(self) -> bool:
+        return False
+
     def running_statistics(self) -> Statistics:
         """The statistics for inference, each `(1, C)`."""
         return Statistics(self.running_mean[None], self.running_var[None])
@@ -237,6 +252,13 @@ class BatchInstanceNorm(BatchNorm):
             self.update_running_(self._batch, count=processes.count() * x.numel() // self.num_channels)
         return instance
 
+    def of_images(self, instance: Statistics) -> Statistics:
+        return instance
+
+    @property
+    def needs_images(self) -> bool:
+        return True
+
     def coefficients(self, statistics: Statistics) -> tuple[Tensor, Tensor]:
         batch = self._batch if self._batch is not None else self.running_statistics()
         self._batch = None
@@ -271,6 +293,10 @@ class NoNorm(Norm):
 
     def normalize_(self, x: Tensor) -> Tensor:
         return x
+
+    @property
+    def needs_images(self) -> bool:
+        return False
 
 
 NORMS: Mapping[str, type[Norm]] = {
@@ -323,6 +349,45 @@ def batch_statistics(instance: Statistics) -> Statistics:
     mean = processes.average(instance.mean.mean(0, keepdim=True))
     own = (instance.variance + (instance.mean - mean).square()).mean(0, keepdim=True)
     return Statistics(mean, processes.average(own))
+
+
+class MergedStatistics:
+    """Statistics of an image that comes in pieces, merged in float64.
+
+    Differs: from sums of values and of squares, the same numbers, which cancel where the means are large.
+
+    Source: Chan, Golub & LeVeque 1983, Algorithms for computing the sample variance, equation 2.1.
+
+    >>> x = torch.arange(24.0).reshape(1, 2, 4, 3)
+    >>> merged = MergedStatistics()
+    >>> for piece in x.split([1, 3], dim=2):
+    ...     merged.add(piece)
+    >>> all(map(torch.allclose, merged.result(), instance_statistics(x)))
+    True
+    """
+
+    def __init__(self) -> None:
+        self._pixels: list[int] = []
+        self._pieces: list[Statistics] = []
+
+    def add(self, piece: Tensor) -> None:
+        """Take a piece `(1, C, rows, columns)`."""
+        self._pixels.append(piece.shape[-2] * piece.shape[-1])
+        self._pieces.append(instance_statistics(piece))
+
+    def result(self) -> Statistics:
+        """Mean and biased variance of all pieces together, each `(1, C)`."""
+        means, variances = (torch.stack([values.cpu() for values in kind]) for kind in zip(*self._pieces, strict=True))
+        merged = _merged(torch.tensor(self._pixels).view(-1, 1, 1), means, variances)
+        return Statistics(*(values.to(self._pieces[0].mean.device) for values in merged))
+
+
+def _merged(counts: Tensor, means: Tensor, variances: Tensor) -> Statistics:
+    """Statistics of pieces, stacked in the first dimension, and how many values each of them is of → of all."""
+    shares = counts.double() / counts.sum()
+    mean = (shares * means.double()).sum(0)
+    variance = (shares * (variances.double() + (means.double() - mean).square())).sum(0)
+    return Statistics(mean.float(), variance.float())
 
 
 @contextmanager
@@ -386,16 +451,13 @@ def _image_statistics(image: Tensor) -> Statistics:
 
     From bands of rows, merged: a float32 sum over the millions of pixels of a large picture would be too coarse.
     """
-    _, height, width = image.shape
+    width = image.shape[-1]
     bands = torch.split(image, max(1, PIXELS_A_SUM // width), dim=1)
     measured = [torch.batch_norm_update_stats(band[None], None, None, 0.0) for band in bands]
     if len(bands) == 1:
         return Statistics(*measured[0])
-    means, variances = (torch.stack(values).double() for values in zip(*measured, strict=True))
-    shares = torch.tensor([[band.shape[1] / height] for band in bands], dtype=torch.float64)
-    mean = (shares * means).sum(0)
-    variance = (shares * (variances + (means - mean).square())).sum(0)
-    return Statistics(mean.float(), variance.float())
+    means, variances = (torch.stack(values) for values in zip(*measured, strict=True))
+    return _merged(torch.tensor([[band.shape[1]] for band in bands]), means, variances)
 
 
 class _InstanceStatistics(torch.autograd.Function):

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Literal, NamedTuple, Protocol
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from stylize.convolution import Border, Geometry, padded_conv2d, suits, upsample_to
+from stylize.convolution import (
+    Border,
+    Enlargement,
+    Geometry,
+    Window,
+    convolve_rows,
+    padded_conv2d,
+    suits,
+    upsample_to,
+)
 from stylize.errors import StylizeError, unknown_name
 from stylize.norms import NORMS, Norm, ParameterGroup
 
@@ -46,6 +55,47 @@ class GeneratorConfig(BaseModel):
     )
 
 
+class RowConvolution(Protocol):
+    """A convolution that can be computed by rows: `PaddedConv2d`, or what behaves like one."""
+
+    geometry: Geometry
+    in_channels: int
+    out_channels: int
+
+    def __call__(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Convolve the whole image, first enlarged to `size` if one is given."""
+
+    def rows(self, window: Window, rows: tuple[int, int], geometry: Geometry) -> Tensor:
+        """Some rows of the result, `(1, K, rows, W)`, from those of the image that they need."""
+
+
+class Stage(NamedTuple):
+    """A convolution, and what follows it before the next one.
+
+    Attributes:
+        conv: The convolution; its input is the result of the stage before, the first one's the image.
+        size: Height and width of its result.
+        norm: What normalizes that, or None.
+        activation: What is applied after, in place, value by value; or None.
+        added: The number of the stage whose result is added at the end, or None.
+        enlargement: How its input is first enlarged to `size`, or None.
+    """
+
+    conv: RowConvolution
+    size: tuple[int, int]
+    norm: Norm | None = None
+    activation: Callable[[Tensor], Tensor] | None = None
+    added: int | None = None
+    enlargement: Enlargement | None = None
+
+    @property
+    def geometry(self) -> Geometry:
+        """That of the convolution, with the enlargement."""
+        if self.enlargement is None:
+            return self.conv.geometry
+        return self.conv.geometry._replace(size=self.size, enlargement=self.enlargement)
+
+
 class Generator(nn.Module):
     """A feed-forward network that paints: RGB `(N, 3, H, W)` in [0, 1] → the same shape and range.
 
@@ -68,6 +118,19 @@ class Generator(nn.Module):
     def paint(self, x: Tensor) -> Tensor:
         """The network itself: `(N, 3, H, W)` → `(N, 3, H, W)`, of checked size."""
         raise NotImplementedError  # abstract: each network is this function
+
+    def stages(self, height: int, width: int) -> list[Stage] | None:
+        """What `paint` does to an image of this size in `eval()`, as a chain; None: it is none, or cannot be one.
+
+        By such a chain a picture can be painted in strips of rows, with the statistics of the whole. The last stage's
+        result, cropped to the size, is the painted picture.
+        """
+        return None
+
+    @property
+    def values_per_px(self) -> float:
+        """How many values a pixel of the image `paint` has in memory at most."""
+        raise NotImplementedError  # abstract: each network knows its maps
 
     def norms(self) -> dict[str, Norm]:
         """The normalization layers by their names in the network."""
@@ -123,6 +186,10 @@ class PaddedConv2d(nn.Conv2d):
         # In one expression: the enlarged maps are the largest of all, and must be gone before the convolution runs.
         padded = self._pad(x if size is None else upsample_to(x, *size))
         return nn.functional.conv2d(padded, self.weight, self.bias, self.stride, groups=self.groups)
+
+    def rows(self, window: Window, rows: tuple[int, int], geometry: Geometry) -> Tensor:
+        """Some rows of the result (see `convolve_rows`); the geometry says whether the image is enlarged first."""
+        return convolve_rows(window, self.weight, self.bias, geometry, rows)
 
     def _pad(self, x: Tensor) -> Tensor:
         border_px = self.geometry.border_px

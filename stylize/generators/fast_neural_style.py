@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stylize.generators.johnson import JohnsonGenerator
+from stylize.generators.base import Stage
+from stylize.generators.johnson import JohnsonGenerator, halved
 
 
 class FastNeuralStyle(JohnsonGenerator):
@@ -28,3 +29,15 @@ class FastNeuralStyle(JohnsonGenerator):
         for layer in self.decode:
             x = layer(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         return torch.clamp(self.to_rgb(x)[..., :height, :width], 0, 1)
+
+    def stages(self, height: int, width: int) -> list[Stage] | None:
+        half = halved((height, width))
+        rows, columns = halved(half)
+        full = (4 * rows, 4 * columns)
+        up = self._up((2 * rows, 2 * columns), full, "nearest")
+        return [*self._down((height, width), half), *up, Stage(self.to_rgb, full, None, clamp_)]
+
+
+def clamp_(x: Tensor) -> Tensor:
+    """Clip to [0, 1]."""
+    return x.clamp_(0, 1)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from stylize.generators.base import Generator, GeneratorConfig, PaddedConv2d
+from stylize.convolution import Enlargement
+from stylize.generators.base import Generator, GeneratorConfig, PaddedConv2d, RowConvolution, Stage
 from stylize.norms import build_norm
 
-Convolution = Callable[..., nn.Module]
+Convolution = Callable[..., RowConvolution]
 
 
 class JohnsonGenerator(Generator):
@@ -58,6 +60,42 @@ class JohnsonGenerator(Generator):
             x = layer(x, size)
         return torch.sigmoid(self.to_rgb(x))
 
+    def stages(self, height: int, width: int) -> list[Stage] | None:
+        full = (height, width)
+        half = halved(full)
+        return [
+            *self._down(full, half),
+            *self._up(half, full, "bilinear"),
+            Stage(self.to_rgb, full, None, torch.sigmoid_),
+        ]
+
+    @property
+    def values_per_px(self) -> float:
+        return 1.5 * self.to_rgb.in_channels  # maps of the image's size and, of twice the channels, of half of it
+
+    def _down(self, full: tuple[int, int], half: tuple[int, int]) -> list[Stage]:
+        """From the image to the end of the residual blocks."""
+        quarter = halved(half)
+        layers = cast("list[ConvNormReLU]", list(self.encode))
+        stages = [layer.stage(size) for layer, size in zip(layers, (full, half, quarter), strict=True)]
+        for block in cast("list[ResidualBlock]", list(self.blocks)):
+            stages += block.stages(quarter, added=len(stages) - 1)
+        return stages
+
+    def _up(self, half: tuple[int, int], full: tuple[int, int], enlargement: Enlargement) -> list[Stage]:
+        layers = cast("list[ConvNormReLU]", list(self.decode))
+        return [layer.stage(size, enlargement) for layer, size in zip(layers, (half, full), strict=True)]
+
+
+def halved(size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width after a convolution of stride 2.
+
+    >>> halved((5, 4))
+    (3, 2)
+    """
+    height, width = size
+    return -(-height // 2), -(-width // 2)
+
 
 class ConvNormReLU(nn.Module):
     """Convolution (of maps enlarged to `size`, if one is given), norm, ReLU."""
@@ -72,11 +110,15 @@ class ConvNormReLU(nn.Module):
         stride: int = 1,
     ) -> None:
         super().__init__()
-        self.conv = convolution(in_channels, out_channels, kernel_px, config, stride=stride)
+        self.conv: RowConvolution = convolution(in_channels, out_channels, kernel_px, config, stride=stride)
         self.norm = build_norm(config.norm, out_channels)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         return torch.relu_(self.norm.normalize_(self.conv(x, size)))
+
+    def stage(self, size: tuple[int, int], enlargement: Enlargement | None = None) -> Stage:
+        """This layer with a result of that height and width."""
+        return Stage(self.conv, size, self.norm, torch.relu_, enlargement=enlargement)
 
 
 class ResidualBlock(nn.Module):
@@ -88,9 +130,13 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int, config: GeneratorConfig, convolution: Convolution = PaddedConv2d) -> None:
         super().__init__()
         self.first = ConvNormReLU(channels, channels, 3, config, convolution)
-        self.conv = convolution(channels, channels, 3, config)
+        self.conv: RowConvolution = convolution(channels, channels, 3, config)
         self.norm = build_norm(config.norm, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         residual = self.norm.normalize_(self.conv(self.first(x)))
         return residual + x if torch.is_grad_enabled() else residual.add_(x)
+
+    def stages(self, size: tuple[int, int], added: int) -> list[Stage]:
+        """This block for maps of that height and width, which are the result of the stage `added`."""
+        return [self.first.stage(size), Stage(self.conv, size, self.norm, added=added)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from stylize.convolution import Geometry, Window
 from stylize.generators.base import GeneratorConfig, PaddedConv2d
 from stylize.generators.johnson import JohnsonGenerator
 
@@ -30,8 +31,15 @@ class SeparableConv2d(nn.Module):
         super().__init__()
         self.depthwise = PaddedConv2d(in_channels, in_channels, kernel_px, config, stride=stride, depthwise=True)
         self.pointwise = nn.Conv2d(in_channels, out_channels, 1)
+        self.geometry = self.depthwise.geometry
+        self.in_channels, self.out_channels = in_channels, out_channels
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Convolve `x`, first enlarged to `size` if one is given."""
         convolved: Tensor = self.pointwise(self.depthwise(x, size))
+        return convolved
+
+    def rows(self, window: Window, rows: tuple[int, int], geometry: Geometry) -> Tensor:
+        """Some rows of the result; see `PaddedConv2d.rows`."""
+        convolved: Tensor = self.pointwise(self.depthwise.rows(window, rows, geometry))
         return convolved

@@ -47,6 +47,10 @@ class TextureNetwork(Generator):
             deep = join(upsample_to(deep, *level.shape[-2:]), branch(level))
         return torch.sigmoid(self.to_rgb(deep))
 
+    @property
+    def values_per_px(self) -> float:
+        return 3.0 * self.to_rgb.in_channels  # the joined maps, what they are joined of, and a convolution's result
+
     def _with_noise(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Concatenate z `(N, 3, h, w)` to an image; with a seeded generator all images get the same z."""
         # Drawn on the CPU: the same seed is the same noise on every device.
