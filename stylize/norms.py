@@ -372,8 +372,8 @@ class MergedStatistics:
 
     def add(self, piece: Tensor) -> None:
         """Take a piece `(1, C, rows, columns)`."""
-        self._pixels.append(piece.shape[-2] * piece.shape[-1])
         self._pieces.append(instance_statistics(piece))
+        self._pixels.append(piece.shape[-2] * piece.shape[-1])
 
     def result(self) -> Statistics:
         """Mean and biased variance of all pieces together, each `(1, C)`."""

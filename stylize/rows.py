@@ -1,7 +1,8 @@
 """Rows of an array that is too large for memory, or nearly: kept in memory, or in a file that nobody else can see.
 
 A file takes no room in memory: it is read and written past the system's cache where the file system allows that, which
-is faster, too, than to find the cache's pages. It has no name, so it is gone with the process, however that ends.
+is faster, too, than to find the cache's pages. Threads write what was given and read what comes next, while the process
+computes. It has no name, so it is gone with the process, however that ends.
 
 Where a system knows no files without a name (Windows), the file has one and is removed when it is closed, which the
 system does at the end of the process.
@@ -14,7 +15,10 @@ import mmap
 import os
 import sys
 import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,7 +50,7 @@ class RowStore:
         self.shape = shape
         self.dtype = dtype
         self.row_bytes = math.prod(shape[1:]) * dtype.itemsize
-        self._values = torch.empty(shape, dtype=dtype) if folder is None else None
+        self._values = _allocated(shape, dtype) if folder is None else None
         self._file = None if folder is None else _RowFile(shape[0], self.row_bytes, folder, direct)
 
     @property
@@ -67,26 +71,39 @@ class RowStore:
             return self._values[first:last]
         assert self._file is not None
         rows = torch.empty((last - first, *self.shape[1:]), dtype=self.dtype)
-        self._file.read(first, _as_bytes(rows))
+        self._file.read(first, self._as_bytes(rows))
         return rows
 
     def write(self, first: int, rows: Tensor) -> None:
         """Write the rows from `first` on: `(rows, …)`, of any layout.
 
         Raises:
-            StylizeError: They cannot be written.
+            StylizeError: Those before could not be written.
         """
         if self._values is not None:
             self._values[first : first + len(rows)] = rows
             return
         assert self._file is not None
-        self._file.write(first, _as_bytes(rows.to(self.dtype).contiguous()))
+        self._file.write(first, self._as_bytes(rows.to(self.dtype).contiguous()))
+
+    def finish(self) -> None:
+        """Wait until all that was given is written.
+
+        Raises:
+            StylizeError: It could not be written.
+        """
+        if self._file is not None:
+            self._file.finish()
 
     def close(self) -> None:
         """Give the memory or the file back; it cannot be used any more."""
         self._values = None
         if self._file is not None:
             self._file.close()
+
+    def _as_bytes(self, rows: Tensor) -> Tensor:
+        """A view of contiguous rows: `(rows, bytes)`."""
+        return rows.view(torch.uint8).view(len(rows), self.row_bytes)
 
     def __enter__(self) -> RowStore:
         return self
@@ -95,9 +112,12 @@ class RowStore:
         self.close()
 
 
-def _as_bytes(rows: Tensor) -> Tensor:
-    """A view of contiguous rows: `(rows, bytes)`."""
-    return rows.view(len(rows), -1).view(torch.uint8)
+class _Range(NamedTuple):
+    """Rows on their way to or from the disk: from which to before which, and what waits for them."""
+
+    first: int
+    last: int
+    done: Future[Tensor]
 
 
 class _RowFile:
@@ -110,34 +130,84 @@ class _RowFile:
             self._take_room(height * self.stride_bytes)
         except OSError as error:
             raise StylizeError(f"{folder}: no temporary file can be made there ({error.strerror})") from error
+        self.height = height
         self.row_bytes = row_bytes
-        self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._threads = ThreadPoolExecutor(2)
+        self._writing: _Range | None = None
+        self._coming: _Range | None = None
+        self._buffers = {name: torch.empty(0, dtype=torch.uint8) for name in ("read", "write", "coming")}
 
     @property
     def name(self) -> str:
         return str(self._named.name) if self._named and sys.platform == "win32" else f"/dev/fd/{self.handle}"
 
     def read(self, first: int, rows: Tensor) -> None:
-        buffer = self._room(len(rows))
+        """Read into `rows`, and begin to read as many that follow."""
+        last = first + len(rows)
+        self._await_written(first, last + len(rows))
+        coming, self._coming = self._coming, None
+        end = first
+        if coming is not None:
+            ahead = coming.done.result()
+            low, high = max(first, coming.first), min(last, coming.last)
+            if low < high:
+                rows[low - first : high - first] = ahead[low - coming.first : high - coming.first]
+                self._read_now(first, rows[: low - first])
+                end = high
+        self._read_now(end, rows[end - first :])
+        following = min(self.height, last + len(rows))
+        if last < following:
+            buffer = self._room("coming", following - last)
+            self._coming = _Range(last, following, self._threads.submit(self._fill, last, buffer))
+
+    def write(self, first: int, rows: Tensor) -> None:
+        """Begin to write `rows`; what failed is raised by the next call."""
+        self.finish()
+        last = first + len(rows)
+        if self._coming is not None and first < self._coming.last and self._coming.first < last:
+            self._coming.done.result()
+            self._coming = None
+        buffer = self._room("write", len(rows))
+        buffer[:, : self.row_bytes] = rows
+        self._writing = _Range(first, last, self._threads.submit(self._drain, first, buffer))
+
+    def finish(self) -> None:
+        """Wait until all is written."""
+        self._await_written(0, self.height)
+
+    def _await_written(self, first: int, last: int) -> None:
+        """Wait for what is being written, if it is among these rows."""
+        writing = self._writing
+        if writing is None or writing.last <= first or last <= writing.first:
+            return
+        self._writing = None
+        try:
+            writing.done.result()
+        except OSError as error:
+            raise StylizeError(f"{self.folder}: a temporary file cannot be written ({error.strerror})") from error
+
+    def _read_now(self, first: int, rows: Tensor) -> None:
+        if len(rows):
+            rows.copy_(self._fill(first, self._room("read", len(rows))))
+
+    def _fill(self, first: int, buffer: Tensor) -> Tensor:
         done, wanted = 0, buffer.numpy().data.cast("B")
         while done < len(wanted):
             got = self._read_into(first * self.stride_bytes + done, wanted[done:])
             if not got:
                 raise StylizeError(f"{self.folder}: a temporary file there has lost its end")
             done += got
-        rows.copy_(buffer[:, : self.row_bytes])
+        return buffer[:, : self.row_bytes]
 
-    def write(self, first: int, rows: Tensor) -> None:
-        buffer = self._room(len(rows))
-        buffer[:, : self.row_bytes] = rows
+    def _drain(self, first: int, buffer: Tensor) -> Tensor:
         done, wanted = 0, buffer.numpy().data.cast("B")
-        try:
-            while done < len(wanted):
-                done += self._write_from(first * self.stride_bytes + done, wanted[done:])
-        except OSError as error:
-            raise StylizeError(f"{self.folder}: a temporary file cannot be written ({error.strerror})") from error
+        while done < len(wanted):
+            done += self._write_from(first * self.stride_bytes + done, wanted[done:])
+        return buffer
 
     def close(self) -> None:
+        if hasattr(self, "_threads"):
+            self._threads.shutdown()  # nobody may write to a handle that is another file's by now
         if self._named is not None:
             self._named.close()
         elif self.handle >= 0:
@@ -164,12 +234,12 @@ class _RowFile:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(self.handle, 0, size_bytes)
 
-    def _room(self, rows: int) -> Tensor:
+    def _room(self, name: str, rows: int) -> Tensor:
         """A buffer `(rows, stride)` at an aligned address; it is kept, for its pages take long to find."""
         needed = rows * self.stride_bytes
-        if self._buffer.numel() < needed:
-            self._buffer = torch.frombuffer(mmap.mmap(-1, needed), dtype=torch.uint8)
-        return self._buffer[:needed].view(rows, self.stride_bytes)
+        if self._buffers[name].numel() < needed:
+            self._buffers[name] = _allocated((needed,), torch.uint8)
+        return self._buffers[name][:needed].view(rows, self.stride_bytes)
 
     def _read_into(self, offset: int, wanted: memoryview) -> int:
         if hasattr(os, "preadv"):
@@ -184,6 +254,15 @@ class _RowFile:
             return os.pwrite(self.handle, wanted, offset)
         os.lseek(self.handle, offset, os.SEEK_SET)
         return os.write(self.handle, wanted)
+
+
+def _allocated(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Memory straight from the system, which gets it back at once: the C library might keep it for others."""
+    pages = mmap.mmap(-1, max(1, math.prod(shape) * dtype.itemsize))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype, count=math.prod(shape)).view(shape)
 
 
 def _padded(row_bytes: int) -> int:

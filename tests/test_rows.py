@@ -69,6 +69,7 @@ def test_a_plain_file_is_the_array_as_it_is(tmp_path: Path) -> None:
     values = torch.arange(24, dtype=torch.uint8).view(4, 2, 3)
     with store("file", tmp_path, (4, 2, 3), torch.uint8) as rows:
         rows.write(0, values)
+        rows.finish()
         assert Path(rows.file_name).read_bytes() == bytes(range(24))
 
 
@@ -107,4 +108,20 @@ def test_a_disk_that_fills_up_later_is_told(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setattr("os.pwrite", full)
         with pytest.raises(StylizeError) as caught:
             rows.write(0, torch.zeros(1, 5, 3))
+            rows.finish()
     assert str(caught.value) == f"{tmp_path}: a temporary file cannot be written (No space left on device)"
+
+
+@pytest.mark.parametrize("kind", ("file", "direct"))
+def test_rows_read_ahead_are_never_older_than_those_written(tmp_path: Path, kind: str) -> None:
+    expected = torch.rand(200, 5, 3)
+    with store(kind, tmp_path, (200, 5, 3)) as rows:
+        rows.write(0, expected)
+        for _ in range(300):
+            first, last = sorted(torch.randint(0, 201, (2,)).tolist())
+            if torch.rand(()) < 0.5 and first < last:
+                expected[first:last] = torch.rand(last - first, 5, 3)
+                rows.write(first, expected[first:last])
+            assert torch.equal(rows.read(first, last), expected[first:last])
+            following = min(200, last + 7)
+            assert torch.equal(rows.read(max(0, last - 2), following), expected[max(0, last - 2) : following])
