@@ -1,4 +1,6 @@
-"""How the process gets its memory: on Linux the most part of what a large tensor costs is the finding of its pages.
+"""How much memory there is, and how the process gets it.
+
+On Linux the most part of what a large tensor costs is the finding of its pages.
 
 The C library takes every tensor of more than 32 MiB from the system, and returns it there as soon as it is freed; each
 comes back as pages of 4 KiB that the system first has to find and clear, one by one.
@@ -9,6 +11,10 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
 
 # torch's own switch: from 2 MiB on, its tensors ask for pages of 2 MiB.
 LARGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
@@ -17,6 +23,13 @@ LARGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 M_TRIM_THRESHOLD = -1
 M_MMAP_MAX = -4
 KEPT_BYTES = 2**31 - 1
+
+
+# Limit and use of the process's own group, as a container shows them.
+CONTROL_GROUPS = (
+    ("/sys/fs/cgroup", "memory.max", "memory.current"),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
 
 
 def keep_freed_memory() -> None:
@@ -37,3 +50,22 @@ def use_large_pages() -> None:
     """
     for name, value in LARGE_PAGES.items():
         os.environ.setdefault(name, value)
+
+
+def available_bytes() -> int:
+    """Memory that the process can have without others being pushed out: of the machine, or of its container."""
+    return min(psutil.virtual_memory().available, *_container_rooms())
+
+
+def own_bytes() -> int:
+    """Memory that the process has."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def _container_rooms() -> list[int]:
+    """What the limits of control groups leave; caches that the system would give up count as taken."""
+    rooms = [sys.maxsize]
+    for folder, limit, taken in CONTROL_GROUPS:
+        with suppress(OSError, ValueError):  # not there, or "max"
+            rooms.append(int(Path(folder, limit).read_text()) - int(Path(folder, taken).read_text()))
+    return rooms

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from stylize.errors import StylizeError
 
+CPU = torch.device("cpu")
 ALIGNMENT_BYTES = 4096  # of what passes the system's cache: offsets, lengths, addresses
 DIRECT = getattr(os, "O_DIRECT", 0)
 WITHOUT_NAME = getattr(os, "O_TMPFILE", 0)
@@ -36,7 +37,7 @@ class RowStore:
     Args:
         shape: `(H, …)`.
         dtype: Of its values.
-        folder: Where its file goes; None keeps it in memory.
+        place: The folder where its file goes, or the device in whose memory it is kept.
         direct: Read and write the file past the system's cache, if the file system can; rows are padded then. Without,
             the file is the array as it is, and others can read it by `file_name`.
 
@@ -45,13 +46,17 @@ class RowStore:
     """
 
     def __init__(
-        self, shape: tuple[int, ...], dtype: torch.dtype, folder: Path | None = None, *, direct: bool = True
+        self, shape: tuple[int, ...], dtype: torch.dtype, place: Path | torch.device = CPU, *, direct: bool = True
     ) -> None:
         self.shape = shape
         self.dtype = dtype
         self.row_bytes = math.prod(shape[1:]) * dtype.itemsize
-        self._values = _allocated(shape, dtype) if folder is None else None
-        self._file = None if folder is None else _RowFile(shape[0], self.row_bytes, folder, direct)
+        self._values: Tensor | None = None
+        self._file: _RowFile | None = None
+        if isinstance(place, Path):
+            self._file = _RowFile(shape[0], self.row_bytes, place, direct)
+        else:
+            self._values = _allocated(shape, dtype) if place == CPU else torch.empty(shape, dtype=dtype, device=place)
 
     @property
     def in_memory(self) -> bool:
@@ -84,7 +89,7 @@ class RowStore:
             self._values[first : first + len(rows)] = rows
             return
         assert self._file is not None
-        self._file.write(first, self._as_bytes(rows.to(self.dtype).contiguous()))
+        self._file.write(first, self._as_bytes(rows.to(CPU, self.dtype).contiguous()))
 
     def finish(self) -> None:
         """Wait until all that was given is written.

@@ -19,218 +19,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from stylize.convolution import STRIP_VALUES, Window
-from stylize.errors import StylizeError
+from stylize.convolution import Window
 from stylize.generators.base import Stage
+from stylize.inference.plans import (
+    LEAST_STRIP_PX,
+    Plan,
+    Sweep,
+    chain_multiplications,
+    map_shape,
+    needs_images,
+    stage_rows,
+)
 from stylize.norms import MergedStatistics
 from stylize.rows import RowStore
 
 logger = logging.getLogger("stylize")
 
-GIB = 2**30
-LEAST_STRIP_PX = 16
-# Of a strip: beyond it nothing is gained, and all of it is taken from what may be kept.
-ENOUGH_WORKING_BYTES = 192 * 2**20
-SCRATCH_BYTES = 8 * 4 * STRIP_VALUES  # of a convolution: a bordered strip, transformed tiles, products
-
 Rows = Callable[[int, int], Tensor]
-
-
-class Sweep(NamedTuple):
-    """One pass over a stage from top to bottom.
-
-    Attributes:
-        stage: Its number.
-        keeps: Whether the convolved maps are kept.
-        over: The stage over whose kept maps they are written, or None.
-        ended: Stages whose kept maps nobody needs afterwards.
-    """
-
-    stage: int
-    keeps: bool
-    over: int | None
-    ended: tuple[int, ...]
-
-
-class Plan(NamedTuple):
-    """How a picture is painted in strips.
-
-    Attributes:
-        sweeps: In this order, before the one that paints.
-        strip_px: Rows of the picture in a strip.
-        folder: Where kept maps go, or None: into memory.
-        kept_bytes: At most at a time.
-        working_bytes: For a strip.
-        effort: Multiplications, as a multiple of those of painting the whole.
-    """
-
-    sweeps: tuple[Sweep, ...]
-    strip_px: int
-    folder: Path | None
-    kept_bytes: int
-    working_bytes: int
-    effort: float
-
-    @property
-    def memory_bytes(self) -> int:
-        """What it takes of memory."""
-        return self.working_bytes + (self.kept_bytes if self.folder is None else 0)
-
-
-def choose_plan(stages: Sequence[Stage], budget_bytes: int, dtype: torch.dtype, folder: Path) -> Plan:
-    """The plan with the least arithmetic that keeps its maps in memory; else one that keeps them on disk.
-
-    Args:
-        stages: The generator's, for the picture.
-        budget_bytes: Memory to be had.
-        dtype: Of the maps.
-        folder: Where they go on disk.
-
-    Raises:
-        StylizeError: Not even a strip fits.
-    """
-    plans = [_plan(stages, kept, budget_bytes, dtype) for kept in _choices(stages)]
-    fitting = [plan for plan in plans if plan.memory_bytes <= budget_bytes]
-    if fitting:
-        return min(fitting, key=lambda plan: plan.effort)
-    on_disk = min(plans, key=lambda plan: plan.kept_bytes)._replace(folder=folder)
-    on_disk = _with_strips(on_disk, stages, budget_bytes, dtype)
-    if on_disk.memory_bytes > budget_bytes:
-        raise StylizeError(
-            f"got {budget_bytes / GIB:.2f} GiB of memory for a picture of {stages[0].size[1]}×{stages[0].size[0]} px, "
-            f"must be at least {on_disk.memory_bytes / GIB:.2f} even in strips; --max-memory, --max-size"
-        )
-    return on_disk
-
-
-def _choices(stages: Sequence[Stage]) -> list[frozenset[int]]:
-    """Which stages may be kept: those up to one size or another, with all that a sum needs."""
-    added = {stage.added for stage in stages if stage.added is not None}
-    needed = frozenset(added | {i for i, stage in enumerate(stages) if stage.added is not None})
-    sizes = sorted({_values(stage) for stage in stages[:-1]})
-    choices = []
-    for size in sizes:
-        kept = needed | {i for i, stage in enumerate(stages[:-1]) if _values(stage) <= size}
-        if kept not in choices:
-            choices.append(kept)
-    return choices
-
-
-def _plan(stages: Sequence[Stage], kept: frozenset[int], budget_bytes: int, dtype: torch.dtype) -> Plan:
-    sweeps = tuple(_schedule(stages, kept))
-    painted = len(stages) - 1
-    multiplications = sum(_chain_multiplications(stages, kept, i) for i in (*(s.stage for s in sweeps), painted))
-    effort = multiplications / sum(map(_multiplications, stages))
-    kept_bytes = _most_kept(stages, sweeps) * dtype.itemsize
-    return _with_strips(Plan(sweeps, 0, None, kept_bytes, 0, effort), stages, budget_bytes, dtype)
-
-
-def _schedule(stages: Sequence[Stage], kept: frozenset[int]) -> Iterator[Sweep]:
-    alive: set[int] = set()
-    for i, stage in enumerate(stages):
-        keeps = i in kept
-        if not keeps and not _needs_images(stage):
-            continue
-        needed = alive
-        over = None
-        if keeps:
-            needed = {i} | {later.added for later in stages[i:] if later.added is not None and later.added < i}
-            same = i - 1 in alive - needed and _shape(stages[i - 1]) == _shape(stage)
-            over = i - 1 if same else None
-        yield Sweep(i, keeps, over, tuple(sorted(alive - needed - {over})))
-        alive = needed - {stage.added}  # the sum takes the place of what it adds to
-
-
-def _needs_images(stage: Stage) -> bool:
-    return stage.norm is not None and stage.norm.needs_images
-
-
-def _most_kept(stages: Sequence[Stage], sweeps: Sequence[Sweep]) -> int:
-    """The most values that are kept at a time; maps that become free serve later ones of their shape."""
-    alive: list[int] = []
-    most = 0
-    for sweep in sweeps:
-        size = _values(stages[sweep.stage])
-        if sweep.keeps:
-            alive += [] if sweep.over is not None else [size]
-        most = max(most, sum(alive))
-        for ended in sweep.ended:
-            alive.remove(_values(stages[ended]))
-        if stages[sweep.stage].added is not None:
-            alive.remove(size)
-    return most
-
-
-def _shape(stage: Stage) -> tuple[int, int, int]:
-    return (*stage.size, stage.conv.out_channels)
-
-
-def _values(stage: Stage) -> int:
-    height, width, channels = _shape(stage)
-    return height * width * channels
-
-
-def _multiplications(stage: Stage) -> int:
-    return _values(stage) * stage.conv.in_channels * stage.conv.geometry.kernel_px**2
-
-
-def _chain(kept: frozenset[int] | set[int], i: int) -> Iterator[int]:
-    """The stages that are computed for stage `i`: itself, and those before it as far as the next that is kept."""
-    yield i
-    while i > 0 and i - 1 not in kept:
-        i -= 1
-        yield i
-
-
-def _chain_multiplications(stages: Sequence[Stage], kept: frozenset[int], i: int) -> int:
-    return sum(_multiplications(stages[j]) for j in _chain(kept, i))
-
-
-def _with_strips(plan: Plan, stages: Sequence[Stage], budget_bytes: int, dtype: torch.dtype) -> Plan:
-    """The same plan with the highest strips that are worth it and fit, or the lowest that there are."""
-    room = budget_bytes - (plan.kept_bytes if plan.folder is None else 0)
-    room = min(room, ENOUGH_WORKING_BYTES)
-    strip_px, working = LEAST_STRIP_PX, _working_bytes(plan, stages, LEAST_STRIP_PX, dtype)
-    while strip_px < stages[0].size[0]:
-        more = _working_bytes(plan, stages, 2 * strip_px, dtype)
-        if more > room:
-            break
-        strip_px, working = 2 * strip_px, more
-    return plan._replace(strip_px=strip_px, working_bytes=working)
-
-
-def _working_bytes(plan: Plan, stages: Sequence[Stage], strip_px: int, dtype: torch.dtype) -> int:
-    """What the most demanding strip takes: maps before and after a convolution, and a strip that waits for writing."""
-    kept = {sweep.stage for sweep in plan.sweeps if sweep.keeps}
-    most = 0
-    for i in (*(sweep.stage for sweep in plan.sweeps), len(stages) - 1):
-        rows = _rows_of(stages, i, strip_px)
-        behind = rows * _row_values(stages[i]) if i in kept else 0
-        for j in _chain(kept, i):
-            before, below = stages[max(j - 1, 0)], rows
-            if j > 0:
-                first, last = stages[j].geometry.needed_rows(0, rows, before.size[0])
-                below = min(last - first + stages[j].geometry.border_px, before.size[0])
-            result = rows * _row_values(stages[j]) * (2 if stages[j].added is None else 3)
-            most = max(most, behind + result + 2 * below * _row_values(before))
-            rows = below
-    return most * dtype.itemsize + SCRATCH_BYTES
-
-
-def _row_values(stage: Stage) -> int:
-    return stage.size[1] * stage.conv.out_channels
-
-
-def _rows_of(stages: Sequence[Stage], i: int, strip_px: int) -> int:
-    """How many rows of a stage correspond to a strip."""
-    return max(1, strip_px * stages[i].size[0] // stages[0].size[0], stages[i].conv.geometry.border_px)
 
 
 class _Kept(NamedTuple):
@@ -291,7 +102,7 @@ class StripPainter:
             After every strip, the share of these sweeps' work that it was.
         """
         kept = frozenset(sweep.stage for sweep in self.plan.sweeps if sweep.keeps)
-        work = [_chain_multiplications(self.stages, kept, sweep.stage) for sweep in self.plan.sweeps]
+        work = [chain_multiplications(self.stages, kept, sweep.stage) for sweep in self.plan.sweeps]
         for sweep, multiplications in zip(self.plan.sweeps, work, strict=True):
             for share in self._sweep(sweep):
                 yield share * multiplications / sum(work)
@@ -306,12 +117,12 @@ class StripPainter:
         merged = MergedStatistics()
         target = self._target(sweep) if sweep.keeps else None
         for first, convolved in self._by_strips(sweep.stage, self._convolved, height):
-            if _needs_images(stage):
+            if needs_images(stage):
                 merged.add(convolved)
             if target is not None:
                 target.put(first, convolved)
             yield convolved.shape[2] / height
-        if stage.norm is not None and _needs_images(stage):
+        if stage.norm is not None and needs_images(stage):
             stage.norm.frozen = stage.norm.of_images(merged.result())
         for ended in sweep.ended:
             self._spare.append(self._kept.pop(ended).store)
@@ -325,7 +136,7 @@ class StripPainter:
         """A stage's rows, computed strip by strip; where a GPU's memory does not suffice, in lower ones."""
         first = 0
         while first < height:
-            rows = _rows_of(self.stages, i, self.strip_px)
+            rows = stage_rows(self.stages, i, self.strip_px)
             last = min(height, first + rows)
             try:
                 computed = compute(i, first, last)
@@ -374,13 +185,13 @@ class StripPainter:
         """Where the maps of a sweep go."""
         if sweep.over is not None:
             return _Target(self._kept[sweep.over].store)
-        shape = _shape(self.stages[sweep.stage])
+        shape = map_shape(self.stages[sweep.stage])
         fitting = [store for store in self._spare if store.shape == shape]
         for store in self._spare:
             if store not in fitting:
                 store.close()
         self._spare = fitting[1:]
-        return _Target(fitting[0] if fitting else RowStore(shape, self.dtype, self.plan.folder))
+        return _Target(fitting[0] if fitting else RowStore(shape, self.dtype, self.plan.place))
 
     def _keep(self, sweep: Sweep, store: RowStore) -> None:
         """Keep a stage's maps; a sum over those that it adds to."""

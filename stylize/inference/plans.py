@@ -1,0 +1,240 @@
+"""How a picture is painted in strips, by the memory that there is: which maps are kept and where, how high strips are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from stylize.convolution import STRIP_VALUES
+from stylize.errors import StylizeError
+from stylize.generators.base import Stage
+
+CPU = torch.device("cpu")
+GIB = 2**30
+LEAST_STRIP_PX = 16
+# Of a strip: beyond it nothing is gained, and all of it is taken from what may be kept.
+ENOUGH_WORKING_BYTES = 192 * 2**20
+WORTH_KEEPING = 0.75  # of the largest maps: with these in memory the picture could be painted whole
+SCRATCH_BYTES = 8 * 4 * STRIP_VALUES  # of a convolution: a bordered strip, transformed tiles, products
+
+
+class Sweep(NamedTuple):
+    """One pass over a stage from top to bottom.
+
+    Attributes:
+        stage: Its number.
+        keeps: Whether the convolved maps are kept.
+        over: The stage over whose kept maps they are written, or None.
+        ended: Stages whose kept maps nobody needs afterwards.
+    """
+
+    stage: int
+    keeps: bool
+    over: int | None
+    ended: tuple[int, ...]
+
+
+class Plan(NamedTuple):
+    """How a picture is painted in strips.
+
+    Attributes:
+        sweeps: In this order, before the one that paints.
+        strip_px: Rows of the picture in a strip.
+        place: Where kept maps go: a folder, or the memory of a device.
+        kept_bytes: Of these, at most at a time.
+        working_bytes: For a strip.
+        effort: Multiplications, as a multiple of those of painting the whole.
+    """
+
+    sweeps: tuple[Sweep, ...]
+    strip_px: int
+    place: Path | torch.device
+    kept_bytes: int
+    working_bytes: int
+    effort: float
+
+
+class Room(NamedTuple):
+    """What there is for a picture.
+
+    Attributes:
+        device: Where to compute.
+        device_bytes: Of its memory.
+        host_bytes: Of the processor's memory, where the device has its own.
+        folder: For what goes on the disk.
+        folder_bytes: Free there.
+    """
+
+    device: torch.device
+    device_bytes: int
+    host_bytes: int
+    folder: Path
+    folder_bytes: int
+
+
+def choose_plan(stages: Sequence[Stage], room: Room, dtype: torch.dtype) -> Plan:
+    """The plan with the least arithmetic in the nearest place that holds its maps: device, processor's memory, disk.
+
+    Args:
+        stages: The generator's, for the picture.
+        room: What there is for it.
+        dtype: Of the maps.
+
+    Raises:
+        StylizeError: Not even a strip fits, or the disk has not the room.
+    """
+    plans = [_plan(stages, kept, dtype) for kept in _choices(stages)]
+    near = [_with_strips(plan, stages, room.device_bytes - plan.kept_bytes, dtype) for plan in plans]
+    far = [_with_strips(plan, stages, room.device_bytes, dtype) for plan in plans]
+    for place, bytes_there, candidates in (
+        (room.device, room.device_bytes, [p for p in near if p.kept_bytes + p.working_bytes <= room.device_bytes]),
+        (CPU, room.host_bytes, far if room.device.type != "cpu" else []),
+        (room.folder, room.folder_bytes // 2, far),
+        (room.folder, room.folder_bytes, far),
+    ):
+        fitting = [p for p in candidates if p.kept_bytes <= bytes_there and p.working_bytes <= room.device_bytes]
+        if fitting:
+            return min(fitting, key=lambda plan: plan.effort)._replace(place=place)
+    raise StylizeError(_what_lacks(stages, far, room))
+
+
+def _what_lacks(stages: Sequence[Stage], plans: Sequence[Plan], room: Room) -> str:
+    height, width = stages[0].size
+    least = min(plan.working_bytes for plan in plans)
+    if least > room.device_bytes:
+        return (
+            f"a picture of {width}×{height} px needs {least / GIB:.2f} GiB of memory even in strips, "
+            f"got {max(0, room.device_bytes) / GIB:.2f}; --max-memory allows more, --max-size shrinks the picture"
+        )
+    kept = min(plan.kept_bytes for plan in plans)
+    return (
+        f"a picture of {width}×{height} px needs {kept / GIB:.1f} GiB on the disk, {room.folder} has "
+        f"{room.folder_bytes / GIB:.1f}; --max-memory, or TMPDIR for another folder"
+    )
+
+
+def _choices(stages: Sequence[Stage]) -> list[frozenset[int]]:
+    """Which stages may be kept: those up to one size or another, with all that a sum needs."""
+    added = {stage.added for stage in stages if stage.added is not None}
+    needed = frozenset(added | {i for i, stage in enumerate(stages) if stage.added is not None})
+    values = {_values(stage) for stage in stages[:-1]}
+    sizes = sorted(size for size in values if size <= WORTH_KEEPING * max(values))
+    choices = []
+    for size in sizes:
+        kept = needed | {i for i, stage in enumerate(stages[:-1]) if _values(stage) <= size}
+        if kept not in choices:
+            choices.append(kept)
+    return choices
+
+
+def _plan(stages: Sequence[Stage], kept: frozenset[int], dtype: torch.dtype) -> Plan:
+    sweeps = tuple(_schedule(stages, kept))
+    painted = len(stages) - 1
+    multiplications = sum(chain_multiplications(stages, kept, i) for i in (*(s.stage for s in sweeps), painted))
+    effort = multiplications / sum(map(_multiplications, stages))
+    return Plan(sweeps, LEAST_STRIP_PX, CPU, _most_kept(stages, sweeps) * dtype.itemsize, 0, effort)
+
+
+def _schedule(stages: Sequence[Stage], kept: frozenset[int]) -> Iterator[Sweep]:
+    alive: set[int] = set()
+    for i, stage in enumerate(stages):
+        keeps = i in kept
+        if not keeps and not needs_images(stage):
+            continue
+        needed = alive
+        over = None
+        if keeps:
+            needed = {i} | {later.added for later in stages[i:] if later.added is not None and later.added < i}
+            same = i - 1 in alive - needed and map_shape(stages[i - 1]) == map_shape(stage)
+            over = i - 1 if same else None
+        yield Sweep(i, keeps, over, tuple(sorted(alive - needed - {over})))
+        alive = needed - {stage.added}  # the sum takes the place of what it adds to
+
+
+def needs_images(stage: Stage) -> bool:
+    """Whether a stage's norm takes statistics of the image."""
+    return stage.norm is not None and stage.norm.needs_images
+
+
+def _most_kept(stages: Sequence[Stage], sweeps: Sequence[Sweep]) -> int:
+    """The most values that are kept at a time; maps that become free serve later ones of their shape."""
+    alive: list[int] = []
+    most = 0
+    for sweep in sweeps:
+        size = _values(stages[sweep.stage])
+        if sweep.keeps:
+            alive += [] if sweep.over is not None else [size]
+        most = max(most, sum(alive))
+        for ended in sweep.ended:
+            alive.remove(_values(stages[ended]))
+        if stages[sweep.stage].added is not None:
+            alive.remove(size)
+    return most
+
+
+def map_shape(stage: Stage) -> tuple[int, int, int]:
+    """Of what a stage's convolution leaves: `(H, W, C)`."""
+    return (*stage.size, stage.conv.out_channels)
+
+
+def _values(stage: Stage) -> int:
+    height, width, channels = map_shape(stage)
+    return height * width * channels
+
+
+def _multiplications(stage: Stage) -> int:
+    return _values(stage) * stage.conv.in_channels * stage.conv.geometry.kernel_px**2
+
+
+def _chain(kept: frozenset[int] | set[int], i: int) -> Iterator[int]:
+    """The stages that are computed for stage `i`: itself, and those before it as far as the next that is kept."""
+    yield i
+    while i > 0 and i - 1 not in kept:
+        i -= 1
+        yield i
+
+
+def chain_multiplications(stages: Sequence[Stage], kept: frozenset[int], i: int) -> int:
+    """Of stage `i` and all that is computed anew for it."""
+    return sum(_multiplications(stages[j]) for j in _chain(kept, i))
+
+
+def _with_strips(plan: Plan, stages: Sequence[Stage], bytes_left: int, dtype: torch.dtype) -> Plan:
+    """The same plan with the highest strips that are worth it and fit, or the lowest that there are."""
+    strip_px, working = LEAST_STRIP_PX, _working_bytes(plan, stages, LEAST_STRIP_PX, dtype)
+    while strip_px < stages[0].size[0]:
+        more = _working_bytes(plan, stages, 2 * strip_px, dtype)
+        if more > min(bytes_left, ENOUGH_WORKING_BYTES):
+            break
+        strip_px, working = 2 * strip_px, more
+    return plan._replace(strip_px=strip_px, working_bytes=working)
+
+
+def _working_bytes(plan: Plan, stages: Sequence[Stage], strip_px: int, dtype: torch.dtype) -> int:
+    """What the most demanding strip takes: maps before and after a convolution, and a strip that waits for writing."""
+    kept = {sweep.stage for sweep in plan.sweeps if sweep.keeps}
+    most = 0
+    for i in (*(sweep.stage for sweep in plan.sweeps), len(stages) - 1):
+        rows = stage_rows(stages, i, strip_px)
+        behind = rows * _row_values(stages[i]) if i in kept else 0
+        for j in _chain(kept, i):
+            before, below = stages[max(j - 1, 0)], rows
+            if j > 0:
+                first, last = stages[j].geometry.needed_rows(0, rows, before.size[0])
+                below = min(last - first + stages[j].geometry.border_px, before.size[0])
+            result = rows * _row_values(stages[j]) * (2 if stages[j].added is None else 3)
+            most = max(most, behind + result + 2 * below * _row_values(before))
+            rows = below
+    return most * dtype.itemsize + SCRATCH_BYTES
+
+
+def _row_values(stage: Stage) -> int:
+    return stage.size[1] * stage.conv.out_channels
+
+
+def stage_rows(stages: Sequence[Stage], i: int, strip_px: int) -> int:
+    """How many rows of a stage correspond to a strip."""
+    return max(1, strip_px * stages[i].size[0] // stages[0].size[0], stages[i].conv.geometry.border_px)
