@@ -1,7 +1,8 @@
-"""How a picture is painted in strips, by the memory that there is: which maps are kept and where, how high strips are."""
+"""How a picture is painted in strips, by the memory there is: which maps are kept, and where; how high strips are."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -86,7 +87,7 @@ def choose_plan(stages: Sequence[Stage], room: Room, dtype: torch.dtype) -> Plan
     Raises:
         StylizeError: Not even a strip fits, or the disk has not the room.
     """
-    plans = [_plan(stages, kept, dtype) for kept in _choices(stages)]
+    plans = plans_of(stages, dtype)
     near = [_with_strips(plan, stages, room.device_bytes - plan.kept_bytes, dtype) for plan in plans]
     far = [_with_strips(plan, stages, room.device_bytes, dtype) for plan in plans]
     for place, bytes_there, candidates in (
@@ -99,6 +100,11 @@ def choose_plan(stages: Sequence[Stage], room: Room, dtype: torch.dtype) -> Plan
         if fitting:
             return min(fitting, key=lambda plan: plan.effort)._replace(place=place)
     raise StylizeError(_what_lacks(stages, far, room))
+
+
+def plans_of(stages: Sequence[Stage], dtype: torch.dtype) -> list[Plan]:
+    """All plans, from the fewest kept maps to the least arithmetic; in memory, in the lowest strips."""
+    return [_plan(stages, kept, dtype) for kept in _choices(stages)]
 
 
 def _what_lacks(stages: Sequence[Stage], plans: Sequence[Plan], room: Room) -> str:
@@ -204,21 +210,20 @@ def chain_multiplications(stages: Sequence[Stage], kept: frozenset[int], i: int)
 
 def _with_strips(plan: Plan, stages: Sequence[Stage], bytes_left: int, dtype: torch.dtype) -> Plan:
     """The same plan with the highest strips that are worth it and fit, or the lowest that there are."""
-    strip_px, working = LEAST_STRIP_PX, _working_bytes(plan, stages, LEAST_STRIP_PX, dtype)
-    while strip_px < stages[0].size[0]:
-        more = _working_bytes(plan, stages, 2 * strip_px, dtype)
-        if more > min(bytes_left, ENOUGH_WORKING_BYTES):
-            break
-        strip_px, working = 2 * strip_px, more
-    return plan._replace(strip_px=strip_px, working_bytes=working)
+    most = min(bytes_left, ENOUGH_WORKING_BYTES)
+    height = stages[0].size[0]
+    heights = range(LEAST_STRIP_PX, height + LEAST_STRIP_PX, LEAST_STRIP_PX)
+    fitting = bisect_right(heights, most, key=lambda px: working_bytes(plan._replace(strip_px=px), stages, dtype))
+    plan = plan._replace(strip_px=heights[max(0, fitting - 1)])
+    return plan._replace(working_bytes=working_bytes(plan, stages, dtype))
 
 
-def _working_bytes(plan: Plan, stages: Sequence[Stage], strip_px: int, dtype: torch.dtype) -> int:
+def working_bytes(plan: Plan, stages: Sequence[Stage], dtype: torch.dtype) -> int:
     """What the most demanding strip takes: maps before and after a convolution, and a strip that waits for writing."""
     kept = {sweep.stage for sweep in plan.sweeps if sweep.keeps}
     most = 0
     for i in (*(sweep.stage for sweep in plan.sweeps), len(stages) - 1):
-        rows = stage_rows(stages, i, strip_px)
+        rows = stage_rows(stages, i, plan.strip_px)
         behind = rows * _row_values(stages[i]) if i in kept else 0
         for j in _chain(kept, i):
             before, below = stages[max(j - 1, 0)], rows
