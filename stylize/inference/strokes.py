@@ -88,8 +88,8 @@ class Enlargement:
 
     The painted picture is enlarged with cubic B-splines. Where it follows the photograph, what the enlarged small
     photograph lacks of the photograph is added, in the measure in which one goes with the other within 3×3 px (the
-    coefficients of a guided filter, times the share of the painting's variance that they explain): so edges lie where
-    the photograph's lie, and what the painting ignores is not pasted on. Then contrasts are raised between the least
+    coefficients of a guided filter, times the square of the share of the painting's variance that they explain): so edges
+    lie where the photograph's lie, and what the painting ignores is not pasted on. Then contrasts are raised between the least
     and the greatest value of the small painted picture close by, beyond which nothing goes: strokes that the
     photograph knows nothing of are sharp, too, and there are no halos.
 
@@ -198,14 +198,14 @@ def _luma(image: Tensor) -> Tensor:
 
 
 def _gain(guide: Tensor, painted: Tensor) -> Tensor:
-    """By how much the painting goes with the guide, within 3×3 px: the slope times the share that it explains."""
+    """By how much the painting goes with the guide, within 3×3 px: the slope times how well it explains, squared."""
     guide_mean, painted_mean = _box(guide), _box(painted)
     variance = _box(guide * guide) - guide_mean * guide_mean
     covariance = _box(guide * painted) - guide_mean * painted_mean
     painted_variance = (_box(painted * painted) - painted_mean * painted_mean).sum(0)
     slope = covariance / (variance.clamp(min=0) + REGULARIZATION)
     explained = (slope * covariance).sum(0) / (painted_variance.clamp(min=0) + PAINTED_VARIANCE)
-    gain: Tensor = slope * explained.clamp(0, 1)
+    gain: Tensor = slope * explained.clamp(0, 1) ** 2
     return gain
 
 
