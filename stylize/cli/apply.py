@@ -222,20 +222,24 @@ def _paint_all(
     """
     from tqdm import tqdm
 
-    from stylize.inference.batches import painted
+    from stylize.inference.batches import painted_files
 
     failures: list[str] = []
     hidden = len(jobs) == 1 or not sys.stderr.isatty()
-    pieces = (_read(job, paint, overwrite, hint) for job in jobs)
+
+    def read(job: Job) -> Piece:
+        return _read(job, paint, overwrite, hint)
+
+    def write(piece: Piece) -> None:
+        _write_(piece, quality, overwrite)
+
     with tqdm(total=len(jobs), unit="image", disable=hidden, dynamic_ncols=True) as bar:
-        for batch in painted(pieces, stylizer, paint):
-            for piece in batch:
-                _write_(piece, quality, overwrite)
-                if piece.error is None:
-                    tqdm.write(str(piece.target), file=sys.stdout)
-                else:
-                    failures.append(str(piece.error))
-                bar.update()
+        for piece in painted_files(jobs, read, write, _is_small, stylizer, paint):
+            if piece.error is None:
+                tqdm.write(str(piece.target), file=sys.stdout)
+            else:
+                failures.append(str(piece.error))
+            bar.update()
     if len(jobs) == 1 and failures:
         raise StylizeError(failures[0])
     if failures:
@@ -259,6 +263,17 @@ def _read(job: Job, paint: Paint, overwrite: bool, hint: StrokeHint) -> Piece:
     except StylizeError as error:
         piece.error = error
     return piece
+
+
+def _is_small(job: Job) -> bool:
+    """Whether the photograph may be in memory beside others, by its file's header; what has none is told when read."""
+    from stylize.images import image_size
+    from stylize.inference.batches import is_small_size
+
+    try:
+        return is_small_size(image_size(job.source))
+    except StylizeError:
+        return True
 
 
 def _write_(piece: Piece, quality: int, overwrite: bool) -> None:

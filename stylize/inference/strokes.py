@@ -88,10 +88,10 @@ class Enlargement:
 
     The painted picture is enlarged with cubic B-splines. Where it follows the photograph, what the enlarged small
     photograph lacks of the photograph is added, in the measure in which one goes with the other within 3×3 px (the
-    coefficients of a guided filter, times the square of the share of the painting's variance that they explain): so edges
-    lie where the photograph's lie, and what the painting ignores is not pasted on. Then contrasts are raised between the least
-    and the greatest value of the small painted picture close by, beyond which nothing goes: strokes that the
-    photograph knows nothing of are sharp, too, and there are no halos.
+    coefficients of a guided filter, times the square of the share of the painting's variance that they explain): so
+    edges lie where the photograph's lie, and what the painting ignores is not pasted on. Then contrasts are raised
+    between the least and the greatest value of the small painted picture close by, beyond which nothing goes: strokes
+    that the photograph knows nothing of are sharp, too, and there are no halos.
 
     Args:
         photograph: The small one, `(3, h, w)` in [0, 1].
