@@ -17,7 +17,7 @@ from stylize.devices import check_compiler, has_compiler, keep_compiled_code, wh
 from stylize.errors import StylizeError
 from stylize.generators import GeneratorConfig, build_generator
 from stylize.images import Picture
-from stylize.inference.batches import Piece, ahead, grouped
+from stylize.inference.batches import Piece, ahead, ahead_if_small, behind_if_small, grouped
 from stylize.inference.compilation import choose_shapes
 from stylize.inference.stylizer import Paint, Shape, Stylizer, pictures_together
 from stylize.norms import NORMS
@@ -138,6 +138,73 @@ def test_what_fails_in_the_making_is_raised_in_its_turn() -> None:
     assert next(items) == 0
     with pytest.raises(ValueError, match="of the second"):
         next(items)
+
+
+def test_a_small_photograph_is_read_while_another_is_in_use_and_a_large_one_in_its_turn() -> None:
+    read = [threading.Event() for _ in range(4)]
+
+    def reading(job: int) -> int:
+        read[job].set()
+        return job
+
+    items = ahead_if_small(range(4), reading, lambda job: job != 2)
+    assert next(items) == 0
+    assert read[1].wait(60)
+    assert next(items) == 1
+    assert not read[2].wait(0.05)
+    assert not read[3].is_set()
+    assert list(items) == [2, 3]
+
+
+def test_a_small_picture_is_written_while_the_next_is_made_and_a_large_one_before_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("stylize.inference.batches.SMALL_PIXELS", 600)
+    made, told = [threading.Event() for _ in range(4)], []
+
+    def making() -> Iterator[Piece]:
+        for i, width in enumerate((24, 24, 50, 24)):
+            told.append(f"made {i}")
+            made[i].set()
+            yield Piece(Path(str(i)), Path("-"), pictures(1, width)[0])
+
+    def write(piece: Piece) -> None:
+        if piece.source.name == "0":
+            assert made[1].wait(60)
+        told.append(f"written {piece.source}")
+        piece.picture = None
+
+    assert [piece.source.name for piece in behind_if_small(making(), write)] == ["0", "1", "2", "3"]
+    assert told.index("made 1") < told.index("written 0")
+    assert told.index("written 2") < told.index("made 3")
+    assert [line for line in told if "written" in line] == [f"written {i}" for i in range(4)]
+
+
+def test_no_more_than_three_small_pictures_are_in_memory() -> None:
+    begun: list[int] = []
+    written: list[Piece] = []
+    held: list[int] = []
+
+    def read(job: int) -> Piece:
+        begun.append(job)
+        return Piece(Path(str(job)), Path("-"), pictures(1)[0])
+
+    def write(piece: Piece) -> None:
+        held.append(len(begun) - len(written))
+        written.append(piece)
+
+    pieces = behind_if_small(ahead_if_small(range(20), read, lambda job: True), write)
+    assert len(list(pieces)) == 20
+    assert max(held) <= 3
+
+
+def test_a_file_that_cannot_be_written_by_a_fault_of_the_program_stops_it() -> None:
+    def write(piece: Piece) -> None:
+        raise ZeroDivisionError(piece.source.name)
+
+    pieces = (Piece(Path(str(i)), Path("-"), pictures(1)[0]) for i in range(3))
+    with pytest.raises(ZeroDivisionError, match="0"):
+        list(behind_if_small(pieces, write))
 
 
 # The command line

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -56,6 +56,14 @@ class Job(NamedTuple):
     "--max-size", type=click.IntRange(16), metavar="PX", help="Shrink larger pictures to this longer side first."
 )
 @click.option(
+    "--stroke-scale",
+    type=click.FloatRange(1, 8),
+    default=1.0,
+    show_default=True,
+    metavar="F",
+    help="Paint strokes F times as large, with the photograph's edges.",
+)
+@click.option(
     "--precision",
     type=click.Choice(["auto", "fp32", "bf16"]),
     default="auto",
@@ -83,6 +91,7 @@ def apply(
     strength: float,
     keep_colors: bool,
     max_size: int | None,
+    stroke_scale: float,
     precision: str,
     compilation: str,
     quality: int,
@@ -105,11 +114,48 @@ def apply(
     jobs = plan_jobs(inputs, output, card.style, recursive)
     target_device = choose_device(device)
     precision = choose_precision(precision, target_device)
-    compiled = choose_shapes(compilation, target_device, precision, _sizes(jobs, max_size))
+    compiled = choose_shapes(compilation, target_device, precision, _sizes(jobs, max_size), stroke_scale)
     if compiled:
         keep_compiled_code()
     stylizer = Stylizer(generator, target_device, precision, compiled)
-    _paint_all(stylizer, jobs, Paint(strength, keep_colors, max_size), quality, overwrite)
+    hint = StrokeHint(_crop_px(card.config), stroke_scale)
+    _paint_all(stylizer, jobs, Paint(strength, keep_colors, max_size, stroke_scale), quality, overwrite, hint)
+
+
+class StrokeHint:
+    """Tells once that a picture is far larger than what its model was trained on.
+
+    Args:
+        crop_px: Of the training; None: unknown, and nothing is told.
+        scale: The stroke scale that was asked for.
+    """
+
+    def __init__(self, crop_px: int | None, scale: float) -> None:
+        self.crop_px = crop_px
+        self.scale = scale
+
+    def consider(self, source: Path, size: tuple[int, int]) -> None:
+        """Tell it of this picture, of this width and height in px, if it is one, and the first."""
+        from stylize.inference.strokes import advised_scale
+
+        if self.crop_px is None:
+            return
+        advised = advised_scale(size, self.crop_px, self.scale)
+        if advised is None:
+            return
+        side_px = max(size) / self.scale
+        logger.info(
+            "%s: %.0f px are %.0f times the %d px that the model was trained on; "
+            "--stroke-scale %d paints larger strokes", source, side_px, side_px / self.crop_px, self.crop_px, advised,
+        )  # fmt: skip
+        self.crop_px = None
+
+
+def _crop_px(config: Mapping[str, Any]) -> int | None:
+    """Of the training, as the model file says; None where it does not."""
+    content = config.get("content")
+    crop_px = content.get("crop") if isinstance(content, dict) else None
+    return crop_px if isinstance(crop_px, int) and crop_px > 0 else None
 
 
 def plan_jobs(inputs: Sequence[Path], output: Path | None, style: str, recursive: bool) -> list[Job]:
@@ -157,7 +203,7 @@ def _check_distinct(jobs: Sequence[Job]) -> None:
 
 
 def _sizes(jobs: Sequence[Job], max_size_px: int | None) -> Iterator[tuple[int, int]]:
-    """Width and height of every picture as it is painted, by the files' headers; those without one fail later."""
+    """Width and height of every picture, limited, by the files' headers; those without one fail later."""
     from stylize.images import image_size
     from stylize.inference.stylizer import limited_size
 
@@ -166,7 +212,9 @@ def _sizes(jobs: Sequence[Job], max_size_px: int | None) -> Iterator[tuple[int, 
             yield limited_size(image_size(job.source), max_size_px)
 
 
-def _paint_all(stylizer: Stylizer, jobs: Sequence[Job], paint: Paint, quality: int, overwrite: bool) -> None:
+def _paint_all(
+    stylizer: Stylizer, jobs: Sequence[Job], paint: Paint, quality: int, overwrite: bool, hint: StrokeHint
+) -> None:
     """Paint every picture; those that fail are told at the end, the others are done.
 
     Raises:
@@ -174,27 +222,31 @@ def _paint_all(stylizer: Stylizer, jobs: Sequence[Job], paint: Paint, quality: i
     """
     from tqdm import tqdm
 
-    from stylize.inference.batches import painted
+    from stylize.inference.batches import painted_files
 
     failures: list[str] = []
     hidden = len(jobs) == 1 or not sys.stderr.isatty()
-    pieces = (_read(job, paint, overwrite) for job in jobs)
+
+    def read(job: Job) -> Piece:
+        return _read(job, paint, overwrite, hint)
+
+    def write(piece: Piece) -> None:
+        _write_(piece, quality, overwrite)
+
     with tqdm(total=len(jobs), unit="image", disable=hidden, dynamic_ncols=True) as bar:
-        for batch in painted(pieces, stylizer, paint):
-            for piece in batch:
-                _write_(piece, quality, overwrite)
-                if piece.error is None:
-                    tqdm.write(str(piece.target), file=sys.stdout)
-                else:
-                    failures.append(str(piece.error))
-                bar.update()
+        for piece in painted_files(jobs, read, write, _is_small, stylizer, paint):
+            if piece.error is None:
+                tqdm.write(str(piece.target), file=sys.stdout)
+            else:
+                failures.append(str(piece.error))
+            bar.update()
     if len(jobs) == 1 and failures:
         raise StylizeError(failures[0])
     if failures:
         raise StylizeError(f"{len(failures)} of {len(jobs)} pictures failed: {'; '.join(failures)}")
 
 
-def _read(job: Job, paint: Paint, overwrite: bool) -> Piece:
+def _read(job: Job, paint: Paint, overwrite: bool, hint: StrokeHint) -> Piece:
     """The photograph of a job, in the size that is painted, if it can be read and its place be written to."""
     from stylize.images import format_of, read_picture
     from stylize.inference.batches import Piece
@@ -207,9 +259,21 @@ def _read(job: Job, paint: Paint, overwrite: bool) -> Piece:
         format_of(job.target)
         _make_parent(job.target)
         piece.picture = limit_size(picture, paint.max_size_px)
+        hint.consider(job.source, piece.picture.size)
     except StylizeError as error:
         piece.error = error
     return piece
+
+
+def _is_small(job: Job) -> bool:
+    """Whether the photograph may be in memory beside others, by its file's header; what has none is told when read."""
+    from stylize.images import image_size
+    from stylize.inference.batches import is_small_size
+
+    try:
+        return is_small_size(image_size(job.source))
+    except StylizeError:
+        return True
 
 
 def _write_(piece: Piece, quality: int, overwrite: bool) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +19,9 @@ from stylize.inference.stylizer import Paint, Stylizer, pictures_together
 logger = logging.getLogger("stylize")
 
 T = TypeVar("T")
+J = TypeVar("J")
+
+SMALL_PIXELS = 1 << 22
 
 
 @dataclass
@@ -37,22 +41,40 @@ class Piece:
     error: StylizeError | None = None
 
 
-def painted(pieces: Iterable[Piece], stylizer: Stylizer, paint: Paint) -> Iterator[list[Piece]]:
-    """The pieces in their order, painted, by batches; what fails, fails by itself.
+def painted_files(
+    jobs: Iterable[J],
+    read: Callable[[J], Piece],
+    write: Callable[[Piece], None],
+    is_small: Callable[[J], bool],
+    stylizer: Stylizer,
+    paint: Paint,
+) -> Iterator[Piece]:
+    """Read, paint and write pictures, in their order, beside each other; what fails, fails by itself.
+
+    On CUDA the next batch is read and painted in threads while this one is written: up to three are in memory. Else a
+    picture is painted while the one before it is written and the next one is read, if these are small: painting has
+    the cores, but waits for no file. Of pictures that are not small only one is in memory.
 
     Args:
-        pieces: Photographs, as they are read.
-        stylizer: Paints them.
-        paint: How; the photographs are limited in size already.
+        jobs: What is to be painted.
+        read: Makes a piece of a job, with the photograph, limited in size already, or with the error.
+        write: Writes a painted piece, or leaves an error in it.
+        is_small: Whether the picture of a job may be in memory beside others.
+        stylizer: Paints.
+        paint: How.
 
     Returns:
-        The batches. On CUDA the next one is read and painted in threads while this one is in use: up to three are
-        in memory.
+        The pieces, as they are written.
     """
-    batches = grouped(pieces, stylizer.device)
-    if not works_beside(stylizer.device):
-        return _painting(batches, stylizer, paint)
-    return ahead(_painting(ahead(batches), stylizer, paint))
+    if works_beside(stylizer.device):
+        for batch in ahead(_painting(ahead(grouped(map(read, jobs), stylizer.device)), stylizer, paint)):
+            for piece in batch:
+                write(piece)
+                yield piece
+        return
+    pieces = ahead_if_small(jobs, read, is_small)
+    batches = _painting(grouped(pieces, stylizer.device), stylizer, paint)
+    yield from behind_if_small((piece for batch in batches for piece in batch), write)
 
 
 def works_beside(device: torch.device) -> bool:
@@ -92,6 +114,50 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
         while (item := coming.result()) is not end:
             coming = thread.submit(next, items, end)
             yield item  # type: ignore[misc]  # mypy does not narrow by `is not end`
+
+
+def ahead_if_small(jobs: Iterable[J], read: Callable[[J], T], is_small: Callable[[J], bool]) -> Iterator[T]:
+    """What is read of each job; while one is in use, a thread reads the next if that is small.
+
+    >>> list(ahead_if_small("abc", str.upper, lambda job: job != "b"))
+    ['A', 'B', 'C']
+    """
+
+    def read_if_small(job: J) -> list[T]:
+        return [read(job)] if is_small(job) else []
+
+    with ThreadPoolExecutor(1) as thread:
+        coming: deque[tuple[J, Future[list[T]]]] = deque()
+        for job in jobs:
+            coming.append((job, thread.submit(read_if_small, job)))
+            if len(coming) > 1:
+                first, reading = coming.popleft()
+                yield from reading.result() or [read(first)]
+        for last, reading in coming:
+            yield from reading.result() or [read(last)]
+
+
+def behind_if_small(pieces: Iterable[Piece], write: Callable[[Piece], None]) -> Iterator[Piece]:
+    """The pieces, written by a thread, in their order: a small one while the next is made."""
+    with ThreadPoolExecutor(1) as thread:
+        writing: deque[tuple[Piece, Future[None]]] = deque()
+        for piece in pieces:
+            may_wait = piece.picture is None or is_small_size(piece.picture.size)
+            writing.append((piece, thread.submit(write, piece)))
+            while len(writing) > may_wait:
+                yield _written(*writing.popleft())
+        for each in writing:
+            yield _written(*each)
+
+
+def _written(piece: Piece, writing: Future[None]) -> Piece:
+    writing.result()
+    return piece
+
+
+def is_small_size(size: tuple[int, int]) -> bool:
+    """Whether pictures of this width and height may be in memory beside others."""
+    return size[0] * size[1] <= SMALL_PIXELS
 
 
 def _painting(batches: Iterator[list[Piece]], stylizer: Stylizer, paint: Paint) -> Iterator[list[Piece]]:

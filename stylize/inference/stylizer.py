@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from stylize.devices import choose_memory_format
 from stylize.generators import Generator
 from stylize.images import Picture
+from stylize.inference.strokes import enlarged, shrunk_size
 
 logger = logging.getLogger("stylize")
 
@@ -31,11 +32,14 @@ class Paint(NamedTuple):
         strength: 0 gives the photograph, 1 the painted picture; between, a mixture of the two.
         keep_colors: Take the luminance from the painted picture and the colour from the photograph.
         max_size_px: Shrink larger pictures to this longer side first.
+        stroke_scale: Paint strokes so many times as large, 1 to 8: pictures are painted at this fraction of their
+            size, and enlarged by the photograph's detail.
     """
 
     strength: float = 1.0
     keep_colors: bool = False
     max_size_px: int | None = None
+    stroke_scale: float = 1.0
 
 
 class Shape(NamedTuple):
@@ -78,7 +82,7 @@ class Stylizer:
         """Paint one picture; size and transparency stay, but for `max_size_px`.
 
         Raises:
-            StylizeError: The picture is smaller than the generator can take.
+            StylizeError: The picture is smaller than the generator can take, with its stroke scale.
         """
         return self.paint_many([picture], paint)[0]
 
@@ -95,7 +99,7 @@ class Stylizer:
             paint: How.
 
         Raises:
-            StylizeError: The pictures are smaller than the generator can take.
+            StylizeError: The pictures are smaller than the generator can take, with their stroke scale.
             ValueError: They are of several sizes.
         """
         pictures = [limit_size(picture, paint.max_size_px) for picture in pictures]
@@ -103,16 +107,25 @@ class Stylizer:
         if len(sizes) != 1:
             raise ValueError(f"pictures to paint together: got the sizes {sizes}, must be of one")
         images = [picture.rgb[None] for picture in pictures]
-        photographs = (images[0] if len(images) == 1 else torch.cat(images)).to(self.device)
-        autocast = torch.autocast(self.device.type, dtype=torch.bfloat16)
-        with autocast if self.precision == "bf16" else nullcontext():
-            painted = self._network(photographs.contiguous(memory_format=self.memory_format)).float()
+        together = images[0] if len(images) == 1 else torch.cat(images)
+        photographs = together.to(self.device)
+        size = shrunk_size(sizes[0], paint.stroke_scale)
+        if size == sizes[0]:
+            painted = self._painted(photographs)
+        else:
+            small = shrink(together, size).to(self.device)
+            painted = enlarged(small, self._painted(small), photographs)
         if paint.keep_colors:
             painted = with_colors_of(photographs, painted)
         if paint.strength != 1:
             painted = torch.lerp(photographs, painted, paint.strength)
         painted = painted.clamp(0, 1).cpu()
         return [Picture(rgb, picture.alpha) for rgb, picture in zip(painted, pictures, strict=True)]
+
+    def _painted(self, photographs: Tensor) -> Tensor:
+        autocast = torch.autocast(self.device.type, dtype=torch.bfloat16)
+        with autocast if self.precision == "bf16" else nullcontext():
+            return self._network(photographs.contiguous(memory_format=self.memory_format)).float()
 
     def _network(self, photographs: Tensor) -> Tensor:
         count, _, height, width = photographs.shape
@@ -151,15 +164,17 @@ def limited_size(size: tuple[int, int], max_size_px: int | None) -> tuple[int, i
 
 def limit_size(picture: Picture, max_size_px: int | None) -> Picture:
     """Shrink a picture whose longer side exceeds the limit, antialiased."""
-    width, height = limited_size(picture.size, max_size_px)
-    if (width, height) == picture.size:
+    size = limited_size(picture.size, max_size_px)
+    if size == picture.size:
         return picture
+    alpha = None if picture.alpha is None else shrink(picture.alpha[None], size)[0]
+    return Picture(shrink(picture.rgb[None], size)[0], alpha)
 
-    def shrink(image: Tensor) -> Tensor:
-        resized = F.interpolate(image[None], (height, width), mode="bicubic", antialias=True, align_corners=False)
-        return resized[0].clamp(0, 1)
 
-    return Picture(shrink(picture.rgb), None if picture.alpha is None else shrink(picture.alpha))
+def shrink(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images `(N, C, H, W)` at a smaller width and height, antialiased."""
+    resized = F.interpolate(images, size[::-1], mode="bicubic", antialias=True, align_corners=False)
+    return resized.clamp(0, 1)
 
 
 def with_colors_of(photograph: Tensor, painted: Tensor) -> Tensor:
