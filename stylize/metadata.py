@@ -1,0 +1,244 @@
+"""What stands in image files beside pixels, as bytes: kept as it came, but for what is no longer true.
+
+libvips would write EXIF anew by a library that loses what it does not know and the makers' notes; these functions
+change the few values that must change where they stand, and lay the block into the file.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from PIL import Image
+
+EXIF_PREFIX = b"Exif\0\0"
+JPEG_EXIF_BYTES = 65535 - 2 - len(EXIF_PREFIX)
+# how far into a file of the format the place of an EXIF block lies at most
+HEAD_BYTES = 33
+
+WIDTH, HEIGHT, ORIENTATION, EXIF_IFD, GPS_IFD = 0x0100, 0x0101, 0x0112, 0x8769, 0x8825
+EXIF_WIDTH, EXIF_HEIGHT = 0xA002, 0xA003
+THUMBNAIL_OFFSET, THUMBNAIL_BYTES = 0x0201, 0x0202
+# Tags of a TIFF's own directory that tell of the photograph, not of how its pixels are stored.
+DESCRIBING = frozenset(
+    (0x010D, 0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x8298, EXIF_IFD, GPS_IFD, *range(0x9C9B, 0x9CA0))
+)
+SHORT, LONG, DIRECTORY_64 = 3, 4, 18
+TYPE_BYTES = {1: 1, 2: 1, SHORT: 2, LONG: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
+
+
+def corrected_exif(block: bytes, size: tuple[int, int]) -> bytes | None:
+    """An EXIF block for an upright picture of this size: its thumbnail gone, all else at its place.
+
+    Args:
+        block: With the prefix of JPEG or without.
+        size: Width and height of the picture in px.
+
+    Returns:
+        The block without a prefix, or None where it is damaged.
+    """
+    tiff = bytearray(block.removeprefix(EXIF_PREFIX))
+    try:
+        order = {b"II*\0": "<", b"MM\0*": ">"}[bytes(tiff[:4])]
+        first = struct.unpack_from(f"{order}I", tiff, 4)[0]
+        for tag, at in _entries(tiff, order, first):
+            if tag == ORIENTATION:
+                struct.pack_into(f"{order}HIHH", tiff, at + 2, SHORT, 1, 1, 0)
+            _correct_side(tiff, order, tag, at, {WIDTH: size[0], HEIGHT: size[1]})
+            if tag == EXIF_IFD:
+                for inner, place in _entries(tiff, order, struct.unpack_from(f"{order}I", tiff, at + 8)[0]):
+                    _correct_side(tiff, order, inner, place, {EXIF_WIDTH: size[0], EXIF_HEIGHT: size[1]})
+        _drop_thumbnail(tiff, order, first)
+    except (KeyError, struct.error):
+        return None
+    return bytes(tiff)
+
+
+def corrected_xmp(packet: bytes) -> bytes:
+    """An XMP packet for an upright picture.
+
+    >>> corrected_xmp(b'<a tiff:Orientation="6"/>')
+    b'<a tiff:Orientation="1"/>'
+    """
+    packet = re.sub(rb"(\btiff:Orientation\s*=\s*[\"'])[2-8](?=[\"'])", rb"\g<1>1", packet)
+    return re.sub(rb"(<tiff:Orientation>\s*)[2-8](?=\s*<)", rb"\g<1>1", packet)
+
+
+def with_exif(head: bytes, block: bytes) -> bytes:
+    """Lay an EXIF block into the beginning of a JPEG or PNG file, which has none.
+
+    Args:
+        head: At least the first 33 bytes.
+        block: Without prefix; at most 65,527 bytes for JPEG.
+    """
+    if head.startswith(b"\xff\xd8"):
+        content = EXIF_PREFIX + block
+        segment = b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content
+        place = 4 + struct.unpack_from(">H", head, 4)[0] if head[2:4] == b"\xff\xe0" else 2  # JFIF wants to be first
+        return head[:place] + segment + head[place:]
+    chunk = b"eXIf" + block
+    chunk = struct.pack(">I", len(block)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return head[:33] + chunk + head[33:]
+
+
+def webp_with_exif(content: bytes, block: bytes) -> bytes:
+    """Lay an EXIF block into a WebP file, which has none."""
+    body = content[12:]
+    if body[:4] != b"VP8X":
+        body = _extended_header(body) + body
+    flags = body[8] | 0x08
+    body = body[:8] + bytes([flags]) + body[9:]
+    chunk = b"EXIF" + struct.pack("<I", len(block)) + block + bytes(len(block) % 2)
+    place = body.find(b"XMP ", _end_of_pictures(body))  # it comes last
+    body = body + chunk if place < 0 else body[:place] + chunk + body[place:]
+    return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
+
+
+def add_exif_to_tiff(file: BinaryIO, block: bytes) -> None:
+    """Append a new first directory to a TIFF file of one picture: the old one, and an EXIF block's tags.
+
+    Args:
+        file: Open for reading and writing.
+        block: Without prefix.
+    """
+    file.seek(0)
+    head = file.read(16)
+    order, big = "<" if head[:2] == b"II" else ">", head[2:4] in (b"+\0", b"\0+")
+    entry, count, pointer = (20, "Q", "Q") if big else (12, "H", "I")
+    file.seek(struct.unpack_from(f"{order}{pointer}", head, 8 if big else 4)[0])
+    number = struct.unpack(f"{order}{count}", file.read(struct.calcsize(count)))[0]
+    raw = file.read(number * entry)
+    entries = {struct.unpack_from(f"{order}H", raw, i)[0]: raw[i : i + entry] for i in range(0, len(raw), entry)}
+    for tag, kind, values, content in _describing(block, order):
+        entries[tag] = _placed(file, order, big, tag, kind, values, content)
+    place = _end(file)
+    joined = b"".join(entries[tag] for tag in sorted(entries))
+    file.write(struct.pack(f"{order}{count}", len(entries)) + joined + bytes(struct.calcsize(pointer)))
+    file.seek(8 if big else 4)
+    file.write(struct.pack(f"{order}{pointer}", place))
+
+
+def exif_of_tiff(image: Image.Image) -> bytes | None:
+    """The tags of a TIFF file, opened by Pillow, that tell of the photograph, as an EXIF block; None without any."""
+    found, kept = image.getexif(), Image.Exif()
+    for tag in DESCRIBING & set(found):
+        if tag in (EXIF_IFD, GPS_IFD):
+            kept.get_ifd(tag).update(found.get_ifd(tag))
+        else:
+            kept[tag] = found[tag]
+    told = len(kept) or any(kept.get_ifd(tag) for tag in (EXIF_IFD, GPS_IFD))
+    return kept.tobytes().removeprefix(EXIF_PREFIX) if told else None
+
+
+def _entries(tiff: bytearray, order: str, at: int) -> Iterator[tuple[int, int]]:
+    """Tag and place of every entry of the directory at an offset."""
+    for i in range(struct.unpack_from(f"{order}H", tiff, at)[0]):
+        place = at + 2 + 12 * i
+        yield struct.unpack_from(f"{order}HHII", tiff, place)[0], place
+
+
+def _correct_side(tiff: bytearray, order: str, tag: int, at: int, sides: dict[int, int]) -> None:
+    if tag in sides:
+        struct.pack_into(f"{order}HII", tiff, at + 2, LONG, 1, sides[tag])
+
+
+def _drop_thumbnail(tiff: bytearray, order: str, first: int) -> None:
+    link = first + 2 + 12 * struct.unpack_from(f"{order}H", tiff, first)[0]
+    if link + 4 > len(tiff):  # some write no link where there is no thumbnail
+        return
+    second = struct.unpack_from(f"{order}I", tiff, link)[0]
+    struct.pack_into(f"{order}I", tiff, link, 0)
+    if not 8 <= second < len(tiff) - 2:
+        return
+    found = {tag: struct.unpack_from(f"{order}I", tiff, at + 8)[0] for tag, at in _entries(tiff, order, second)}
+    start, length = found.get(THUMBNAIL_OFFSET, 0), found.get(THUMBNAIL_BYTES, 0)
+    if start > second and start + length >= len(tiff) - 1:
+        del tiff[start:]
+    elif start >= 8:
+        tiff[start : start + length] = bytes(len(tiff[start : start + length]))
+
+
+def _extended_header(body: bytes) -> bytes:
+    """What must precede the one chunk of a simple WebP file for it to bear more than pixels."""
+    if body[:4] == b"VP8L":
+        bits = struct.unpack_from("<I", body, 9)[0]
+        width, height, alpha = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, bits >> 28 & 1
+    else:
+        width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", body, 14))
+        alpha = 0
+    sides = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    return b"VP8X" + struct.pack("<IB3x", 10, 0x10 * alpha) + sides
+
+
+def _end_of_pictures(body: bytes) -> int:
+    at = end = 0
+    while at + 8 <= len(body):
+        name, length = struct.unpack_from("<4sI", body, at)
+        at += 8 + length + length % 2
+        if name not in (b"XMP ", b"EXIF"):
+            end = at
+    return end
+
+
+def _describing(block: bytes, order: str) -> Iterator[tuple[int, int, int, bytes | dict[int, tuple[int, int, bytes]]]]:
+    """Tag, type, count and content, in this byte order, of what a TIFF file takes from an EXIF block."""
+    source = {b"II": "<", b"MM": ">"}[block[:2]]
+    tiff = bytearray(block)
+    for tag, at in _entries(tiff, source, struct.unpack_from(f"{source}I", tiff, 4)[0]):
+        if tag not in DESCRIBING:
+            continue
+        if tag in (EXIF_IFD, GPS_IFD):
+            inner = {t: _value(tiff, source, order, p) for t, p in _entries(tiff, source, _pointer(tiff, source, at))}
+            yield tag, LONG, 1, {t: value for t, value in inner.items() if value is not None}
+        elif (value := _value(tiff, source, order, at)) is not None:
+            yield (tag, *value)
+
+
+def _pointer(tiff: bytearray, order: str, at: int) -> int:
+    return int(struct.unpack_from(f"{order}I", tiff, at + 8)[0])
+
+
+def _value(tiff: bytearray, source: str, order: str, at: int) -> tuple[int, int, bytes] | None:
+    """Type, count and content of an entry, its bytes turned to another order; None where it is damaged."""
+    kind, count = struct.unpack_from(f"{source}HI", tiff, at + 2)
+    if kind not in TYPE_BYTES or struct.unpack_from(f"{source}H", tiff, at)[0] == 0xA005:  # points into the old block
+        return None
+    length = TYPE_BYTES[kind] * count
+    place = at + 8 if length <= 4 else _pointer(tiff, source, at)
+    content = bytes(tiff[place : place + length])
+    if len(content) < length:
+        return None
+    word = 4 if kind in (5, 10) else TYPE_BYTES[kind]
+    if source != order and word > 1:
+        content = b"".join(content[i : i + word][::-1] for i in range(0, length, word))
+    return kind, count, content
+
+
+def _placed(
+    file: BinaryIO, order: str, big: bool, tag: int, kind: int, count: int,
+    content: bytes | dict[int, tuple[int, int, bytes]],
+) -> bytes:  # fmt: skip
+    """A directory's entry; what it does not hold itself is appended to the file."""
+    if isinstance(content, dict):
+        inner = [_placed(file, order, big, t, *value) for t, value in sorted(content.items())]
+        directory = struct.pack(f"{order}{'Q' if big else 'H'}", len(inner)) + b"".join(inner) + bytes(8 if big else 4)
+        place = _end(file)
+        file.write(directory)
+        content = struct.pack(f"{order}I", place)
+        if big:
+            kind, content = DIRECTORY_64, struct.pack(f"{order}Q", place)
+    room, word = (8, "Q") if big else (4, "I")
+    if len(content) > room:
+        place = _end(file)
+        file.write(content)
+        content = struct.pack(f"{order}{word}", place)
+    return struct.pack(f"{order}HH{word}", tag, kind, count) + content.ljust(room, b"\0")
+
+
+def _end(file: BinaryIO) -> int:
+    """The place where the file ends, which is even, as TIFF wants it."""
+    end = file.seek(0, 2)
+    return end + file.write(b"\0") if end % 2 else end
