@@ -16,8 +16,8 @@ from PIL import Image
 
 EXIF_PREFIX = b"Exif\0\0"
 JPEG_EXIF_BYTES = 65535 - 2 - len(EXIF_PREFIX)
-# how far into a file of the format the place of an EXIF block lies at most
-HEAD_BYTES = 33
+PNG_HEAD_BYTES = 33  # an EXIF block may follow them
+PHOTOSHOP, IPTC_RESOURCE = b"Photoshop 3.0\0", b"8BIM\4\4"
 
 WIDTH, HEIGHT, ORIENTATION, EXIF_IFD, GPS_IFD = 0x0100, 0x0101, 0x0112, 0x8769, 0x8825
 EXIF_WIDTH, EXIF_HEIGHT = 0xA002, 0xA003
@@ -26,8 +26,9 @@ THUMBNAIL_OFFSET, THUMBNAIL_BYTES = 0x0201, 0x0202
 DESCRIBING = frozenset(
     (0x010D, 0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x8298, EXIF_IFD, GPS_IFD, *range(0x9C9B, 0x9CA0))
 )
-SHORT, LONG, DIRECTORY_64 = 3, 4, 18
-TYPE_BYTES = {1: 1, 2: 1, SHORT: 2, LONG: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
+IPTC = 0x83BB
+SHORT, LONG, UNDEFINED, DIRECTORY_64 = 3, 4, 7, 18
+TYPE_BYTES = {1: 1, 2: 1, SHORT: 2, LONG: 4, 5: 8, 6: 1, UNDEFINED: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 
 
 def corrected_exif(block: bytes, size: tuple[int, int]) -> bytes | None:
@@ -67,21 +68,47 @@ def corrected_xmp(packet: bytes) -> bytes:
     return re.sub(rb"(<tiff:Orientation>\s*)[2-8](?=\s*<)", rb"\g<1>1", packet)
 
 
-def with_exif(head: bytes, block: bytes) -> bytes:
-    """Lay an EXIF block into the beginning of a JPEG or PNG file, which has none.
+def jpeg_with(head: bytes, exif: bytes | None, dpi: tuple[float, float] | None) -> bytes:
+    """Lay a JFIF header and an EXIF block into the beginning of a JPEG file that has neither.
 
     Args:
-        head: At least the first 33 bytes.
-        block: Without prefix; at most 65,527 bytes for JPEG.
+        head: At least the first two bytes.
+        exif: Without prefix; at most 65,527 bytes.
+        dpi: The resolution, if there is one.
     """
-    if head.startswith(b"\xff\xd8"):
-        content = EXIF_PREFIX + block
-        segment = b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content
-        place = 4 + struct.unpack_from(">H", head, 4)[0] if head[2:4] == b"\xff\xe0" else 2  # JFIF wants to be first
-        return head[:place] + segment + head[place:]
-    chunk = b"eXIf" + block
-    chunk = struct.pack(">I", len(block)) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    return head[:33] + chunk + head[33:]
+    across, down = (min(65535, max(1, round(value))) for value in dpi or (1, 1))
+    parts = [head[:2], _segment(0xE0, b"JFIF\0\1\2" + struct.pack(">BHHBB", dpi is not None, across, down, 0, 0))]
+    if exif is not None:
+        parts.append(_segment(0xE1, EXIF_PREFIX + exif))
+    return b"".join([*parts, head[2:]])
+
+
+def png_with(head: bytes, exif: bytes | None) -> bytes:
+    """Lay an EXIF block into the beginning, at least 33 bytes, of a PNG file that has none."""
+    if exif is None:
+        return head
+    chunk = b"eXIf" + exif
+    return head[:33] + struct.pack(">I", len(exif)) + chunk + struct.pack(">I", zlib.crc32(chunk)) + head[33:]
+
+
+def to_photoshop(iptc: bytes) -> bytes:
+    """An IPTC block as it stands in a JPEG file: among the resources of Photoshop."""
+    return PHOTOSHOP + IPTC_RESOURCE + struct.pack(">HI", 0, len(iptc)) + iptc + bytes(len(iptc) % 2)
+
+
+def from_photoshop(content: bytes) -> bytes | None:
+    """The IPTC block among the resources of Photoshop, if there is one; a bare block is that itself."""
+    if not content.startswith(PHOTOSHOP):
+        return content if content.startswith(b"\x1c") else None
+    at = len(PHOTOSHOP)
+    while content[at : at + 4] == b"8BIM" and at + 12 <= len(content):
+        kind = content[at : at + 6]
+        at += 6 + (content[at + 6] + 2) // 2 * 2
+        length = int.from_bytes(content[at : at + 4], "big")
+        if kind == IPTC_RESOURCE:
+            return content[at + 4 : at + 4 + length]
+        at += 4 + length + length % 2
+    return None
 
 
 def webp_with_exif(content: bytes, block: bytes) -> bytes:
@@ -97,13 +124,16 @@ def webp_with_exif(content: bytes, block: bytes) -> bytes:
     return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
 
 
-def add_exif_to_tiff(file: BinaryIO, block: bytes) -> None:
-    """Append a new first directory to a TIFF file of one picture: the old one, and an EXIF block's tags.
+def add_to_tiff(file: BinaryIO, exif: bytes | None, iptc: bytes | None) -> None:
+    """Append a new first directory to a TIFF file of one picture: the old one, an EXIF block's tags, an IPTC block.
 
     Args:
         file: Open for reading and writing.
-        block: Without prefix.
+        exif: Without prefix.
+        iptc: Bare.
     """
+    if exif is None and iptc is None:
+        return
     file.seek(0)
     head = file.read(16)
     order, big = "<" if head[:2] == b"II" else ">", head[2:4] in (b"+\0", b"\0+")
@@ -112,8 +142,10 @@ def add_exif_to_tiff(file: BinaryIO, block: bytes) -> None:
     number = struct.unpack(f"{order}{count}", file.read(struct.calcsize(count)))[0]
     raw = file.read(number * entry)
     entries = {struct.unpack_from(f"{order}H", raw, i)[0]: raw[i : i + entry] for i in range(0, len(raw), entry)}
-    for tag, kind, values, content in _describing(block, order):
+    for tag, kind, values, content in [] if exif is None else _describing(exif, order):
         entries[tag] = _placed(file, order, big, tag, kind, values, content)
+    if iptc is not None:
+        entries[IPTC] = _placed(file, order, big, IPTC, UNDEFINED, len(iptc), iptc)
     place = _end(file)
     joined = b"".join(entries[tag] for tag in sorted(entries))
     file.write(struct.pack(f"{order}{count}", len(entries)) + joined + bytes(struct.calcsize(pointer)))
@@ -131,6 +163,10 @@ def exif_of_tiff(image: Image.Image) -> bytes | None:
             kept[tag] = found[tag]
     told = len(kept) or any(kept.get_ifd(tag) for tag in (EXIF_IFD, GPS_IFD))
     return kept.tobytes().removeprefix(EXIF_PREFIX) if told else None
+
+
+def _segment(marker: int, content: bytes) -> bytes:
+    return b"\xff" + bytes([marker]) + struct.pack(">H", len(content) + 2) + content
 
 
 def _entries(tiff: bytearray, order: str, at: int) -> Iterator[tuple[int, int]]:

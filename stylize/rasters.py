@@ -44,14 +44,17 @@ from stylize.images import (
     transform_to_srgb,
 )
 from stylize.metadata import (
-    HEAD_BYTES,
     JPEG_EXIF_BYTES,
-    add_exif_to_tiff,
+    PNG_HEAD_BYTES,
+    add_to_tiff,
     corrected_exif,
     corrected_xmp,
     exif_of_tiff,
+    from_photoshop,
+    jpeg_with,
+    png_with,
+    to_photoshop,
     webp_with_exif,
-    with_exif,
 )
 from stylize.rows import RowStore
 
@@ -363,6 +366,7 @@ class _VipsFile:
 
     def _notes(self, size: tuple[int, int]) -> Notes:
         exif, xmp = _value(self.image, "exif-data", None), _value(self.image, "xmp-data", None)
+        iptc = _value(self.image, "iptc-data", None)
         if self.loader == "tiffload_source":
             exif = _exif_of_tiff(self.path)
         delays = _value(self.image, "delay", []) if self.frames > 1 else []
@@ -370,7 +374,7 @@ class _VipsFile:
         return Notes(
             exif=None if exif is None else corrected_exif(exif, size),
             xmp=None if xmp is None else corrected_xmp(xmp),
-            iptc=_value(self.image, "iptc-data", None),
+            iptc=None if iptc is None else from_photoshop(iptc),
             dpi=None if resolution == (1, 1) else (resolution[0] * INCH_MM, resolution[1] * INCH_MM),
             delays_ms=tuple(delays),
             loops=_value(self.image, "loop", 0),
@@ -738,9 +742,10 @@ def _annotated(image: Vips, raster: Raster, image_format: str) -> Vips:
     notes, dpi = raster.notes, raster.notes.dpi or USUAL_DPI
     image = image.copy(xres=dpi[0] / INCH_MM, yres=dpi[1] / INCH_MM)
     image.set_type(pyvips.GValue.gstr_type, "resolution-unit", "in")
-    for field, content in (("xmp-data", notes.xmp), ("iptc-data", notes.iptc)):
-        if content is not None:
-            image.set_type(pyvips.GValue.blob_type, field, content)
+    if notes.xmp is not None:
+        image.set_type(pyvips.GValue.blob_type, "xmp-data", notes.xmp)
+    if notes.iptc is not None and image_format == "JPEG":  # into TIFF libvips writes a fourth of it
+        image.set_type(pyvips.GValue.blob_type, "iptc-data", to_photoshop(notes.iptc))
     if image_format in ANIMATED and raster.frames > 1:
         image.set_type(pyvips.GValue.gint_type, "page-height", raster.size[1])
         image.set_type(pyvips.GValue.array_int_type, "delay", list(notes.delays_ms or (100,) * raster.frames))
@@ -764,40 +769,41 @@ def _write_jpeg(file: BinaryIO, raster: Raster, encoding: _Encoding) -> None:
     options = {"Q": encoding.quality, "subsample_mode": "off"}
     options["optimize_coding"] = math.prod(raster.size) <= OPTIMIZED_JPEG_PX
     with _encodable(raster, encoding) as image:
-        _save_with_exif(image, "jpegsave_target", options, file, exif)
+        write = _after_head(file, 2, lambda head: jpeg_with(head, exif, raster.notes.dpi))
+        _save(image, "jpegsave_target", {**options, **KEPT}, write)
 
 
 def _write_png(file: BinaryIO, raster: Raster, encoding: _Encoding) -> None:
-    options = {"compression": 3, "filter": "sub"}
+    exif = _exif_to_write(raster)
     with _encodable(raster, encoding) as image:
-        _save_with_exif(image, "pngsave_target", options, file, _exif_to_write(raster))
+        write = _after_head(file, PNG_HEAD_BYTES, lambda head: png_with(head, exif))
+        _save(image, "pngsave_target", {"compression": 3, "filter": "sub", **KEPT}, write)
 
 
-def _save_with_exif(image: Vips, saver: str, options: Options, file: BinaryIO, exif: bytes | None) -> None:
-    head = bytearray()
+def _after_head(file: BinaryIO, head_bytes: int, changed: Callable[[bytes], bytes]) -> Callable[[Any], object]:
+    """Writes to a file whose beginning, of at least so many bytes, is changed."""
+    head: bytearray | None = bytearray()
 
     def write(content: Any) -> None:
-        nonlocal exif
-        if exif is None:
+        nonlocal head
+        if head is None:
             file.write(content)
             return
-        head.extend(content)
-        if len(head) >= HEAD_BYTES:
-            file.write(with_exif(bytes(head), exif))
-            exif = None
+        head += content
+        if len(head) >= head_bytes:
+            file.write(changed(bytes(head)))
+            head = None
 
-    _save(image, saver, {**options, **KEPT}, write)
+    return write
 
 
 def _write_tiff(file: BinaryIO, raster: Raster, encoding: _Encoding) -> None:
     large = raster.rows.shape[0] * raster.rows.row_bytes > CLASSIC_TIFF_BYTES
     options = {"compression": "deflate", "predictor": "horizontal", "bigtiff": large, **KEPT}
-    exif = _exif_to_write(raster)
     with open(file.fileno(), "r+b", closefd=False) as both:
         with _encodable(raster, encoding) as image:
             _save(image, "tiffsave_target", options, both.write, both)
-        if exif is not None:
-            add_exif_to_tiff(both, exif)
+        add_to_tiff(both, _exif_to_write(raster), raster.notes.iptc)
 
 
 def _write_webp(file: BinaryIO, raster: Raster, encoding: _Encoding) -> None:
