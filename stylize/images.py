@@ -81,8 +81,8 @@ def read_picture(path: Path) -> Picture:
         StylizeError: The file is missing, no image, or damaged.
     """
     image = _open(path)
-    alpha = _alpha(image)
-    return Picture(to_tensor(_to_rgb(image, path)), None if alpha is None else to_tensor(alpha))
+    alpha = alpha_of(image)
+    return Picture(to_tensor(to_rgb(image, path)), None if alpha is None else to_tensor(alpha))
 
 
 def read_rgb(path: Path, shorter_side_px: int | None = None) -> Image.Image:
@@ -97,8 +97,8 @@ def read_rgb(path: Path, shorter_side_px: int | None = None) -> Image.Image:
         StylizeError: The file is missing, no image, or damaged.
     """
     image = _open(path, shorter_side_px)
-    alpha = _alpha(image)
-    image = _to_rgb(image, path)
+    alpha = alpha_of(image)
+    image = to_rgb(image, path)
     if alpha is not None:
         image = Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
     if shorter_side_px is not None:
@@ -119,7 +119,7 @@ def image_size(path: Path) -> tuple[int, int]:
                 turned = image.getexif().get(0x0112, 1) >= 5
                 width, height = image.size
     except Exception as error:  # damaged files make the decoders raise almost anything
-        raise StylizeError(f"{path}: {_reason(error)}") from error
+        raise StylizeError(f"{path}: {reason_of(error)}") from error
     return (height, width) if turned else (width, height)
 
 
@@ -219,10 +219,11 @@ def _open(path: Path, shorter_side_px: int | None = None) -> Image.Image:
                 turned = ImageOps.exif_transpose(image)
                 return turned if turned is not image else image.copy()
     except Exception as error:  # damaged files make the decoders raise almost anything
-        raise StylizeError(f"{path}: {_reason(error)}") from error
+        raise StylizeError(f"{path}: {reason_of(error)}") from error
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why a file could not be read, in one line."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
     if isinstance(error, IsADirectoryError):
@@ -232,7 +233,7 @@ def _reason(error: Exception) -> str:
     return f"cannot be read as an image ({error or type(error).__name__})".replace("\n", " ")
 
 
-def _alpha(image: Image.Image) -> Image.Image | None:
+def alpha_of(image: Image.Image) -> Image.Image | None:
     """The opacity as an 8-bit image, or None where there is none."""
     if image.mode in ("RGBA", "LA", "PA"):
         return image.getchannel("A")
@@ -243,7 +244,7 @@ def _alpha(image: Image.Image) -> Image.Image | None:
     return image.convert("RGBA").getchannel("A")
 
 
-def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+def to_rgb(image: Image.Image, path: Path) -> Image.Image:
     """Any mode → 8-bit RGB in sRGB, without the alpha."""
     if image.mode in SIXTEEN_BIT:
         return Image.fromarray(_to_8_bit(np.asarray(image), 65535)).convert("RGB")
@@ -266,7 +267,7 @@ def _to_8_bit(values: NDArray[Any], white: float) -> NDArray[np.uint8]:
 
 def _to_srgb(image: Image.Image, profile: bytes, path: Path) -> Image.Image:
     try:
-        transform = _transform_to_srgb(profile, image.mode)
+        transform = transform_to_srgb(profile, image.mode)
         converted = image if transform is None else transform.apply(image)
     except (ImageCms.PyCMSError, OSError, TypeError, ValueError) as error:
         logger.warning("%s: its colour profile cannot be used (%s); taken as sRGB", path, error)
@@ -275,8 +276,12 @@ def _to_srgb(image: Image.Image, profile: bytes, path: Path) -> Image.Image:
 
 
 @lru_cache(maxsize=8)  # most photographs of a camera have the same; building a transform takes longer than applying it
-def _transform_to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """From a colour profile to sRGB; None where it is that already."""
+def transform_to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """From a colour profile to sRGB; None where it is that already.
+
+    Raises:
+        ImageCms.PyCMSError: It is no profile, or none of images of this mode.
+    """
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     if mode == "RGB" and "sRGB" in ImageCms.getProfileDescription(source):
         return None

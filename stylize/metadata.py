@@ -1,0 +1,280 @@
+"""What stands in image files beside pixels, as bytes: kept as it came, but for what is no longer true.
+
+libvips would write EXIF anew by a library that loses what it does not know and the makers' notes; these functions
+change the few values that must change where they stand, and lay the block into the file.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from PIL import Image
+
+EXIF_PREFIX = b"Exif\0\0"
+JPEG_EXIF_BYTES = 65535 - 2 - len(EXIF_PREFIX)
+PNG_HEAD_BYTES = 33  # an EXIF block may follow them
+PHOTOSHOP, IPTC_RESOURCE = b"Photoshop 3.0\0", b"8BIM\4\4"
+
+WIDTH, HEIGHT, ORIENTATION, EXIF_IFD, GPS_IFD = 0x0100, 0x0101, 0x0112, 0x8769, 0x8825
+EXIF_WIDTH, EXIF_HEIGHT = 0xA002, 0xA003
+THUMBNAIL_OFFSET, THUMBNAIL_BYTES = 0x0201, 0x0202
+# Tags of a TIFF's own directory that tell of the photograph, not of how its pixels are stored.
+DESCRIBING = frozenset(
+    (0x010D, 0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x8298, EXIF_IFD, GPS_IFD, *range(0x9C9B, 0x9CA0))
+)
+IPTC = 0x83BB
+SHORT, LONG, UNDEFINED, DIRECTORY_64 = 3, 4, 7, 18
+TYPE_BYTES = {1: 1, 2: 1, SHORT: 2, LONG: 4, 5: 8, 6: 1, UNDEFINED: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
+
+
+def corrected_exif(block: bytes, size: tuple[int, int]) -> bytes | None:
+    """An EXIF block for an upright picture of this size: its thumbnail gone, all else at its place.
+
+    Args:
+        block: With the prefix of JPEG or without.
+        size: Width and height of the picture in px.
+
+    Returns:
+        The block without a prefix, or None where it is damaged.
+    """
+    tiff = bytearray(block.removeprefix(EXIF_PREFIX))
+    try:
+        order = {b"II*\0": "<", b"MM\0*": ">"}[bytes(tiff[:4])]
+        first = struct.unpack_from(f"{order}I", tiff, 4)[0]
+        for tag, at in _entries(tiff, order, first):
+            if tag == ORIENTATION:
+                struct.pack_into(f"{order}HIHH", tiff, at + 2, SHORT, 1, 1, 0)
+            _correct_side(tiff, order, tag, at, {WIDTH: size[0], HEIGHT: size[1]})
+            if tag == EXIF_IFD:
+                for inner, place in _entries(tiff, order, struct.unpack_from(f"{order}I", tiff, at + 8)[0]):
+                    _correct_side(tiff, order, inner, place, {EXIF_WIDTH: size[0], EXIF_HEIGHT: size[1]})
+        _drop_thumbnail(tiff, order, first)
+    except (KeyError, struct.error):
+        return None
+    return bytes(tiff)
+
+
+def corrected_xmp(packet: bytes) -> bytes:
+    """An XMP packet for an upright picture.
+
+    >>> corrected_xmp(b'<a tiff:Orientation="6"/>')
+    b'<a tiff:Orientation="1"/>'
+    """
+    packet = re.sub(rb"(\btiff:Orientation\s*=\s*[\"'])[2-8](?=[\"'])", rb"\g<1>1", packet)
+    return re.sub(rb"(<tiff:Orientation>\s*)[2-8](?=\s*<)", rb"\g<1>1", packet)
+
+
+def jpeg_with(head: bytes, exif: bytes | None, dpi: tuple[float, float] | None) -> bytes:
+    """Lay a JFIF header and an EXIF block into the beginning of a JPEG file that has neither.
+
+    Args:
+        head: At least the first two bytes.
+        exif: Without prefix; at most 65,527 bytes.
+        dpi: The resolution, if there is one.
+    """
+    across, down = (min(65535, max(1, round(value))) for value in dpi or (1, 1))
+    parts = [head[:2], _segment(0xE0, b"JFIF\0\1\2" + struct.pack(">BHHBB", dpi is not None, across, down, 0, 0))]
+    if exif is not None:
+        parts.append(_segment(0xE1, EXIF_PREFIX + exif))
+    return b"".join([*parts, head[2:]])
+
+
+def png_with(head: bytes, exif: bytes | None) -> bytes:
+    """Lay an EXIF block into the beginning, at least 33 bytes, of a PNG file that has none."""
+    if exif is None:
+        return head
+    chunk = b"eXIf" + exif
+    return head[:33] + struct.pack(">I", len(exif)) + chunk + struct.pack(">I", zlib.crc32(chunk)) + head[33:]
+
+
+def to_photoshop(iptc: bytes) -> bytes:
+    """An IPTC block as it stands in a JPEG file: among the resources of Photoshop."""
+    return PHOTOSHOP + IPTC_RESOURCE + struct.pack(">HI", 0, len(iptc)) + iptc + bytes(len(iptc) % 2)
+
+
+def from_photoshop(content: bytes) -> bytes | None:
+    """The IPTC block among the resources of Photoshop, if there is one; a bare block is that itself."""
+    if not content.startswith(PHOTOSHOP):
+        return content if content.startswith(b"\x1c") else None
+    at = len(PHOTOSHOP)
+    while content[at : at + 4] == b"8BIM" and at + 12 <= len(content):
+        kind = content[at : at + 6]
+        at += 6 + (content[at + 6] + 2) // 2 * 2
+        length = int.from_bytes(content[at : at + 4], "big")
+        if kind == IPTC_RESOURCE:
+            return content[at + 4 : at + 4 + length]
+        at += 4 + length + length % 2
+    return None
+
+
+def webp_with_exif(content: bytes, block: bytes) -> bytes:
+    """Lay an EXIF block into a WebP file, which has none."""
+    body = content[12:]
+    if body[:4] != b"VP8X":
+        body = _extended_header(body) + body
+    flags = body[8] | 0x08
+    body = body[:8] + bytes([flags]) + body[9:]
+    chunk = b"EXIF" + struct.pack("<I", len(block)) + block + bytes(len(block) % 2)
+    place = body.find(b"XMP ", _end_of_pictures(body))  # it comes last
+    body = body + chunk if place < 0 else body[:place] + chunk + body[place:]
+    return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
+
+
+def add_to_tiff(file: BinaryIO, exif: bytes | None, iptc: bytes | None) -> None:
+    """Append a new first directory to a TIFF file of one picture: the old one, an EXIF block's tags, an IPTC block.
+
+    Args:
+        file: Open for reading and writing.
+        exif: Without prefix.
+        iptc: Bare.
+    """
+    if exif is None and iptc is None:
+        return
+    file.seek(0)
+    head = file.read(16)
+    order, big = "<" if head[:2] == b"II" else ">", head[2:4] in (b"+\0", b"\0+")
+    entry, count, pointer = (20, "Q", "Q") if big else (12, "H", "I")
+    file.seek(struct.unpack_from(f"{order}{pointer}", head, 8 if big else 4)[0])
+    number = struct.unpack(f"{order}{count}", file.read(struct.calcsize(count)))[0]
+    raw = file.read(number * entry)
+    entries = {struct.unpack_from(f"{order}H", raw, i)[0]: raw[i : i + entry] for i in range(0, len(raw), entry)}
+    for tag, kind, values, content in [] if exif is None else _describing(exif, order):
+        entries[tag] = _placed(file, order, big, tag, kind, values, content)
+    if iptc is not None:
+        entries[IPTC] = _placed(file, order, big, IPTC, UNDEFINED, len(iptc), iptc)
+    place = _end(file)
+    joined = b"".join(entries[tag] for tag in sorted(entries))
+    file.write(struct.pack(f"{order}{count}", len(entries)) + joined + bytes(struct.calcsize(pointer)))
+    file.seek(8 if big else 4)
+    file.write(struct.pack(f"{order}{pointer}", place))
+
+
+def exif_of_tiff(image: Image.Image) -> bytes | None:
+    """The tags of a TIFF file, opened by Pillow, that tell of the photograph, as an EXIF block; None without any."""
+    found, kept = image.getexif(), Image.Exif()
+    for tag in DESCRIBING & set(found):
+        if tag in (EXIF_IFD, GPS_IFD):
+            kept.get_ifd(tag).update(found.get_ifd(tag))
+        else:
+            kept[tag] = found[tag]
+    told = len(kept) or any(kept.get_ifd(tag) for tag in (EXIF_IFD, GPS_IFD))
+    return kept.tobytes().removeprefix(EXIF_PREFIX) if told else None
+
+
+def _segment(marker: int, content: bytes) -> bytes:
+    return b"\xff" + bytes([marker]) + struct.pack(">H", len(content) + 2) + content
+
+
+def _entries(tiff: bytearray, order: str, at: int) -> Iterator[tuple[int, int]]:
+    """Tag and place of every entry of the directory at an offset."""
+    for i in range(struct.unpack_from(f"{order}H", tiff, at)[0]):
+        place = at + 2 + 12 * i
+        yield struct.unpack_from(f"{order}HHII", tiff, place)[0], place
+
+
+def _correct_side(tiff: bytearray, order: str, tag: int, at: int, sides: dict[int, int]) -> None:
+    if tag in sides:
+        struct.pack_into(f"{order}HII", tiff, at + 2, LONG, 1, sides[tag])
+
+
+def _drop_thumbnail(tiff: bytearray, order: str, first: int) -> None:
+    link = first + 2 + 12 * struct.unpack_from(f"{order}H", tiff, first)[0]
+    if link + 4 > len(tiff):  # some write no link where there is no thumbnail
+        return
+    second = struct.unpack_from(f"{order}I", tiff, link)[0]
+    struct.pack_into(f"{order}I", tiff, link, 0)
+    if not 8 <= second < len(tiff) - 2:
+        return
+    found = {tag: struct.unpack_from(f"{order}I", tiff, at + 8)[0] for tag, at in _entries(tiff, order, second)}
+    start, length = found.get(THUMBNAIL_OFFSET, 0), found.get(THUMBNAIL_BYTES, 0)
+    if start > second and start + length >= len(tiff) - 1:
+        del tiff[start:]
+    elif start >= 8:
+        tiff[start : start + length] = bytes(len(tiff[start : start + length]))
+
+
+def _extended_header(body: bytes) -> bytes:
+    """What must precede the one chunk of a simple WebP file for it to bear more than pixels."""
+    if body[:4] == b"VP8L":
+        bits = struct.unpack_from("<I", body, 9)[0]
+        width, height, alpha = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, bits >> 28 & 1
+    else:
+        width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", body, 14))
+        alpha = 0
+    sides = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    return b"VP8X" + struct.pack("<IB3x", 10, 0x10 * alpha) + sides
+
+
+def _end_of_pictures(body: bytes) -> int:
+    at = end = 0
+    while at + 8 <= len(body):
+        name, length = struct.unpack_from("<4sI", body, at)
+        at += 8 + length + length % 2
+        if name not in (b"XMP ", b"EXIF"):
+            end = at
+    return end
+
+
+def _describing(block: bytes, order: str) -> Iterator[tuple[int, int, int, bytes | dict[int, tuple[int, int, bytes]]]]:
+    """Tag, type, count and content, in this byte order, of what a TIFF file takes from an EXIF block."""
+    source = {b"II": "<", b"MM": ">"}[block[:2]]
+    tiff = bytearray(block)
+    for tag, at in _entries(tiff, source, struct.unpack_from(f"{source}I", tiff, 4)[0]):
+        if tag not in DESCRIBING:
+            continue
+        if tag in (EXIF_IFD, GPS_IFD):
+            inner = {t: _value(tiff, source, order, p) for t, p in _entries(tiff, source, _pointer(tiff, source, at))}
+            yield tag, LONG, 1, {t: value for t, value in inner.items() if value is not None}
+        elif (value := _value(tiff, source, order, at)) is not None:
+            yield (tag, *value)
+
+
+def _pointer(tiff: bytearray, order: str, at: int) -> int:
+    return int(struct.unpack_from(f"{order}I", tiff, at + 8)[0])
+
+
+def _value(tiff: bytearray, source: str, order: str, at: int) -> tuple[int, int, bytes] | None:
+    """Type, count and content of an entry, its bytes turned to another order; None where it is damaged."""
+    kind, count = struct.unpack_from(f"{source}HI", tiff, at + 2)
+    if kind not in TYPE_BYTES or struct.unpack_from(f"{source}H", tiff, at)[0] == 0xA005:  # points into the old block
+        return None
+    length = TYPE_BYTES[kind] * count
+    place = at + 8 if length <= 4 else _pointer(tiff, source, at)
+    content = bytes(tiff[place : place + length])
+    if len(content) < length:
+        return None
+    word = 4 if kind in (5, 10) else TYPE_BYTES[kind]
+    if source != order and word > 1:
+        content = b"".join(content[i : i + word][::-1] for i in range(0, length, word))
+    return kind, count, content
+
+
+def _placed(
+    file: BinaryIO, order: str, big: bool, tag: int, kind: int, count: int,
+    content: bytes | dict[int, tuple[int, int, bytes]],
+) -> bytes:  # fmt: skip
+    """A directory's entry; what it does not hold itself is appended to the file."""
+    if isinstance(content, dict):
+        inner = [_placed(file, order, big, t, *value) for t, value in sorted(content.items())]
+        directory = struct.pack(f"{order}{'Q' if big else 'H'}", len(inner)) + b"".join(inner) + bytes(8 if big else 4)
+        place = _end(file)
+        file.write(directory)
+        content = struct.pack(f"{order}I", place)
+        if big:
+            kind, content = DIRECTORY_64, struct.pack(f"{order}Q", place)
+    room, word = (8, "Q") if big else (4, "I")
+    if len(content) > room:
+        place = _end(file)
+        file.write(content)
+        content = struct.pack(f"{order}{word}", place)
+    return struct.pack(f"{order}HH{word}", tag, kind, count) + content.ljust(room, b"\0")
+
+
+def _end(file: BinaryIO) -> int:
+    """The place where the file ends, which is even, as TIFF wants it."""
+    end = file.seek(0, 2)
+    return end + file.write(b"\0") if end % 2 else end
