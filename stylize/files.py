@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -48,6 +48,7 @@ def written_atomically(path: Path) -> Iterator[BinaryIO]:
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
+            _lock(handle)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -64,6 +65,25 @@ def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files that killed processes left in a folder which nobody else writes to."""
     for path in folder.rglob(".*.part"):
         path.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files of killed processes from a folder that others may write to: those nobody holds."""
+    for path in folder.glob(".*.part"):
+        with suppress(OSError):  # held, or gone by itself
+            with path.open("r+b") as file:
+                _lock(file.fileno())
+            path.unlink()
+
+
+def _lock(handle: int) -> None:
+    """Hold a file as long as it is open; Windows keeps open files from being removed without that.
+
+    Raises:
+        OSError: Another process holds it.
+    """
+    if sys.platform != "win32":
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _sync_folder(folder: Path) -> None:

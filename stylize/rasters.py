@@ -96,6 +96,10 @@ class Header:
     bits: int = 8
     has_alpha: bool = False
 
+    def bytes_of(self, size: tuple[int, int]) -> int:
+        """Of the raster, all frames at this width and height."""
+        return size[0] * size[1] * self.frames * (3 + self.has_alpha) * self.bits // 8
+
 
 @dataclass(frozen=True)
 class Notes:

@@ -37,7 +37,7 @@ class RowStore:
     Args:
         shape: `(H, …)`.
         dtype: Of its values.
-        place: The folder where its file goes, or the device in whose memory it is kept.
+        place: The folder where its file goes, or the device in whose memory it is kept; None: the processor's.
         direct: Read and write the file past the system's cache, if the file system can; rows are padded then. Without,
             the file is the array as it is, and others can read it by `file_name`.
 
@@ -46,7 +46,12 @@ class RowStore:
     """
 
     def __init__(
-        self, shape: tuple[int, ...], dtype: torch.dtype, place: Path | torch.device = CPU, *, direct: bool = True
+        self,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        place: Path | torch.device | None = None,
+        *,
+        direct: bool = True,
     ) -> None:
         self.shape = shape
         self.dtype = dtype
@@ -56,7 +61,8 @@ class RowStore:
         if isinstance(place, Path):
             self._file = _RowFile(shape[0], self.row_bytes, place, direct)
         else:
-            self._values = _allocated(shape, dtype) if place == CPU else torch.empty(shape, dtype=dtype, device=place)
+            on_cpu = place is None or place == CPU
+            self._values = _allocated(shape, dtype) if on_cpu else torch.empty(shape, dtype=dtype, device=place)
 
     @property
     def in_memory(self) -> bool:

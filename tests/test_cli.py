@@ -305,7 +305,7 @@ def test_apply_refuses_inputs_that_are_no_pictures(tmp_path: Path, model: Path, 
     assert refusal(*paint, "missing.jpg") == "missing.jpg: no such file"
     assert refusal(*paint, "notes.jpg") == "notes.jpg: not an image of a known format"
     assert refusal(*paint, "dot.png") == ("dot.png: got an image of 1×1 px, must be at least 16 px in each direction")
-    assert refusal(*paint, "cut.jpg").startswith("cut.jpg: cannot be read as an image (image file is truncated")
+    assert refusal(*paint, "cut.jpg") == "cut.jpg: cannot be read as an image (VipsJpeg: premature end of JPEG image)"
     assert refusal(*paint, "empty") == "empty: holds no images; --recursive searches the folders below it"
     (tmp_path / "empty" / "below" / "image.jpg").unlink()
     assert refusal(*paint, "empty", "--recursive") == "empty: holds no images"
@@ -619,7 +619,7 @@ def test_a_turned_jpeg_comes_out_upright(tmp_path: Path, model: Path, call: Call
     assert torch.equal(image(tmp_path / "upright.png"), image(tmp_path / "image.jpg"))
     with Image.open(tmp_path / "image.dots.jpg") as painted:
         assert painted.size == (40, 60)
-        assert 0x0112 not in painted.getexif()
+        assert painted.getexif().get(0x0112, 1) == 1
 
 
 def test_apply_takes_the_newest_run_or_else_a_built_in_style_and_says_so(

@@ -13,7 +13,7 @@ STORES = pytest.mark.parametrize("kind", ("memory", "file", "direct"))
 
 
 def store(kind: str, folder: Path, shape: tuple[int, ...] = (11, 5, 3), dtype: torch.dtype = torch.float32) -> RowStore:
-    return RowStore(shape, dtype, torch.device("cpu") if kind == "memory" else folder, direct=kind == "direct")
+    return RowStore(shape, dtype, None if kind == "memory" else folder, direct=kind == "direct")
 
 
 @STORES

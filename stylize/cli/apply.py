@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from stylize.cli.options import device_option
+from stylize.cli.options import device_option, verbose_option
 from stylize.errors import StylizeError
 from stylize.memory import use_large_pages
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from stylize.inference.batches import Piece
+    from stylize.inference.plans import Room
     from stylize.inference.stylizer import Paint, Stylizer
 
 logger = logging.getLogger("stylize")
@@ -56,6 +59,18 @@ class Job(NamedTuple):
     "--max-size", type=click.IntRange(16), metavar="PX", help="Shrink larger pictures to this longer side first."
 )
 @click.option(
+    "--max-memory",
+    type=click.FloatRange(0, min_open=True),
+    metavar="GIB",
+    help="Of the device, for all; larger pictures are painted in strips. Default: half of what is free.",
+)
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Take files of so many pixels; default: 179 million, beyond which a file may be meant to do harm.",
+)
+@click.option(
     "--stroke-scale",
     type=click.FloatRange(1, 8),
     default=1.0,
@@ -84,6 +99,7 @@ class Job(NamedTuple):
 @click.option("--overwrite", is_flag=True, help="Replace output files that are there already.")
 @click.option("--recursive", is_flag=True, help="Search folders below the given ones, too.")
 @device_option
+@verbose_option
 def apply(
     inputs: tuple[Path, ...],
     model: str | None,
@@ -91,6 +107,8 @@ def apply(
     strength: float,
     keep_colors: bool,
     max_size: int | None,
+    max_memory: float | None,
+    max_pixels: int | None,
     stroke_scale: float,
     precision: str,
     compilation: str,
@@ -105,6 +123,7 @@ def apply(
     from stylize.devices import choose_device, choose_precision, keep_compiled_code
     from stylize.inference.compilation import choose_shapes
     from stylize.inference.models import find_model
+    from stylize.inference.plans import find_room
     from stylize.inference.stylizer import Paint, Stylizer
     from stylize.model_file import load_model
 
@@ -118,8 +137,29 @@ def apply(
     if compiled:
         keep_compiled_code()
     stylizer = Stylizer(generator, target_device, precision, compiled)
-    hint = StrokeHint(_crop_px(card.config), stroke_scale)
-    _paint_all(stylizer, jobs, Paint(strength, keep_colors, max_size, stroke_scale), quality, overwrite, hint)
+    room = find_room(target_device, temporary_folder(jobs[0].target), max_memory)
+    settings = Settings(
+        stylizer,
+        Paint(strength, keep_colors, max_size, stroke_scale),
+        room,
+        max_pixels,
+        quality,
+        overwrite,
+        StrokeHint(_crop_px(card.config), stroke_scale),
+    )
+    _paint_all(jobs, settings)
+
+
+class Settings(NamedTuple):
+    """What all pictures of a command have in common."""
+
+    stylizer: Stylizer
+    paint: Paint
+    room: Room
+    max_pixels: int | None
+    quality: int
+    overwrite: bool
+    hint: StrokeHint
 
 
 class StrokeHint:
@@ -202,19 +242,24 @@ def _check_distinct(jobs: Sequence[Job]) -> None:
         seen[job.target] = job.source
 
 
+def temporary_folder(target: Path) -> Path:
+    """Where a large picture's temporary files go: where `TMPDIR` says, else beside the output, where there is room."""
+    if "TMPDIR" in os.environ:
+        return Path(os.environ["TMPDIR"])
+    return next(folder for folder in target.absolute().parents if folder.is_dir())
+
+
 def _sizes(jobs: Sequence[Job], max_size_px: int | None) -> Iterator[tuple[int, int]]:
     """Width and height of every picture, limited, by the files' headers; those without one fail later."""
-    from stylize.images import image_size
     from stylize.inference.stylizer import limited_size
+    from stylize.rasters import read_header
 
     for job in jobs:
         with suppress(StylizeError):
-            yield limited_size(image_size(job.source), max_size_px)
+            yield limited_size(read_header(job.source).size, max_size_px)
 
 
-def _paint_all(
-    stylizer: Stylizer, jobs: Sequence[Job], paint: Paint, quality: int, overwrite: bool, hint: StrokeHint
-) -> None:
+def _paint_all(jobs: Sequence[Job], settings: Settings) -> None:
     """Paint every picture; those that fail are told at the end, the others are done.
 
     Raises:
@@ -222,72 +267,141 @@ def _paint_all(
     """
     from tqdm import tqdm
 
-    from stylize.inference.batches import painted_files
+    from stylize.files import remove_abandoned
+    from stylize.inference.batches import Painting, painted_files
 
     failures: list[str] = []
-    hidden = len(jobs) == 1 or not sys.stderr.isatty()
+    for folder in {job.target.parent for job in jobs}:
+        remove_abandoned(folder)
 
     def read(job: Job) -> Piece:
-        return _read(job, paint, overwrite, hint)
+        return _read(job, settings)
 
     def write(piece: Piece) -> None:
-        _write_(piece, quality, overwrite)
+        _write_(piece, settings)
 
-    with tqdm(total=len(jobs), unit="image", disable=hidden, dynamic_ncols=True) as bar:
-        for piece in painted_files(jobs, read, write, _is_small, stylizer, paint):
+    with Progress(len(jobs)) as progress:
+        painting = Painting(settings.stylizer, settings.paint, settings.room, progress.add)
+        for piece in painted_files(jobs, read, write, _is_small, painting):
             if piece.error is None:
                 tqdm.write(str(piece.target), file=sys.stdout)
             else:
                 failures.append(str(piece.error))
-            bar.update()
+            progress.next()
     if len(jobs) == 1 and failures:
         raise StylizeError(failures[0])
     if failures:
         raise StylizeError(f"{len(failures)} of {len(jobs)} pictures failed: {'; '.join(failures)}")
 
 
-def _read(job: Job, paint: Paint, overwrite: bool, hint: StrokeHint) -> Piece:
+class Progress:
+    """A bar over all pictures, which large ones move in between; a single picture has one only if it is large.
+
+    Args:
+        pictures: Their number.
+    """
+
+    def __init__(self, pictures: int) -> None:
+        self.pictures = pictures
+        self._done = 0
+        self._bar: tqdm[Any] | None = None
+        if pictures > 1:
+            self._show()
+
+    def add(self, share: float) -> None:
+        """Move by a share of a picture."""
+        if self._bar is None:
+            self._show()
+        if self._bar is not None:
+            self._bar.update(min(share, self._done + 1 - self._bar.n))
+
+    def next(self) -> None:
+        """A picture is done, or failed."""
+        self._done += 1
+        if self._bar is not None:
+            self._bar.update(self._done - self._bar.n)
+
+    def _show(self) -> None:
+        from tqdm import tqdm
+
+        shape = "{l_bar}{bar}| {n:.2f}/{total} [{elapsed}<{remaining}, {rate_fmt}]"
+        self._bar = tqdm(
+            total=self.pictures, unit="image", bar_format=shape, disable=not sys.stderr.isatty(), dynamic_ncols=True
+        )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _read(job: Job, settings: Settings) -> Piece:
     """The photograph of a job, in the size that is painted, if it can be read and its place be written to."""
-    from stylize.images import format_of, read_picture
+    from stylize.images import format_of
     from stylize.inference.batches import Piece
-    from stylize.inference.stylizer import limit_size
+    from stylize.inference.large import raster_place
+    from stylize.inference.strokes import shrunk_size
+    from stylize.inference.stylizer import limited_size
+    from stylize.rasters import read_header, read_raster
 
     piece = Piece(*job)
+    paint, room, max_pixels = settings.paint, settings.room, settings.max_pixels
     try:
-        _check_replaceable(job.target, overwrite)
-        picture = read_picture(job.source)
+        _check_replaceable(job.target, settings.overwrite)
+        header = read_header(job.source)
         format_of(job.target)
         _make_parent(job.target)
-        piece.picture = limit_size(picture, paint.max_size_px)
-        hint.consider(job.source, piece.picture.size)
+        size = limited_size(header.size, paint.max_size_px)
+        piece.large = _is_large(job, size, settings)
+        place = raster_place(header.bytes_of(size), room)
+        piece.raster = read_raster(job.source, max_size_px=paint.max_size_px, max_pixels=max_pixels, folder=place)
+        if piece.large and paint.stroke_scale != 1:
+            side_px = max(shrunk_size(size, paint.stroke_scale))
+            piece.small = read_raster(job.source, max_size_px=side_px, max_pixels=max_pixels, folder=place)
+        settings.hint.consider(job.source, size)
     except StylizeError as error:
+        piece.close()
         piece.error = error
     return piece
 
 
+def _is_large(job: Job, size: tuple[int, int], settings: Settings) -> bool:
+    """Whether a photograph of this width and height is too large to be painted as a whole."""
+    from stylize.inference.large import fits_whole
+
+    try:
+        return not fits_whole(settings.stylizer, size, settings.paint, settings.room)
+    except StylizeError as error:
+        raise StylizeError(f"{job.source}: {error}") from error
+
+
 def _is_small(job: Job) -> bool:
     """Whether the photograph may be in memory beside others, by its file's header; what has none is told when read."""
-    from stylize.images import image_size
     from stylize.inference.batches import is_small_size
+    from stylize.rasters import read_header
 
     try:
-        return is_small_size(image_size(job.source))
+        header = read_header(job.source)
     except StylizeError:
         return True
+    return is_small_size(header.size, header.frames)
 
 
-def _write_(piece: Piece, quality: int, overwrite: bool) -> None:
+def _write_(piece: Piece, settings: Settings) -> None:
     """Write a painted picture, and forget it."""
-    from stylize.images import write_picture
+    from stylize.rasters import write_raster
 
-    picture, piece.picture = piece.picture, None
-    if picture is None:
+    if piece.raster is None:
         return
     try:
-        _check_replaceable(piece.target, overwrite)  # the same photograph may have been given twice
-        write_picture(piece.target, picture, quality=quality)
+        _check_replaceable(piece.target, settings.overwrite)  # the same photograph may have been given twice
+        write_raster(piece.target, piece.raster, quality=settings.quality)
     except StylizeError as error:
         piece.error = error
+    finally:
+        piece.close()
 
 
 def _check_replaceable(target: Path, overwrite: bool) -> None:

@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+
 import click
 
+
+def _show_details(context: click.Context, parameter: click.Parameter, chosen: bool) -> bool:
+    if chosen:
+        logging.getLogger("stylize").setLevel(logging.DEBUG)
+    return chosen
+
+
+verbose_option = click.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    expose_value=False,
+    callback=_show_details,
+    help="Tell what is decided, and why.",
+)
 device_option = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda", "mps"]),

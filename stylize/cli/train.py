@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stylize.cli.options import device_option
+from stylize.cli.options import device_option, verbose_option
 from stylize.errors import StylizeError
 from stylize.files import LOCK_NAME, FolderLock, remove_leftovers, write_atomically
 from stylize.memory import keep_freed_memory
@@ -52,6 +52,7 @@ RESUMABLE_KEYS = frozenset(
 @click.option("--overwrite", is_flag=True, help="Replace the run folder's earlier run.")
 @click.option("--dry-run", is_flag=True, help="Check everything, print the resolved config, and stop.")
 @device_option
+@verbose_option
 def train(
     config_path: Path,
     overrides: tuple[str, ...],

@@ -96,6 +96,16 @@ class Stage(NamedTuple):
         return self.conv.geometry._replace(size=self.size, enlargement=self.enlargement)
 
 
+def check_size(height: int, width: int) -> None:
+    """See that an image is large enough for a generator.
+
+    Raises:
+        StylizeError: It is smaller than `MIN_SIZE_PX` in a direction.
+    """
+    if min(height, width) < MIN_SIZE_PX:
+        raise StylizeError(f"got an image of {width}×{height} px, must be at least {MIN_SIZE_PX} px in each direction")
+
+
 class Generator(nn.Module):
     """A feed-forward network that paints: RGB `(N, 3, H, W)` in [0, 1] → the same shape and range.
 
@@ -108,11 +118,7 @@ class Generator(nn.Module):
         Raises:
             StylizeError: The images are smaller than `MIN_SIZE_PX` in a direction.
         """
-        if min(x.shape[-2:]) < MIN_SIZE_PX:
-            height, width = x.shape[-2:]
-            raise StylizeError(
-                f"got an image of {width}×{height} px, must be at least {MIN_SIZE_PX} px in each direction"
-            )
+        check_size(*x.shape[-2:])
         return self.paint(x)
 
     def paint(self, x: Tensor) -> Tensor:

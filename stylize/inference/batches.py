@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 
 from stylize.errors import StylizeError
-from stylize.images import Picture
+from stylize.inference.large import Told, paint_large
+from stylize.inference.plans import Room
 from stylize.inference.stylizer import Paint, Stylizer, pictures_together
+from stylize.rasters import Raster, raster_of
+from stylize.rows import RowStore
 
 logger = logging.getLogger("stylize")
 
@@ -31,14 +34,47 @@ class Piece:
     Attributes:
         source: The photograph's file.
         target: Where the painted picture goes.
-        picture: The photograph, later the painted picture; None where it failed.
+        raster: The photograph, later the painted picture; None where it failed.
+        large: Whether it is painted in strips.
+        small: Of a large one the photograph at the size that the stroke scale asks for; None if that is its own.
         error: Why it failed, or None.
     """
 
     source: Path
     target: Path
-    picture: Picture | None = None
+    raster: Raster | None = None
+    large: bool = False
+    small: Raster | None = None
     error: StylizeError | None = None
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Of what can be painted together with others of this width and height; None: it is painted by itself."""
+        alone = self.raster is None or self.large or self.raster.frames > 1
+        return None if alone or self.raster is None else self.raster.size
+
+    def close(self) -> None:
+        """Give memory and files back."""
+        for raster in (self.raster, self.small):
+            if raster is not None:
+                raster.close()
+        self.raster = self.small = None
+
+
+class Painting(NamedTuple):
+    """What all pictures have in common.
+
+    Attributes:
+        stylizer: Paints.
+        paint: How; the photographs are limited in size already.
+        room: What there is for a large picture.
+        told: Is called with the shares of a large picture's work that were done.
+    """
+
+    stylizer: Stylizer
+    paint: Paint
+    room: Room
+    told: Told
 
 
 def painted_files(
@@ -46,8 +82,7 @@ def painted_files(
     read: Callable[[J], Piece],
     write: Callable[[Piece], None],
     is_small: Callable[[J], bool],
-    stylizer: Stylizer,
-    paint: Paint,
+    painting: Painting,
 ) -> Iterator[Piece]:
     """Read, paint and write pictures, in their order, beside each other; what fails, fails by itself.
 
@@ -60,20 +95,20 @@ def painted_files(
         read: Makes a piece of a job, with the photograph, limited in size already, or with the error.
         write: Writes a painted piece, or leaves an error in it.
         is_small: Whether the picture of a job may be in memory beside others.
-        stylizer: Paints.
-        paint: How.
+        painting: Paints.
 
     Returns:
         The pieces, as they are written.
     """
-    if works_beside(stylizer.device):
-        for batch in ahead(_painting(ahead(grouped(map(read, jobs), stylizer.device)), stylizer, paint)):
+    device = painting.stylizer.device
+    if works_beside(device):
+        for batch in ahead(_painted(ahead(grouped(map(read, jobs), device)), painting)):
             for piece in batch:
                 write(piece)
                 yield piece
         return
     pieces = ahead_if_small(jobs, read, is_small)
-    batches = _painting(grouped(pieces, stylizer.device), stylizer, paint)
+    batches = _painted(grouped(pieces, device), painting)
     yield from behind_if_small((piece for batch in batches for piece in batch), write)
 
 
@@ -88,13 +123,13 @@ def grouped(pieces: Iterable[Piece], device: torch.device) -> Iterator[list[Piec
     size: tuple[int, int] | None = None
     room = 0
     for piece in pieces:
-        if piece.picture is not None and piece.picture.size != size:
+        if piece.raster is not None and (piece.size is None or piece.size != size):
             if batch:
                 yield batch
-            batch, size = [], piece.picture.size
-            room = pictures_together(device, size)
+            batch, size = [], piece.size
+            room = 1 if size is None else pictures_together(device, size)
         batch.append(piece)
-        room -= piece.picture is not None
+        room -= piece.raster is not None
         if room <= 0:
             yield batch
             batch, size = [], None
@@ -142,7 +177,7 @@ def behind_if_small(pieces: Iterable[Piece], write: Callable[[Piece], None]) -> 
     with ThreadPoolExecutor(1) as thread:
         writing: deque[tuple[Piece, Future[None]]] = deque()
         for piece in pieces:
-            may_wait = piece.picture is None or is_small_size(piece.picture.size)
+            may_wait = piece.raster is None or is_small_size(piece.raster.size, piece.raster.frames)
             writing.append((piece, thread.submit(write, piece)))
             while len(writing) > may_wait:
                 yield _written(*writing.popleft())
@@ -155,41 +190,63 @@ def _written(piece: Piece, writing: Future[None]) -> Piece:
     return piece
 
 
-def is_small_size(size: tuple[int, int]) -> bool:
-    """Whether pictures of this width and height may be in memory beside others."""
-    return size[0] * size[1] <= SMALL_PIXELS
+def is_small_size(size: tuple[int, int], frames: int) -> bool:
+    """Whether so many frames of this width and height may be in memory beside others."""
+    return size[0] * size[1] * frames <= SMALL_PIXELS
 
 
-def _painting(batches: Iterator[list[Piece]], stylizer: Stylizer, paint: Paint) -> Iterator[list[Piece]]:
+def _painted(batches: Iterator[list[Piece]], painting: Painting) -> Iterator[list[Piece]]:
     for batch in batches:
-        _paint_(batch, stylizer, paint)
+        _paint_(batch, painting)
         yield batch
 
 
-def _paint_(batch: list[Piece], stylizer: Stylizer, paint: Paint) -> None:
-    pieces = [piece for piece in batch if piece.picture is not None]
+def _paint_(batch: list[Piece], painting: Painting) -> None:
+    pieces = [piece for piece in batch if piece.raster is not None]
     # Not within an `except`, which would hold what the failed attempt has on the device.
-    if len(pieces) > 1 and _painted_together_(pieces, stylizer, paint):
+    if len(pieces) > 1 and _painted_together_(pieces, painting):
         return
     for piece in pieces:
         try:
-            piece.picture = stylizer(_photograph(piece), paint)
+            painted = _painted_raster(piece, painting)
         except StylizeError as error:
-            piece.picture, piece.error = None, StylizeError(f"{piece.source}: {error}")
+            piece.close()
+            piece.error = StylizeError(f"{piece.source}: {error}")
+        else:
+            piece.close()
+            piece.raster = painted
 
 
-def _painted_together_(pieces: list[Piece], stylizer: Stylizer, paint: Paint) -> bool:
+def _painted_raster(piece: Piece, painting: Painting) -> Raster:
+    photograph = _photograph(piece)
+    if piece.large:
+        stylizer, paint, room, told = painting
+        return paint_large(stylizer, photograph, piece.small, paint, room, told)
+    if photograph.frames == 1:
+        return raster_of([painting.stylizer(photograph.picture(), painting.paint)], photograph.notes)
+    painted = RowStore(photograph.rows.shape, photograph.rows.dtype)
+    for frame in range(photograph.frames):
+        picture = painting.stylizer(photograph.picture(frame), painting.paint)
+        with raster_of([picture], photograph.notes) as one:
+            painted.write(frame * one.rows.shape[0], one.rows.read(0, one.rows.shape[0]))
+    return Raster(painted, photograph.frames, photograph.notes)
+
+
+def _painted_together_(pieces: list[Piece], painting: Painting) -> bool:
     try:
-        pictures = stylizer.paint_many([_photograph(piece) for piece in pieces], paint)
+        photographs = [_photograph(piece).picture() for piece in pieces]
+        pictures = painting.stylizer.paint_many(photographs, painting.paint)
     except (StylizeError, RuntimeError) as error:  # too small; the device has not the memory
         reason = str(error).strip().partition("\n")[0]
         logger.warning("%d pictures together failed (%s); painting them one by one", len(pieces), reason)
         return False
     for piece, picture in zip(pieces, pictures, strict=True):
-        piece.picture = picture
+        painted = raster_of([picture], _photograph(piece).notes)
+        piece.close()
+        piece.raster = painted
     return True
 
 
-def _photograph(piece: Piece) -> Picture:
-    assert piece.picture is not None
-    return piece.picture
+def _photograph(piece: Piece) -> Raster:
+    assert piece.raster is not None
+    return piece.raster

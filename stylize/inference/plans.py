@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from stylize.convolution import STRIP_VALUES
 from stylize.errors import StylizeError
 from stylize.generators.base import Stage
+from stylize.memory import available_bytes, own_bytes
 
 CPU = torch.device("cpu")
 GIB = 2**30
@@ -19,7 +21,10 @@ LEAST_STRIP_PX = 16
 # Of a strip: beyond it nothing is gained, and all of it is taken from what may be kept.
 ENOUGH_WORKING_BYTES = 192 * 2**20
 WORTH_KEEPING = 0.75  # of the largest maps: with these in memory the picture could be painted whole
-SCRATCH_BYTES = 8 * 4 * STRIP_VALUES  # of a convolution: a bordered strip, transformed tiles, products
+SHARE_OF_FREE = 0.5
+BYTES_A_PIXEL = 2 * (3 * 4 + 3)  # the photograph and the painted picture, in float32 and as they stand in files
+# Of a convolution: a bordered strip, transformed tiles, products; and what lies idle between the pieces of memory.
+SCRATCH_BYTES = 20 * 4 * STRIP_VALUES
 
 
 class Sweep(NamedTuple):
@@ -74,6 +79,46 @@ class Room(NamedTuple):
     host_bytes: int
     folder: Path
     folder_bytes: int
+
+
+def find_room(device: torch.device, folder: Path, max_memory_gib: float | None = None) -> Room:
+    """What there is for a picture, beside what the process already has.
+
+    Args:
+        device: Where to compute.
+        folder: For what goes on the disk.
+        max_memory_gib: What the process may have of the device's memory; None: half of what is free there.
+    """
+    host = own_memory(CPU, max_memory_gib if device.type == "cpu" else None)
+    own = host if device.type == "cpu" else own_memory(device, max_memory_gib)
+    return Room(device, own, host, folder, shutil.disk_usage(folder).free)
+
+
+def own_memory(device: torch.device, max_memory_gib: float | None) -> int:
+    """How many bytes of a device's memory may still be taken."""
+    if device.type == "cuda":
+        free, taken = torch.cuda.mem_get_info(device)[0], torch.cuda.memory_reserved(device)
+        free += taken - torch.cuda.memory_allocated(device)
+    elif device.type == "mps":
+        taken = torch.mps.driver_allocated_memory()
+        free = torch.mps.recommended_max_memory() - taken
+    else:
+        free, taken = available_bytes(), own_bytes()
+    if max_memory_gib is None:
+        return int(SHARE_OF_FREE * free)
+    return max(0, min(free, int(max_memory_gib * GIB) - taken))
+
+
+def whole_bytes(values_per_px: float, size: tuple[int, int], dtype: torch.dtype) -> int:
+    """What it takes, about, to paint a picture of this width and height as a whole.
+
+    Args:
+        values_per_px: The generator's.
+        size: Width and height in px.
+        dtype: Of the maps.
+    """
+    width, height = size
+    return int(width * height * (values_per_px * dtype.itemsize + BYTES_A_PIXEL)) + SCRATCH_BYTES
 
 
 def choose_plan(stages: Sequence[Stage], room: Room, dtype: torch.dtype) -> Plan:

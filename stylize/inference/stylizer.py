@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -115,16 +115,20 @@ class Stylizer:
         else:
             small = shrink(together, size).to(self.device)
             painted = enlarged(small, self._painted(small), photographs)
-        if paint.keep_colors:
-            painted = with_colors_of(photographs, painted)
-        if paint.strength != 1:
-            painted = torch.lerp(photographs, painted, paint.strength)
-        painted = painted.clamp(0, 1).cpu()
+        painted = finished(photographs, painted, paint).cpu()
         return [Picture(rgb, picture.alpha) for rgb, picture in zip(painted, pictures, strict=True)]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the network's maps are."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Within it the network computes in its precision."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16) if self.precision == "bf16" else nullcontext()
+
     def _painted(self, photographs: Tensor) -> Tensor:
-        autocast = torch.autocast(self.device.type, dtype=torch.bfloat16)
-        with autocast if self.precision == "bf16" else nullcontext():
+        with self.autocast():
             return self._network(photographs.contiguous(memory_format=self.memory_format)).float()
 
     def _network(self, photographs: Tensor) -> Tensor:
@@ -138,6 +142,15 @@ class Stylizer:
                 logger.warning("--compile: compilation failed (%s); painting without", reason)
         painted: Tensor = self.generator(photographs)
         return painted
+
+
+def finished(photographs: Tensor, painted: Tensor, paint: Paint) -> Tensor:
+    """What is left to do at full size, pixel by pixel: colours and strength; `(N, 3, H, W)` in [0, 1]."""
+    if paint.keep_colors:
+        painted = with_colors_of(photographs, painted)
+    if paint.strength != 1:
+        painted = torch.lerp(photographs, painted, paint.strength)
+    return painted.clamp(0, 1)
 
 
 def pictures_together(device: torch.device, size: tuple[int, int]) -> int:

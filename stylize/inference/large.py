@@ -1,0 +1,189 @@
+"""Pictures that are too large for the memory as a whole: from rows to rows, in strips."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stylize.errors import StylizeError
+from stylize.generators.base import Stage, check_size
+from stylize.inference.plans import CPU, GIB, Plan, Room, choose_plan, whole_bytes
+from stylize.inference.streaming import StripPainter
+from stylize.inference.strokes import Enlargement, shrunk_size
+from stylize.inference.stylizer import Paint, Stylizer, finished
+from stylize.memory import keep_freed_memory
+from stylize.rasters import Raster
+from stylize.rows import RowStore
+
+logger = logging.getLogger("stylize")
+
+# Of the memory, for the photograph and the painted picture as they stand in files; larger ones go on the disk.
+SHARE_OF_RASTERS = 0.25
+ENLARGED_BYTES = 60  # a pixel of a picture that is painted small and then enlarged, as a whole
+STRIP_PIXELS = 1 << 20  # of such a picture, enlarged in strips
+
+Told = Callable[[float], None]
+
+
+def fits_whole(stylizer: Stylizer, size: tuple[int, int], paint: Paint, room: Room) -> bool:
+    """Whether a picture of this width and height can be painted as a whole.
+
+    Raises:
+        StylizeError: Its stroke scale is too large for it.
+    """
+    width, height = size
+    needed = whole_bytes(stylizer.generator.values_per_px, shrunk_size(size, paint.stroke_scale), stylizer.dtype)
+    if paint.stroke_scale != 1:
+        needed += ENLARGED_BYTES * width * height
+    fits = needed <= room.device_bytes
+    logger.debug(
+        "%d×%d px as a whole would take about %.2f GiB of the %.2f that there are: %s", width, height, needed / GIB,
+        room.device_bytes / GIB, "whole" if fits else "in strips",
+    )  # fmt: skip
+    return fits
+
+
+def raster_place(raster_bytes: int, room: Room) -> Path | None:
+    """Where a photograph goes as it stands in its file: into memory (None), or a folder."""
+    memory = room.device_bytes if room.device == CPU else room.host_bytes
+    return None if 2 * raster_bytes <= SHARE_OF_RASTERS * memory else room.folder
+
+
+@torch.inference_mode()
+def paint_large(
+    stylizer: Stylizer, photograph: Raster, small: Raster | None, paint: Paint, room: Room, told: Told
+) -> Raster:
+    """Paint a picture in strips; all its frames, if it has several.
+
+    Args:
+        stylizer: Paints.
+        photograph: What to paint, limited in size already.
+        small: The same at the size that the stroke scale asks for; None if that is its own.
+        paint: How.
+        room: What there is for it, the photograph aside.
+        told: Is called with the shares of the work that were done.
+
+    Returns:
+        The painted picture, where the photograph is: in memory or on disk.
+
+    Raises:
+        StylizeError: The generator cannot paint in strips, the picture is too small for it, or neither memory nor disk
+            suffices.
+    """
+    keep_freed_memory()  # every strip needs the same
+    rows = photograph.rows
+    place = None if rows.in_memory else room.folder
+    if rows.in_memory:
+        room = _beside(2 * rows.row_bytes * rows.shape[0], room)
+    painted = Raster(RowStore(rows.shape, rows.dtype, place, direct=False), photograph.frames, photograph.notes)
+    try:
+        for frame in range(photograph.frames):
+            of_frame = _Frame(photograph, painted, frame, paint, lambda share: told(share / photograph.frames))
+            if small is None:
+                _paint_strips(stylizer, of_frame, room)
+            else:
+                _enlarge(Enlargement(*_painted_small(stylizer, small, frame, room), photograph.size), of_frame)
+        painted.rows.finish()
+    except BaseException:
+        painted.close()
+        raise
+    return painted
+
+
+def _beside(taken_bytes: int, room: Room) -> Room:
+    """What is left of the processor's memory."""
+    if room.device == CPU:
+        return room._replace(device_bytes=room.device_bytes - taken_bytes)
+    return room._replace(host_bytes=room.host_bytes - taken_bytes)
+
+
+class _Frame:
+    """A frame of a photograph and of the painted picture, by rows."""
+
+    def __init__(self, photograph: Raster, painted: Raster, frame: int, paint: Paint, told: Told) -> None:
+        self.photograph = photograph.rows
+        self.painted = painted.rows
+        self.width, self.height = photograph.size
+        self.above = frame * self.height
+        self.painted_above = self.above if painted.frames == photograph.frames else 0
+        self.white = 2**photograph.bits - 1
+        self.paint = paint
+        self.told = told
+
+    def rgb(self, device: torch.device, first: int, last: int) -> Tensor:
+        """The photograph's rows from `first` to before `last`: `(1, 3, rows, W)` in [0, 1]."""
+        rows = self.photograph.read(self.above + first, self.above + last)[..., :3]
+        return rows.to(device).float().div_(self.white)[None].permute(0, 3, 1, 2)
+
+    def write(self, first: int, painted: Tensor) -> None:
+        """Finish and write painted rows `(1, 3, rows, W)`; the transparency is the photograph's."""
+        last = first + painted.shape[2]
+        photograph = self.rgb(painted.device, first, last)
+        levels = finished(photograph, painted.float(), self.paint).mul_(self.white).round_()
+        rows = self.photograph.read(self.above + first, self.above + last).clone()
+        rows[..., :3] = levels[0].permute(1, 2, 0).cpu().to(torch.int32).to(rows.dtype)
+        self.painted.write(self.painted_above + first, rows)
+
+
+def _paint_strips(stylizer: Stylizer, frame: _Frame, room: Room) -> None:
+    size = frame.width, frame.height
+    stages = _stages(stylizer, size)
+    plan = choose_plan(stages, room, stylizer.dtype)
+    _tell(plan, size)
+    work = 1 + plan.effort  # the sweeps before the last one, about, and that
+    rgb = partial(frame.rgb, stylizer.device)
+    with (
+        stylizer.autocast(),
+        StripPainter(stages, plan, rgb, frame.height, stylizer.device, stylizer.dtype) as painter,
+    ):
+        for share in painter.measure():
+            frame.told(share * plan.effort / work)
+        for first, strip in painter.strips():
+            frame.write(first, strip[..., : frame.width])
+            frame.told(strip.shape[2] / frame.height / work)
+
+
+def _stages(stylizer: Stylizer, size: tuple[int, int]) -> list[Stage]:
+    width, height = size
+    check_size(height, width)
+    stages = stylizer.generator.stages(height, width)
+    if stages is None:
+        needed = whole_bytes(stylizer.generator.values_per_px, size, stylizer.dtype) / GIB
+        raise StylizeError(
+            f"a picture of {width}×{height} px takes about {needed:.1f} GiB of memory, for this generator cannot paint "
+            "in strips; --max-memory allows more, --max-size shrinks the picture"
+        )
+    return stages
+
+
+def _tell(plan: Plan, size: tuple[int, int]) -> None:
+    where = f"on disk in {plan.place}" if isinstance(plan.place, Path) else f"in the memory of {plan.place}"
+    logger.debug(
+        "%d×%d px in strips of %d px: %.2f GiB are kept %s, a strip takes %.2f GiB; %.2f times the arithmetic", *size,
+        plan.strip_px, plan.kept_bytes / GIB, where, plan.working_bytes / GIB, plan.effort,
+    )  # fmt: skip
+
+
+def _painted_small(stylizer: Stylizer, small: Raster, frame: int, room: Room) -> tuple[Tensor, Tensor]:
+    """A frame at the size of the strokes, and how it is painted, as a whole or in strips: two of `(3, h, w)`."""
+    photograph = small.picture(frame)
+    if fits_whole(stylizer, small.size, Paint(), room):
+        return photograph.rgb, stylizer(photograph).rgb
+    width, height = small.size
+    with Raster(RowStore((height, width, small.rows.shape[2]), small.rows.dtype), 1, small.notes) as painted:
+        _paint_strips(stylizer, _Frame(small, painted, frame, Paint(), lambda share: None), room)
+        return photograph.rgb, painted.picture().rgb
+
+
+def _enlarge(enlargement: Enlargement, frame: _Frame) -> None:
+    step = max(1, STRIP_PIXELS // frame.width)
+    for first in range(0, frame.height, step):
+        last = min(frame.height, first + step)
+        painted = enlargement.rows(frame.rgb(CPU, first, last)[0], first, last)
+        frame.write(first, painted[None])
+        frame.told((last - first) / frame.height)
