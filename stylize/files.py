@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from collections import deque
@@ -21,6 +22,7 @@ else:
 
 LOCK_NAME = ".lock"
 OF_A_RUN = "another process is training there; wait for its end, or choose another --output"
+TEMPORARY_NAME = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # as tempfile makes them
 WAITING_BYTES = 64 * 2**20
 
 
@@ -46,9 +48,11 @@ def written_atomically(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise StylizeError(f"{path}: cannot be written ({error.strerror})") from error
     temporary = Path(name)
+    held = os.dup(handle)  # until it has its name
+    with suppress(OSError):  # a file system without locks
+        _lock(held)
     try:
         with os.fdopen(handle, "wb") as file:
-            _lock(handle)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -58,6 +62,7 @@ def written_atomically(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise StylizeError(f"{path}: cannot be written ({error.strerror})") from error
     finally:
+        os.close(held)
         temporary.unlink(missing_ok=True)
 
 
@@ -70,6 +75,8 @@ def remove_leftovers(folder: Path) -> None:
 def remove_abandoned(folder: Path) -> None:
     """Remove the temporary files of killed processes from a folder that others may write to: those nobody holds."""
     for path in folder.glob(".*.part"):
+        if not TEMPORARY_NAME.fullmatch(path.name):
+            continue
         with suppress(OSError):  # held, or gone by itself
             with path.open("r+b") as file:
                 _lock(file.fileno())

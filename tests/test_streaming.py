@@ -223,7 +223,7 @@ def test_too_little_memory_for_a_strip_is_told(tmp_path: Path) -> None:
         choose_plan(stages, room(2**20, tmp_path), torch.float32)
     assert re.fullmatch(
         r"a picture of 4000×3000 px needs 0\.\d\d GiB of memory even in strips, got 0\.00; "
-        r"--max-memory allows more, --max-size shrinks the picture",
+        r"--max-memory allows more, --max-size shrinks it",
         str(caught.value),
     )
 

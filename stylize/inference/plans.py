@@ -72,6 +72,7 @@ class Room(NamedTuple):
         host_bytes: Of the processor's memory, where the device has its own.
         folder: For what goes on the disk.
         folder_bytes: Free there.
+        own_bytes: What the process has of the device's memory before.
     """
 
     device: torch.device
@@ -79,6 +80,7 @@ class Room(NamedTuple):
     host_bytes: int
     folder: Path
     folder_bytes: int
+    own_bytes: int = 0
 
 
 def find_room(device: torch.device, folder: Path, max_memory_gib: float | None = None) -> Room:
@@ -89,24 +91,24 @@ def find_room(device: torch.device, folder: Path, max_memory_gib: float | None =
         folder: For what goes on the disk.
         max_memory_gib: What the process may have of the device's memory; None: half of what is free there.
     """
-    host = own_memory(CPU, max_memory_gib if device.type == "cpu" else None)
-    own = host if device.type == "cpu" else own_memory(device, max_memory_gib)
-    return Room(device, own, host, folder, shutil.disk_usage(folder).free)
+    host, own = _left(CPU, max_memory_gib if device.type == "cpu" else None)
+    left, own = (host, own) if device.type == "cpu" else _left(device, max_memory_gib)
+    return Room(device, left, host, folder, shutil.disk_usage(folder).free, own)
 
 
-def own_memory(device: torch.device, max_memory_gib: float | None) -> int:
-    """How many bytes of a device's memory may still be taken."""
+def _left(device: torch.device, max_memory_gib: float | None) -> tuple[int, int]:
+    """How many bytes of a device's memory may still be taken, below zero if too many are, and how many are."""
     if device.type == "cuda":
-        free, taken = torch.cuda.mem_get_info(device)[0], torch.cuda.memory_reserved(device)
-        free += taken - torch.cuda.memory_allocated(device)
+        own = torch.cuda.memory_reserved(device)
+        free = torch.cuda.mem_get_info(device)[0] + own - torch.cuda.memory_allocated(device)
     elif device.type == "mps":
-        taken = torch.mps.driver_allocated_memory()
-        free = torch.mps.recommended_max_memory() - taken
+        own = torch.mps.driver_allocated_memory()
+        free = torch.mps.recommended_max_memory() - own
     else:
-        free, taken = available_bytes(), own_bytes()
+        free, own = available_bytes(), own_bytes()
     if max_memory_gib is None:
-        return int(SHARE_OF_FREE * free)
-    return max(0, min(free, int(max_memory_gib * GIB) - taken))
+        return int(SHARE_OF_FREE * free), own
+    return min(free, int(max_memory_gib * GIB) - own), own
 
 
 def whole_bytes(values_per_px: float, size: tuple[int, int], dtype: torch.dtype) -> int:
@@ -157,8 +159,8 @@ def _what_lacks(stages: Sequence[Stage], plans: Sequence[Plan], room: Room) -> s
     least = min(plan.working_bytes for plan in plans)
     if least > room.device_bytes:
         return (
-            f"a picture of {width}×{height} px needs {least / GIB:.2f} GiB of memory even in strips, "
-            f"got {max(0, room.device_bytes) / GIB:.2f}; --max-memory allows more, --max-size shrinks the picture"
+            f"a picture of {width}×{height} px needs {(room.own_bytes + least) / GIB:.2f} GiB of memory even in strips, "
+            f"got {(room.own_bytes + room.device_bytes) / GIB:.2f}; --max-memory allows more, --max-size shrinks it"
         )
     kept = min(plan.kept_bytes for plan in plans)
     return (

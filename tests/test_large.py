@@ -1,0 +1,246 @@
+import logging
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fixtures_runs import contents, write_model
+from PIL import Image
+from skimage import data
+
+from stylize.cli import cli
+from stylize.errors import StylizeError
+from stylize.generators import GeneratorConfig, build_generator
+from stylize.images import Picture
+from stylize.inference.large import fits_whole, paint_large, raster_place
+from stylize.inference.plans import CPU, Room, whole_bytes
+from stylize.inference.stylizer import Paint, Stylizer
+from stylize.rasters import Notes, Raster, raster_of
+
+GIB = 2**30
+MIB = 2**20
+
+
+def stylizer_of(name: str = "johnson", norm: str = "instance", width: int = 4) -> Stylizer:
+    return Stylizer(build_generator(GeneratorConfig(name=name, norm=norm, width=width)), CPU)
+
+
+def room(device_bytes: int, folder: Path) -> Room:
+    return Room(CPU, device_bytes, device_bytes, folder, 2**40)
+
+
+def photograph(width: int = 150, height: int = 203, alpha: bool = False) -> Picture:
+    image = Image.fromarray(data.chelsea()).resize((width, height))
+    rgb = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+    return Picture(rgb, torch.rand(1, height, width) if alpha else None)
+
+
+def levels(raster: Raster) -> torch.Tensor:
+    return raster.rows.read(0, raster.rows.shape[0]).int()
+
+
+# Equal to the whole
+
+
+@pytest.mark.parametrize("place", ("memory", "disk"))
+@pytest.mark.parametrize("bits", (8, 16))
+@pytest.mark.parametrize("paint", (Paint(), Paint(strength=0.6), Paint(keep_colors=True)))
+def test_a_picture_in_strips_has_the_levels_of_the_whole(paint: Paint, bits: int, place: str, tmp_path: Path) -> None:
+    stylizer, notes = stylizer_of(), Notes(bits=bits)
+    source = raster_of([photograph(alpha=True)], notes)
+    expected = levels(raster_of([stylizer(source.picture(), paint)], notes))
+    shares: list[float] = []
+    little = room(90 * MIB if place == "memory" else 84 * MIB, tmp_path)
+    painted = paint_large(stylizer, source, None, paint, little, shares.append)
+    difference = (levels(painted) - expected).abs()
+    assert difference.max() <= (1 if bits == 8 else 8)
+    assert difference.double().mean() < (0.01 if bits == 8 else 0.5)
+    assert torch.equal(levels(painted)[..., 3], levels(source)[..., 3])
+    assert sum(shares) == pytest.approx(1)
+    assert painted.notes == notes
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_frame_is_painted(tmp_path: Path) -> None:
+    stylizer = stylizer_of()
+    frames = [photograph(), Picture(photograph().rgb.flip(2))]
+    painted = paint_large(stylizer, raster_of(frames, Notes()), None, Paint(), room(10**9, tmp_path), lambda _: None)
+    expected = raster_of([stylizer(frame) for frame in frames], Notes())
+    assert painted.frames == 2
+    assert (levels(painted) - levels(expected)).abs().max() <= 1
+
+
+@pytest.mark.parametrize("device_bytes", (10**9, 84 * MIB), ids=("small one whole", "small one in strips"))
+def test_larger_strokes_are_those_of_the_whole(
+    device_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stylize.inference.large.STRIP_PIXELS", 5_000)
+    stylizer, paint = stylizer_of(), Paint(stroke_scale=2)
+    whole = photograph()
+    rgb = torch.nn.functional.interpolate(whole.rgb[None], (102, 75), mode="bicubic", antialias=True)[0]
+    small = raster_of([Picture(rgb)], Notes(bits=16))  # in 8 bits it would be another picture
+    painted = paint_large(
+        stylizer, raster_of([whole], Notes()), small, paint, room(device_bytes, tmp_path), lambda _: None
+    )
+    expected = levels(raster_of([stylizer(whole, paint)], Notes()))
+    assert (levels(painted) - expected).abs().max() <= 1
+    assert (levels(painted) - expected).abs().double().mean() < 0.05
+
+
+# What fits
+
+
+def test_what_a_whole_picture_takes_decides(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stylizer = stylizer_of(width=32)
+    needed = whole_bytes(48, (1000, 800), torch.float32)
+    with caplog.at_level(logging.DEBUG, "stylize"):
+        assert fits_whole(stylizer, (1000, 800), Paint(), room(needed, tmp_path))
+        assert not fits_whole(stylizer, (1000, 800), Paint(), room(needed - 1, tmp_path))
+    assert caplog.messages == [
+        f"1000×800 px as a whole would take about 0.24 GiB of the 0.24 that there are: {decision}"
+        for decision in ("whole", "in strips")
+    ]
+    assert fits_whole(stylizer, (1000, 800), Paint(stroke_scale=2), room(needed - 1, tmp_path))
+
+
+def test_files_are_decoded_to_the_disk_where_they_would_take_much_of_the_memory(tmp_path: Path) -> None:
+    assert raster_place(100, room(800, tmp_path)) is None
+    assert raster_place(101, room(800, tmp_path)) == tmp_path
+
+
+def test_a_network_that_cannot_paint_in_strips_says_what_the_whole_takes(tmp_path: Path) -> None:
+    source = raster_of([photograph()], Notes())
+    with pytest.raises(StylizeError) as caught:
+        paint_large(
+            stylizer_of("texture_network", width=32), source, None, Paint(), room(MIB, tmp_path), lambda _: None
+        )
+    assert re.fullmatch(
+        r"a picture of 150×203 px takes about 0\.\d GiB of memory, for this generator cannot paint in strips; "
+        r"--max-memory allows more, --max-size shrinks the picture",
+        str(caught.value),
+    )
+
+
+def test_a_picture_that_is_too_small_is_refused(tmp_path: Path) -> None:
+    source = raster_of([photograph(40, 12)], Notes())
+    with pytest.raises(StylizeError) as caught:
+        paint_large(stylizer_of(), source, None, Paint(), room(10**9, tmp_path), lambda _: None)
+    assert str(caught.value) == "got an image of 40×12 px, must be at least 16 px in each direction"
+
+
+# The command line
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_model(tmp_path / "dots.safetensors")
+    return tmp_path
+
+
+def save(path: Path, width: int, height: int) -> Path:
+    Image.fromarray(data.chelsea()).resize((width, height)).save(path)
+    return path
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "stylize", "apply", "--model", "dots.safetensors", *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+
+def own_gib(*arguments: str) -> float:
+    """What the command takes for a tiny picture."""
+    save(Path("tiny.png"), 32, 32)
+    return peak_gib("tiny.png", *arguments)
+
+
+def peak_gib(*arguments: str) -> float:
+    program = (
+        "import resource, sys; from stylize.cli import cli;"
+        "cli.main(['apply', '--model', 'dots.safetensors', *sys.argv[1:]], standalone_mode=False);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], check=True, capture_output=True, text=True)
+    return int(done.stdout.splitlines()[-1]) / (GIB if sys.platform == "darwin" else MIB)
+
+
+def test_memory_stays_below_what_is_allowed_and_the_picture_the_same(folder: Path) -> None:
+    save(folder / "large.png", 3001, 2003)
+    own = own_gib()
+    allowed = own + 0.22
+    assert peak_gib("large.png", "-o", "strips.png", "--max-memory", f"{allowed:.3f}") < allowed
+    assert peak_gib("large.png", "-o", "whole.png", "--max-memory", "16") > allowed
+    strips, whole = (np.asarray(Image.open(name)).astype(int) for name in ("strips.png", "whole.png"))
+    assert whole.std() > 5
+    assert np.abs(strips - whole).max() <= 1
+    assert np.abs(strips - whole).mean() < 0.01
+
+
+def test_what_is_decided_is_told_with_verbose_only(folder: Path) -> None:
+    save(folder / "image.png", 90, 60)
+    assert run("image.png", "-v").stderr.count("90×60 px as a whole would take about 0.0") == 1
+    assert "as a whole" not in run("image.png", "--overwrite").stderr
+
+
+def test_too_little_memory_is_one_line(folder: Path) -> None:
+    save(folder / "image.png", 90, 60)
+    told = run("image.png", "--max-memory", "0.1")
+    assert told.returncode == 1
+    assert re.fullmatch(
+        r"stylize: image\.png: a picture of 90×60 px needs [01]\.\d\d GiB of memory even in strips, got 0\.10; "
+        r"--max-memory allows more, --max-size shrinks it",
+        told.stderr.splitlines()[-1],
+    )
+    assert set(contents(folder)) == {"dots.safetensors", "image.png"}
+
+
+def test_a_decompression_bomb_is_refused_unless_it_is_allowed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(folder / "image.png", 90, 60)
+    monkeypatch.setattr("stylize.rasters.MAX_PIXELS", 2000)
+    arguments = ["apply", "image.png", "--model", "dots.safetensors", "-o", "out.png"]
+    with pytest.raises(StylizeError, match=r"^image\.png: .*--max-pixels"):
+        cli.main(arguments, standalone_mode=False)
+    cli.main([*arguments, "--max-pixels", "5400"], standalone_mode=False)
+    with Image.open("out.png") as painted:
+        assert painted.size == (90, 60)
+
+
+def test_killed_at_any_moment_the_output_is_whole_or_absent_and_the_next_start_tidies_up(folder: Path) -> None:
+    save(folder / "image.png", 900, 700)
+    own = own_gib()
+    for path in folder.glob("tiny.*"):
+        path.unlink()
+    command = [sys.executable, "-m", "stylize", "apply", "--model", "dots.safetensors", "image.png", "-o", "out.png"]
+    command += ["--max-memory", f"{own + 0.1:.3f}", "--overwrite"]
+    start = time.monotonic()
+    subprocess.run(command, check=True, capture_output=True)
+    whole, took_s = (folder / "out.png").read_bytes(), time.monotonic() - start
+    for share in (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(share * took_s)
+        process.kill()
+        process.wait()
+        assert (folder / "out.png").read_bytes() == whole
+    (folder / ".out.png.abcd_123.part").write_bytes(whole[:1000])
+    subprocess.run(command, check=True, capture_output=True)
+    assert set(contents(folder)) == {"dots.safetensors", "image.png", "out.png"}
+
+
+def test_temporary_files_of_living_processes_and_of_others_stay(folder: Path) -> None:
+    from stylize.files import remove_abandoned, written_atomically
+
+    (folder / ".download.part").touch()
+    with written_atomically(folder / "out.png") as file:
+        file.write(b"half")
+        remove_abandoned(folder)
+        assert len(list(folder.glob(".out.png.*.part"))) == 1
+    assert (folder / "out.png").read_bytes() == b"half"
+    assert (folder / ".download.part").exists()
