@@ -159,8 +159,9 @@ def _what_lacks(stages: Sequence[Stage], plans: Sequence[Plan], room: Room) -> s
     least = min(plan.working_bytes for plan in plans)
     if least > room.device_bytes:
         return (
-            f"a picture of {width}×{height} px needs {(room.own_bytes + least) / GIB:.2f} GiB of memory even in strips, "
-            f"got {(room.own_bytes + room.device_bytes) / GIB:.2f}; --max-memory allows more, --max-size shrinks it"
+            f"a picture of {width}×{height} px needs {(room.own_bytes + least) / GIB:.2f} GiB of memory even in "
+            f"strips, got {(room.own_bytes + room.device_bytes) / GIB:.2f}; --max-memory allows more, --max-size "
+            "shrinks it"
         )
     kept = min(plan.kept_bytes for plan in plans)
     return (
