@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 GIB = 2**30
 LEAST_STRIP_PX = 16
 # Of a strip: beyond it nothing is gained, and all of it is taken from what may be kept.
-ENOUGH_WORKING_BYTES = 192 * 2**20
+ENOUGH_WORKING_BYTES = 512 * 2**20
 WORTH_KEEPING = 0.75  # of the largest maps: with these in memory the picture could be painted whole
 SHARE_OF_FREE = 0.5
 BYTES_A_PIXEL = 2 * (3 * 4 + 3)  # the photograph and the painted picture, in float32 and as they stand in files
