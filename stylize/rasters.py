@@ -26,7 +26,6 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 import pyvips
 import torch
-from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
@@ -51,6 +50,7 @@ from stylize.metadata import (
     corrected_xmp,
     exif_of_tiff,
     from_photoshop,
+    gif_is_whole,
     jpeg_with,
     png_with,
     to_photoshop,
@@ -64,7 +64,7 @@ pyvips.cache_set_max(0)  # no picture is decoded twice, and the cache would hold
 
 # Pillow refuses more than twice its limit: a file of some kilobytes can hold gigabytes of one colour.
 SAFE_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**30 // 12)
-STRIP_BYTES = 8 * 2**20
+STRIP_BYTES = 2**20  # libvips keeps several at a time
 TILE_PX = 256
 OPTIMIZED_JPEG_PX = 16_000_000  # the optimal code needs all coefficients in memory, 12 bytes a pixel
 CLASSIC_TIFF_BYTES = 3_900_000_000
@@ -328,6 +328,8 @@ class _VipsFile:
         return load(source, access="sequential", fail_on="error", **self.options, **options)
 
     def decode(self, max_size_px: int | None, folder: Path | None) -> Raster:
+        if self.loader == "gifload_source" and not gif_is_whole(self.path.read_bytes()):
+            raise StylizeError(f"{self.path}: cannot be read as an image (it ends within a frame)")
         size = _shrunk(self.header.size, max_size_px)
         stored = size if self.orientation < 5 else size[::-1]
         image = _resized(_levels(self._shrunk_on_load(stored), self.open), self.frames, stored)
@@ -823,23 +825,20 @@ def _write_gif(file: BinaryIO, raster: Raster, encoding: _Encoding) -> None:
 
 def _write_avif(file: BinaryIO, raster: Raster, encoding: _Encoding) -> None:
     """By Pillow: libvips, too, holds all of it in memory, and would write EXIF anew."""
-    notes = raster.notes
-    told = {"exif": _exif_to_write(raster), "icc_profile": notes.profile, "xmp": notes.xmp}
-    with _encodable(raster, encoding) as image:
-        values = image.numpy()
+    told = {"exif": _exif_to_write(raster), "icc_profile": raster.notes.profile, "xmp": raster.notes.xmp}
     options = {"quality": encoding.quality, "subsampling": "4:4:4"}
-    _as_pillow(values).save(file, "AVIF", **options, **{key: value for key, value in told.items() if value})
+    _save_by_pillow(file, raster, encoding, {**options, **{key: value for key, value in told.items() if value}})
 
 
 def _write_by_pillow(file: BinaryIO, raster: Raster, encoding: _Encoding) -> None:
+    _save_by_pillow(file, raster, encoding, {"dpi": raster.notes.dpi} if raster.notes.dpi else {})
+
+
+def _save_by_pillow(file: BinaryIO, raster: Raster, encoding: _Encoding, options: Options) -> None:
+    content = io.BytesIO()  # Pillow passes over it when a full disk takes only a part of a file
     with _encodable(raster, encoding) as image:
-        values = image.numpy()
-    options = {"dpi": raster.notes.dpi} if raster.notes.dpi else {}
-    _as_pillow(values).save(file, encoding.image_format, **options)
-
-
-def _as_pillow(values: NDArray[np.uint8]) -> Image.Image:
-    return Image.fromarray(values)
+        Image.fromarray(image.numpy()).save(content, encoding.image_format, **options)
+    file.write(content.getbuffer())
 
 
 WRITERS: dict[str, Callable[[BinaryIO, Raster, _Encoding], None]] = {
