@@ -62,6 +62,7 @@ from stylize.rows import RowStore
 logger = logging.getLogger("stylize")
 logging.getLogger("pyvips").setLevel(logging.CRITICAL)  # libvips warns of what is refused or mended here
 pyvips.cache_set_max(0)  # no picture is decoded twice, and the cache would hold its files open
+pyvips.concurrency_set(min(4, pyvips.concurrency_get()))  # every thread holds strips of its own
 
 # Pillow refuses more than twice its limit: a file of some kilobytes can hold gigabytes of one colour.
 SAFE_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**30 // 12)

@@ -332,6 +332,46 @@ def test_no_ink_is_white_and_all_black_ink_is_dark(tmp_path: Path, suffix: str) 
         assert rgb.max() <= brightest
 
 
+@pytest.mark.parametrize("bits", (8, 16))
+def test_inks_of_a_profile_become_the_colours_that_pillow_gives_them(tmp_path: Path, bits: int) -> None:
+    image = pyvips.Image.new_from_array(smooth(24, 40)).copy(interpretation="srgb")
+    inks = image.icc_transform("cmyk", input_profile="srgb", embedded=False)
+    profile = ImageCms.ImageCmsProfile(io.BytesIO(inks.get("icc-profile-data")))
+    printed = Image.fromarray(inks.numpy(), "CMYK")
+    expected = np.array(ImageCms.profileToProfile(printed, profile, ImageCms.createProfile("sRGB"), outputMode="RGB"))
+    inks = inks if bits == 8 else (inks * 257).cast("ushort").copy(interpretation="cmyk")
+    inks.tiffsave(str(tmp_path / "a.tif"))
+    with read_raster(tmp_path / "a.tif") as read:
+        assert (read.bits, read.notes.profile) == (bits, None)
+        assert np.abs(pixels(read) / (257 if bits == 16 else 1) - expected).max() <= 1.5
+
+
+def test_lab_becomes_rgb(tmp_path: Path) -> None:
+    image = pyvips.Image.new_from_array(smooth(24, 40)).copy(interpretation="srgb")
+    image.colourspace("lab").tiffsave(str(tmp_path / "a.tif"))
+    assert np.abs(read_pixels(tmp_path / "a.tif") / 257 - smooth(24, 40)).max() <= 1
+
+
+def test_gray_with_alpha_takes_its_profile(tmp_path: Path) -> None:
+    values = np.dstack([smooth(8, 9)[..., 0], noise(8, 9)])
+    gray_profile = icc_profile().replace(b"RGB XYZ ", b"GRAYXYZ ").replace(b"rTRC", b"kTRC")
+    Image.fromarray(values, "LA").save(tmp_path / "a.png", icc_profile=gray_profile)
+    back = read_pixels(tmp_path / "a.png")
+    assert np.array_equal(back[..., 3], values[..., 1])
+    assert np.abs(back[..., :3] - gamma_to_srgb(values[..., :1].astype(float), 255)).max() <= 1.5
+
+
+def test_more_than_8_bits_of_an_avif_stay(tmp_path: Path) -> None:
+    image = pyvips.Image.new_from_array(smooth(24, 40)).copy(interpretation="srgb")
+    image = (image * 257).cast("ushort").copy(interpretation="rgb16")
+    try:
+        image.heifsave(str(tmp_path / "a.avif"), compression="av1", bitdepth=10, Q=95, subsample_mode="off")
+    except pyvips.Error:
+        pytest.skip("this libvips cannot write AVIF")
+    assert read_header(tmp_path / "a.avif").bits == 16
+    assert np.abs(read_pixels(tmp_path / "a.avif") / 257 - smooth(24, 40)).mean() < 2
+
+
 @needs_avif
 @KEEPERS
 def test_avif_is_read_upright_with_its_alpha(tmp_path: Path, on_disk: bool) -> None:
