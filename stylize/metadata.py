@@ -17,6 +17,7 @@ from PIL import Image
 EXIF_PREFIX = b"Exif\0\0"
 JPEG_EXIF_BYTES = 65535 - 2 - len(EXIF_PREFIX)
 PNG_HEAD_BYTES = 33  # an EXIF block may follow them
+IMAGE, EXTENSION = 0x2C, 0x21  # the blocks of GIF
 PHOTOSHOP, IPTC_RESOURCE = b"Photoshop 3.0\0", b"8BIM\4\4"
 
 WIDTH, HEIGHT, ORIENTATION, EXIF_IFD, GPS_IFD = 0x0100, 0x0101, 0x0112, 0x8769, 0x8825
@@ -89,6 +90,24 @@ def png_with(head: bytes, exif: bytes | None) -> bytes:
         return head
     chunk = b"eXIf" + exif
     return head[:33] + struct.pack(">I", len(exif)) + chunk + struct.pack(">I", zlib.crc32(chunk)) + head[33:]
+
+
+def gif_is_whole(content: bytes) -> bool:
+    """Whether all blocks of a GIF file are whole; libvips passes over frames that a file cut short has lost.
+
+    What follows the last block, or a mark of the end that is missing, is no harm.
+    """
+    at = 13 + _palette_bytes(content[10:11])
+    while at < len(content) and content[at] in (IMAGE, EXTENSION):
+        at += 10 + _palette_bytes(content[at + 9 : at + 10]) + 1 if content[at] == IMAGE else 2
+        while at < len(content) and content[at]:
+            at += 1 + content[at]
+        at += 1
+    return at <= len(content)
+
+
+def _palette_bytes(flags: bytes) -> int:
+    return 3 * 2 ** ((flags[0] & 7) + 1) if flags and flags[0] & 0x80 else 0
 
 
 def to_photoshop(iptc: bytes) -> bytes:
@@ -206,7 +225,7 @@ def _extended_header(body: bytes) -> bytes:
         width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", body, 14))
         alpha = 0
     sides = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
-    return b"VP8X" + struct.pack("<IB3x", 10, 0x10 * alpha) + sides
+    return struct.pack("<4sIB3x", b"VP8X", 10, 0x10 * alpha) + bytes(sides)
 
 
 def _end_of_pictures(body: bytes) -> int:

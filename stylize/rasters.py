@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import logging
 import math
+import os
 import struct
 import sys
 import tempfile
@@ -26,7 +27,6 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 import pyvips
 import torch
-from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
@@ -51,6 +51,7 @@ from stylize.metadata import (
     corrected_xmp,
     exif_of_tiff,
     from_photoshop,
+    gif_is_whole,
     jpeg_with,
     png_with,
     to_photoshop,
@@ -61,10 +62,11 @@ from stylize.rows import RowStore
 logger = logging.getLogger("stylize")
 logging.getLogger("pyvips").setLevel(logging.CRITICAL)  # libvips warns of what is refused or mended here
 pyvips.cache_set_max(0)  # no picture is decoded twice, and the cache would hold its files open
+pyvips.concurrency_set(min(4, pyvips.concurrency_get()))  # every thread holds strips of its own
 
 # Pillow refuses more than twice its limit: a file of some kilobytes can hold gigabytes of one colour.
 SAFE_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**30 // 12)
-STRIP_BYTES = 8 * 2**20
+STRIP_BYTES = 2**20  # libvips keeps several at a time
 TILE_PX = 256
 OPTIMIZED_JPEG_PX = 16_000_000  # the optimal code needs all coefficients in memory, 12 bytes a pixel
 CLASSIC_TIFF_BYTES = 3_900_000_000
@@ -226,7 +228,7 @@ def write_raster(path: Path, raster: Raster, *, quality: int = 95) -> None:
 
     Args:
         path: Where to.
-        raster: What to write; its rows must not be `direct`.
+        raster: What to write.
         quality: 1 to 100, for JPEG, WebP and AVIF.
 
     Raises:
@@ -311,7 +313,7 @@ class _VipsFile:
         turned = _value(self.image, "orientation", 1)
         self.orientation = turned if 1 <= turned <= 8 else 1
         size = self.stored if self.orientation < 5 else self.stored[::-1]
-        self.header = Header(size, self.frames, 8 if self.image.format == "uchar" else 16, self.image.hasalpha())
+        self.header = Header(size, self.frames, 8 if self.image.format == "uchar" else 16, bool(self.image.hasalpha()))
 
     @classmethod
     def of(cls, path: Path, *, unlimited: bool) -> _VipsFile | None:
@@ -328,10 +330,12 @@ class _VipsFile:
 
     def open(self, **options: Any) -> Vips:
         load = getattr(pyvips.Image, self.loader)
-        source = pyvips.Source.new_from_file(str(self.path))
+        source = pyvips.Source.new_from_file(os.fsencode(self.path))  # names need not be text
         return load(source, access="sequential", fail_on="error", **self.options, **options)
 
     def decode(self, max_size_px: int | None, folder: Path | None) -> Raster:
+        if self.loader == "gifload_source" and not gif_is_whole(self.path.read_bytes()):
+            raise StylizeError(f"{self.path}: cannot be read as an image (it ends within a frame)")
         size = _shrunk(self.header.size, max_size_px)
         stored = size if self.orientation < 5 else size[::-1]
         image = _resized(_levels(self._shrunk_on_load(stored), self.open), self.frames, stored)
@@ -402,6 +406,8 @@ def _levels(image: Vips, reopen: Callable[[], Vips]) -> Vips:
     """Any number format → 8 or 16 bits; floating point is taken as `images` does."""
     if image.format in ("uchar", "ushort"):
         return image
+    if image.interpretation in ("lab", "labs", "xyz"):
+        return image.colourspace("rgb16")
     if image.format in ("float", "double"):
         white = 1 if _finite(reopen()).max() <= 1 else 255
         image = _finite(image) * (65535 / white) + 0.5
@@ -807,7 +813,11 @@ def _write_tiff(file: BinaryIO, raster: Raster, encoding: _Encoding) -> None:
     with open(file.fileno(), "r+b", closefd=False) as both:
         with _encodable(raster, encoding) as image:
             _save(image, "tiffsave_target", options, both.write, both)
-        add_to_tiff(both, _exif_to_write(raster), raster.notes.iptc)
+        try:
+            add_to_tiff(both, _exif_to_write(raster), raster.notes.iptc)
+        except struct.error as error:
+            logger.warning("%s: its EXIF is left out, for it is damaged (%s)", encoding.path, error)
+            add_to_tiff(both, None, raster.notes.iptc)
 
 
 def _write_webp(file: BinaryIO, raster: Raster, encoding: _Encoding) -> None:
@@ -827,23 +837,35 @@ def _write_gif(file: BinaryIO, raster: Raster, encoding: _Encoding) -> None:
 
 def _write_avif(file: BinaryIO, raster: Raster, encoding: _Encoding) -> None:
     """By Pillow: libvips, too, holds all of it in memory, and would write EXIF anew."""
-    notes = raster.notes
-    told = {"exif": _exif_to_write(raster), "icc_profile": notes.profile, "xmp": notes.xmp}
-    with _encodable(raster, encoding) as image:
-        values = image.numpy()
+    exif = _exif_to_write(raster)
+    if exif is not None and not _is_read_by_pillow(exif):
+        logger.warning("%s: its EXIF is left out, for it is damaged", encoding.path)
+        exif = None
+    told = {"exif": exif, "icc_profile": raster.notes.profile, "xmp": raster.notes.xmp}
     options = {"quality": encoding.quality, "subsampling": "4:4:4"}
-    _as_pillow(values).save(file, "AVIF", **options, **{key: value for key, value in told.items() if value})
+    _save_by_pillow(file, raster, encoding, {**options, **{key: value for key, value in told.items() if value}})
+
+
+def _is_read_by_pillow(exif: bytes) -> bool:
+    try:
+        with _quiet_pillow(None):
+            read = Image.Exif()
+            read.load(exif)
+            read.tobytes()
+    except Exception:  # damaged notes make it raise almost anything
+        return False
+    return True
 
 
 def _write_by_pillow(file: BinaryIO, raster: Raster, encoding: _Encoding) -> None:
-    with _encodable(raster, encoding) as image:
-        values = image.numpy()
-    options = {"dpi": raster.notes.dpi} if raster.notes.dpi else {}
-    _as_pillow(values).save(file, encoding.image_format, **options)
+    _save_by_pillow(file, raster, encoding, {"dpi": raster.notes.dpi} if raster.notes.dpi else {})
 
 
-def _as_pillow(values: NDArray[np.uint8]) -> Image.Image:
-    return Image.fromarray(values)
+def _save_by_pillow(file: BinaryIO, raster: Raster, encoding: _Encoding, options: Options) -> None:
+    content = io.BytesIO()  # Pillow passes over it when a full disk takes only a part of a file
+    with _encodable(raster, encoding) as image, _quiet_pillow(None):
+        Image.fromarray(image.numpy()).save(content, encoding.image_format, **options)
+    file.write(content.getbuffer())
 
 
 WRITERS: dict[str, Callable[[BinaryIO, Raster, _Encoding], None]] = {

@@ -1,10 +1,9 @@
-import errno
 import io
 import logging
-import math
 import os
 import random
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -20,17 +19,19 @@ import pyvips
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, IptcImagePlugin, features
+from test_hostile_files import TIMES, mutated, outcome
+from test_images import STORED, icc_profile, refusal
 
 from stylize.errors import StylizeError
 from stylize.images import Picture
 from stylize.metadata import corrected_exif, corrected_xmp
-from stylize.rasters import Notes, Raster, raster_of, read_header, read_raster, write_raster
+from stylize.rasters import Header, Notes, Raster, raster_of, read_header, read_raster, write_raster
 from stylize.rows import RowStore
-from test_images import STORED, icc_profile, refusal
 
 Array = NDArray[Any]
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 KEEPERS = pytest.mark.parametrize("on_disk", (False, True), ids=("memory", "disk"))
+MUTATIONS = 25 * TIMES
 needs_avif = pytest.mark.skipif(not features.check("avif"), reason="this Pillow cannot write AVIF")
 
 
@@ -139,6 +140,7 @@ def lossless_cases() -> dict[str, tuple[str, bytes, Array]]:
     as_levels = np.floor(np.clip(np.nan_to_num(floats).astype(np.float64) / 1.0, 0, 255) * (65535 / 255) + 0.5)
     unit = np.clip(floats, 0, 1)
     unit_levels = np.floor(np.nan_to_num(unit).astype(np.float64) * 65535 + 0.5)
+    doubled = np.minimum(g16.astype(int) * 2, 65535).astype(np.uint16)
     first = int(g[2, 3, 0])
     key16 = g16[2, 3, 0]
     return {
@@ -187,7 +189,7 @@ def lossless_cases() -> dict[str, tuple[str, bytes, Array]]:
         "tiff-RGBA16": ("tif", tiff(rgba16), rgba16),
         "tiff-float-to-1": ("tif", tiff(unit, photometric=1), gray(unit_levels.astype(np.uint16))),
         "tiff-float-to-255": ("tif", tiff(floats, photometric=1), gray(as_levels.astype(np.uint16))),
-        "tiff-int32": ("tif", tiff(g16.astype(np.int32) * 2, photometric=1), gray(np.minimum(g16.astype(int) * 2, 65535).astype(np.uint16))),
+        "tiff-int32": ("tif", tiff(g16.astype(np.int32) * 2, photometric=1), gray(doubled)),
         "webp-RGB": ("webp", saved(Image.fromarray(rgb), "WEBP", lossless=True), rgb),
         "webp-RGBA": ("webp", saved(with_alpha, "WEBP", lossless=True, exact=True), rgba),
         "gif-1": ("gif", saved(one, "GIF"), black_white),
@@ -218,7 +220,7 @@ def test_lossless_files_are_read_to_the_level(tmp_path: Path, name: str, on_disk
         assert pixels(read).dtype == expected.dtype
         assert np.array_equal(pixels(read), expected)
         assert read.bits == read.notes.bits == 8 * expected.itemsize
-        assert read_header(path) == type(read_header(path))((13, 9), 1, read.bits, read.has_alpha)
+        assert read_header(path) == Header((13, 9), 1, read.bits, read.has_alpha)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -330,12 +332,52 @@ def test_no_ink_is_white_and_all_black_ink_is_dark(tmp_path: Path, suffix: str) 
         assert rgb.max() <= brightest
 
 
+@pytest.mark.parametrize("bits", (8, 16))
+def test_inks_of_a_profile_become_the_colours_that_pillow_gives_them(tmp_path: Path, bits: int) -> None:
+    image = pyvips.Image.new_from_array(smooth(24, 40)).copy(interpretation="srgb")
+    inks = image.icc_transform("cmyk", input_profile="srgb", embedded=False)
+    profile = ImageCms.ImageCmsProfile(io.BytesIO(inks.get("icc-profile-data")))
+    printed = Image.fromarray(inks.numpy(), "CMYK")
+    expected = np.array(ImageCms.profileToProfile(printed, profile, ImageCms.createProfile("sRGB"), outputMode="RGB"))
+    inks = inks if bits == 8 else (inks * 257).cast("ushort").copy(interpretation="cmyk")
+    inks.tiffsave(str(tmp_path / "a.tif"))
+    with read_raster(tmp_path / "a.tif") as read:
+        assert (read.bits, read.notes.profile) == (bits, None)
+        assert np.abs(pixels(read) / (257 if bits == 16 else 1) - expected).max() <= 1.5
+
+
+def test_lab_becomes_rgb(tmp_path: Path) -> None:
+    image = pyvips.Image.new_from_array(smooth(24, 40)).copy(interpretation="srgb")
+    image.colourspace("lab").tiffsave(str(tmp_path / "a.tif"))
+    assert np.abs(read_pixels(tmp_path / "a.tif") / 257 - smooth(24, 40)).max() <= 1
+
+
+def test_gray_with_alpha_takes_its_profile(tmp_path: Path) -> None:
+    values = np.dstack([smooth(8, 9)[..., 0], noise(8, 9)])
+    gray_profile = icc_profile().replace(b"RGB XYZ ", b"GRAYXYZ ").replace(b"rTRC", b"kTRC")
+    Image.fromarray(values, "LA").save(tmp_path / "a.png", icc_profile=gray_profile)
+    back = read_pixels(tmp_path / "a.png")
+    assert np.array_equal(back[..., 3], values[..., 1])
+    assert np.abs(back[..., :3] - gamma_to_srgb(values[..., :1].astype(float), 255)).max() <= 1.5
+
+
+def test_more_than_8_bits_of_an_avif_stay(tmp_path: Path) -> None:
+    image = pyvips.Image.new_from_array(smooth(24, 40)).copy(interpretation="srgb")
+    image = (image * 257).cast("ushort").copy(interpretation="rgb16")
+    try:
+        image.heifsave(str(tmp_path / "a.avif"), compression="av1", bitdepth=10, Q=95, subsample_mode="off")
+    except pyvips.Error:
+        pytest.skip("this libvips cannot write AVIF")
+    assert read_header(tmp_path / "a.avif").bits == 16
+    assert np.abs(read_pixels(tmp_path / "a.avif") / 257 - smooth(24, 40)).mean() < 2
+
+
 @needs_avif
 @KEEPERS
 def test_avif_is_read_upright_with_its_alpha(tmp_path: Path, on_disk: bool) -> None:
     path, upright = tmp_path / "a.avif", np.dstack([smooth(24, 40), noise(24, 40)])
     Image.fromarray(np.ascontiguousarray(stored(upright, 6))).save(path, quality=100, exif=exif_of(6))
-    assert read_header(path) == type(read_header(path))((40, 24), 1, 8, True)
+    assert read_header(path) == Header((40, 24), 1, 8, True)
     back = read_pixels(path, folder=tmp_path if on_disk else None).astype(int)
     assert np.array_equal(back[..., 3], upright[..., 3])
     assert np.abs(back[..., :3] - upright[..., :3]).mean() < 3
@@ -788,7 +830,7 @@ def test_a_file_without_exif_gets_none(tmp_path: Path, suffix: str) -> None:
         assert dict(image.getexif()) == {}
 
 
-XMP = b'<?xpacket begin=""?><x:xmpmeta xmlns:x="adobe:ns:meta/" tiff:Orientation="6">a lake</x:xmpmeta><?xpacket end="w"?>'
+XMP = b'<?xpacket begin=""?><x:xmpmeta xmlns:x="adobe:ns:meta/" tiff:Orientation="6">a lake</x:xmpmeta>'
 
 
 @pytest.mark.parametrize("suffix", NOTED)
@@ -832,3 +874,294 @@ def test_iptc_outlasts_painting(tmp_path: Path) -> None:
             found = IptcImagePlugin.getiptcinfo(image)
         assert found == {(2, 120): b"a lake", (2, 5): b"dusk"}
         before = after
+
+
+@pytest.mark.parametrize("read", (read_header, read_raster))
+@pytest.mark.parametrize("suffix", ("jpg", "png", "tif", "gif", "webp", "avif", "bmp"))
+def test_files_that_are_no_images_are_refused(tmp_path: Path, read: Callable[[Path], object], suffix: str) -> None:
+    text, folder, missing = (tmp_path / f"{name}.{suffix}" for name in "abc")
+    text.write_text("no image")
+    folder.mkdir()
+    assert refusal(lambda: read(text)) == f"{text}: not an image of a known format"
+    assert refusal(lambda: read(folder)) == f"{folder}: is a folder, must be an image file"
+    assert refusal(lambda: read(missing)) == f"{missing}: no such file"
+    text.write_bytes(b"")
+    assert refusal(lambda: read(text)) == f"{text}: not an image of a known format"
+
+
+def seeds() -> dict[str, bytes]:
+    """A file of every format that is read, not tiny, some of the lesser used kinds."""
+    values = smooth(60, 80)
+    image = Image.fromarray(values)
+    more = [Image.fromarray(255 - values), Image.fromarray(values[::-1].copy())]
+    profile, noted = icc_profile(red=2, blue=0), b"Exif\0\0" + full_exif()
+    files = {
+        "turned.jpg": saved(image, "JPEG", exif=noted, icc_profile=profile),
+        "progressive.jpg": saved(image, "JPEG", progressive=True),
+        "cmyk.jpg": saved(image.convert("CMYK"), "JPEG"),
+        "rgb.png": saved(image, "PNG", exif=noted),
+        "sixteen.png": png(noise(60, 80, 4, bits=16)),
+        "palette.png": saved(image.convert("P"), "PNG", transparency=3),
+        "rgb.tif": saved(image, "TIFF", compression="tiff_lzw"),
+        "float.tif": tiff(values[..., :1].astype(np.float32), photometric=1),
+        "jpeg.tif": saved(image, "TIFF", compression="jpeg"),
+        "still.gif": saved(image, "GIF"),
+        "moving.gif": saved(image, "GIF", save_all=True, append_images=more, duration=[50, 60, 70]),
+        "still.webp": saved(image, "WEBP", exif=noted),
+        "moving.webp": saved(image, "WEBP", save_all=True, append_images=more, duration=[50, 60, 70]),
+        "rgb.bmp": saved(image, "BMP"),
+        "rgb.ppm": saved(image, "PPM"),
+    }
+    return files | ({"rgb.avif": saved(image, "AVIF")} if features.check("avif") else {})
+
+
+SEEDS = seeds()
+
+
+@pytest.mark.parametrize("name", SEEDS)
+def test_files_cut_short_are_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    path, content = tmp_path / name, SEEDS[name]
+    path.write_bytes(content)
+    read_raster(path).close()
+    for share in (0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.97):
+        path.write_bytes(content[: int(len(content) * share)])
+        message = refusal(lambda: read_raster(path, folder=tmp_path))
+        assert re.fullmatch(
+            re.escape(str(path)) + r": (not an image of a known format|cannot be read as an image \(\S[^\n]*\S\))",
+            message,
+        )
+        assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", SEEDS)
+def test_mutated_files_are_read_or_refused_in_one_line(
+    tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    draw, path, outcomes = random.Random(0), tmp_path / name, set()
+    for _ in range(MUTATIONS):
+        path.write_bytes(mutated(SEEDS[name], draw))
+        outcomes.add(outcome(path, lambda path: read_raster(path).close()))
+        outcome(path, lambda path: read_raster(path, max_size_px=20).close())
+        assert outcome(path, read_header) in ("read", "refused")
+    assert "refused" in outcomes
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("suffix", NOTED)
+def test_a_picture_is_written_whatever_its_damaged_exif_holds(tmp_path: Path, suffix: str) -> None:
+    if suffix == "avif" and not features.check("avif"):
+        pytest.skip("this Pillow cannot write AVIF")
+    draw, path, block, kept = random.Random(0), tmp_path / f"a.{suffix}", full_exif(), 0
+    for _ in range(MUTATIONS):
+        exif = corrected_exif(mutated(block, draw), (16, 12))
+        write_raster(path, raster(smooth(12, 16), Notes(exif=exif)))
+        with read_raster(path) as back:
+            assert back.size == (16, 12)
+            kept += back.notes.exif is not None
+        path.unlink()
+    assert kept > MUTATIONS / 4
+
+
+def test_names_need_not_be_text(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/a\xff.png"))
+    try:
+        write_raster(path, raster(noise(5, 7, 3)))
+    except StylizeError:
+        pytest.skip("this file system wants text")
+    assert np.array_equal(read_pixels(path), noise(5, 7, 3))
+
+
+@pytest.mark.parametrize("suffix", ("png", "tif"))
+def test_rows_past_the_systems_cache_are_written_too(tmp_path: Path, suffix: str) -> None:
+    values = noise(9, 13, 3)
+    rows = RowStore(values.shape, torch.uint8, tmp_path, direct=True)
+    rows.write(0, torch.from_numpy(values))
+    with Raster(rows) as original:
+        write_raster(tmp_path / f"a.{suffix}", original)
+    assert np.array_equal(read_pixels(tmp_path / f"a.{suffix}"), values)
+
+
+def test_more_pixels_than_pillow_takes_are_refused_before_decoding(tmp_path: Path) -> None:
+    bomb = tmp_path / "a.png"
+    header = struct.pack(">IIBBBBB", 20_000, 10_000, 8, 2, 0, 0, 0)
+    bomb.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    )
+    assert read_header(bomb).size == (20_000, 10_000)
+    for options in ({}, {"max_size_px": 100}):
+        assert refusal(lambda options=options: read_raster(bomb, **options)) == (
+            f"{bomb}: got 200.0 megapixels (20000×10000), must be at most 179.0; --max-pixels lifts the limit"
+        )
+
+
+@pytest.mark.parametrize("suffix", ("png", "gif", "bmp"))
+def test_the_limit_of_pixels_is_lifted_and_lowered_knowingly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    path = tmp_path / f"a.{suffix}"
+    Image.new("RGB", (1000, 600)).save(path)
+    assert read_raster(path, max_pixels=600_000).size == (1000, 600)
+    assert refusal(lambda: read_raster(path, max_pixels=500_000)) == (
+        f"{path}: got 0.6 megapixels (1000×600), must be at most 0.5; --max-pixels lifts the limit"
+    )
+    monkeypatch.setattr("stylize.rasters.SAFE_PIXELS", 100_000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000)
+    assert refusal(lambda: read_raster(path)) == (
+        f"{path}: got 0.6 megapixels (1000×600), must be at most 0.1; --max-pixels lifts the limit"
+    )
+    assert read_raster(path, max_pixels=10**6).size == (1000, 600)
+    assert Image.MAX_IMAGE_PIXELS == 50_000
+
+
+def test_the_frames_of_an_animation_count_together(tmp_path: Path) -> None:
+    images = [Image.new("L", (300, 200), level) for level in (0, 100, 200)]
+    images[0].save(tmp_path / "a.gif", save_all=True, append_images=images[1:])
+    assert refusal(lambda: read_raster(tmp_path / "a.gif", max_pixels=100_000)) == (
+        f"{tmp_path / 'a.gif'}: got 0.2 megapixels (3 frames of 300×200), must be at most 0.1; "
+        "--max-pixels lifts the limit"
+    )
+
+
+def test_names_that_libvips_would_take_for_options_are_names(tmp_path: Path) -> None:
+    path = tmp_path / "a[page=1].png"
+    write_raster(path, raster(noise(5, 7, 3)))
+    assert np.array_equal(read_pixels(path), noise(5, 7, 3))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("suffix", "width"), (("webp", 20_000), ("jpg", 70_000), ("gif", 70_000), ("avif", 70_000)))
+def test_a_picture_too_large_for_the_format_is_refused(tmp_path: Path, suffix: str, width: int) -> None:
+    path = tmp_path / f"a.{suffix}"
+    message = refusal(lambda: write_raster(path, raster(np.zeros((2, width, 3), np.uint8))))
+    assert re.fullmatch(re.escape(str(path)) + r": cannot be written \(\S[^\n]*\S\)", message)
+    assert list(tmp_path.iterdir()) == []
+
+
+@KEEPERS
+@pytest.mark.parametrize("room", (0, 10, 5000))
+@pytest.mark.parametrize("suffix", ("jpg", "png", "tif", "gif", "webp", "bmp", "ppm", "avif"))
+def test_a_disk_that_is_full_leaves_what_was_there(tmp_path: Path, suffix: str, room: int, on_disk: bool) -> None:
+    if suffix == "avif" and not features.check("avif"):
+        pytest.skip("this Pillow cannot write AVIF")
+    resource = pytest.importorskip("resource")
+    path = tmp_path / f"a.{suffix}"
+    path.write_text("an older file")
+    with raster(noise(100, 120, 3), folder=tmp_path if on_disk else None) as original:
+        usual, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, usual[1]))
+        try:
+            message = refusal(lambda: write_raster(path, original))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+            signal.signal(signal.SIGXFSZ, handler)
+    assert message == f"{path}: cannot be written (File too large)"
+    assert path.read_text() == "an older file"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_without_room_is_refused_before_decoding(tmp_path: Path) -> None:
+    write_raster(tmp_path / "a.png", raster(noise(5, 7, 3)))
+    folder = tmp_path / "none"
+    assert refusal(lambda: read_raster(tmp_path / "a.png", folder=folder)) == (
+        f"{folder}: no temporary file can be made there (No such file or directory)"
+    )
+
+
+def test_an_interruption_while_encoding_is_raised_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stylize.rows.RowStore.read", interrupted)
+    for suffix in ("png", "jpg", "tif", "gif"):
+        with pytest.raises(KeyboardInterrupt):
+            write_raster(tmp_path / f"a.{suffix}", raster(noise(50, 70, 3)))
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr().err == ""
+
+
+def test_many_threads_read_and_write_at_once(tmp_path: Path) -> None:
+    kinds = ["png", "tif", "bmp", "ppm"]
+    originals = [np.roll(noise(60, 70, 3), i, 0) for i in range(16)]
+    failures: list[object] = []
+
+    def work(i: int) -> None:
+        try:
+            path = tmp_path / f"{i}.{kinds[i % 4]}"
+            with raster(originals[i], folder=tmp_path if i % 3 else None) as original:
+                write_raster(path, original)
+            for _ in range(3):
+                assert np.array_equal(read_pixels(path, folder=tmp_path if i % 2 else None), originals[i])
+            broken = tmp_path / f"{i}.broken"
+            broken.write_bytes(path.read_bytes()[:2000])
+            message = refusal(lambda: read_raster(broken))
+            assert re.fullmatch(
+                re.escape(str(broken)) + r": (cannot be read as an image \(.*\)|not an image of .*)", message
+            )
+        except BaseException as error:
+            failures.append((i, error))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+@pytest.mark.parametrize("bits", (8, 16))
+def test_painted_pictures_are_rounded_to_the_nearest_level(bits: int) -> None:
+    white = 2**bits - 1
+    levels = torch.tensor([-1.0, 0.0, 0.4 / white, 0.6 / white, 1.0, 7.0]).expand(3, 1, -1)
+    with raster_of([Picture(levels), Picture(1 - levels)], Notes(bits)) as painted:
+        assert (painted.size, painted.frames, painted.bits) == ((6, 1), 2, bits)
+        assert pixels(painted)[0, :, 0].tolist() == [0, 0, 0, 1, white, white]
+        assert pixels(painted)[1, :, 2].tolist() == [white, white, white, white - 1, 0, 0]
+
+
+@pytest.mark.parametrize("bits", (8, 16))
+def test_a_picture_of_a_raster_becomes_the_same_raster(bits: int) -> None:
+    values = noise(6, 7, 4, bits=bits)
+    picture = raster(values, Notes(bits)).picture()
+    assert picture.rgb.dtype == torch.float32
+    assert picture.alpha is not None
+    assert torch.equal(picture.alpha[0], torch.from_numpy(values[..., 3].astype(np.float32)) / (2**bits - 1))
+    assert np.array_equal(pixels(raster_of([picture], Notes(bits))), values)
+
+
+def test_where_only_some_frames_are_transparent_the_others_are_opaque() -> None:
+    rgb = torch.rand(3, 2, 4)
+    with raster_of([Picture(rgb), Picture(rgb, torch.zeros(1, 2, 4))], Notes()) as painted:
+        assert painted.has_alpha
+        assert pixels(painted)[:2, :, 3].min() == 255
+        assert pixels(painted)[2:, :, 3].max() == 0
+
+
+PEAK = """
+import sys
+from pathlib import Path
+from stylize.rasters import read_raster, write_raster
+def peak():
+    return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) // 1024
+folder, before = Path(sys.argv[1]).parent, peak()
+with read_raster(Path(sys.argv[1]), folder=folder) as raster:
+    write_raster(Path(sys.argv[2]), raster)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measures memory by /proc")
+@pytest.mark.parametrize(("source", "target", "orientation"), (("jpg", "png", 1), ("png", "jpg", 6), ("tif", "tif", 8)))
+def test_a_large_picture_takes_a_share_of_its_size_in_memory(
+    tmp_path: Path, source: str, target: str, orientation: int
+) -> None:
+    first, second = tmp_path / f"a.{source}", tmp_path / f"b.{target}"
+    large = Image.new("RGB", (8000, 5000), (200, 100, 50))  # 114 MiB
+    options = {"compression": "tiff_lzw"} if source == "tif" else {}
+    large.save(first, exif=exif_of(orientation), **options)
+    done = subprocess.run([sys.executable, "-c", PEAK, str(first), str(second)], capture_output=True, text=True)
+    assert done.stderr == ""
+    assert int(done.stdout) < 90
+    with Image.open(second) as image:
+        assert image.size == ((8000, 5000) if orientation == 1 else (5000, 8000))
