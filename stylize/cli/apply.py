@@ -119,7 +119,7 @@ def apply(
         keep_compiled_code()
     stylizer = Stylizer(generator, target_device, precision, compiled)
     hint = StrokeHint(_crop_px(card.config), stroke_scale)
-    _paint_all(stylizer, jobs, Paint(strength, keep_colors, max_size, stroke_scale), quality, overwrite, hint)
+    paint_all(stylizer, jobs, Paint(strength, keep_colors, max_size, stroke_scale), quality, overwrite, hint)
 
 
 class StrokeHint:
@@ -212,7 +212,7 @@ def _sizes(jobs: Sequence[Job], max_size_px: int | None) -> Iterator[tuple[int, 
             yield limited_size(image_size(job.source), max_size_px)
 
 
-def _paint_all(
+def paint_all(
     stylizer: Stylizer, jobs: Sequence[Job], paint: Paint, quality: int, overwrite: bool, hint: StrokeHint
 ) -> None:
     """Paint every picture; those that fail are told at the end, the others are done.
