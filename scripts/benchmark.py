@@ -8,6 +8,7 @@ Subjects, chosen by name; without any: `step apply`, and `all`: every one.
 * ``data``: photographs to batches, beside what the training step consumes; decoding.
 * ``apply``: painting one square image, the first of a process and one of many.
 * ``sizes``: painting by size, with the memory that it takes.
+* ``folder``: many small pictures from files to files, beside the bare network on tensors.
 
 ``stylize`` runs a real `Trainer` and a real `Stylizer`, with the memory format and compilation that they choose.
 ``plain`` is eager float32 of ordinary `torch.nn` modules in the contiguous layout, as the widely copied scripts write
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import click
-from benchmarks import apply, data, norms, step
+from benchmarks import apply, data, folder, norms, step
 from benchmarks.floor import Floor, finding, measure_floor
 from benchmarks.report import Finding, place, write_json
 from benchmarks.settings import Settings
@@ -40,6 +41,7 @@ SUBJECTS: Mapping[str, Callable[[Settings, Floor], Finding]] = {
     "data": data.run,
     "apply": apply.run,
     "sizes": apply.run_sizes,
+    "folder": folder.run,
 }
 DEFAULT = ("step", "apply")
 ALL = "all"
@@ -104,9 +106,12 @@ side_px = click.IntRange(32)
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Photographs for the data path; default: generated ones.",
 )
+@click.option(
+    "--pictures", type=click.IntRange(1), default=500, show_default=True, help="In the folder that is painted."
+)
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the numbers there.")
 def main(
-    subjects: Sequence[Literal["floor", "step", "norms", "data", "apply", "sizes", "all"]],
+    subjects: Sequence[Literal["floor", "step", "norms", "data", "apply", "sizes", "folder", "all"]],
     json_file: Path | None,
     **options: Any,
 ) -> None:

@@ -22,7 +22,7 @@ from click.testing import CliRunner
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "performance.md"
 NORMS = ("instance", "batch_instance")
-LINE = ["--device=cpu", "--precision=fp32", "--batch=2", "--crop=32", "--size=32", "--rounds=1"]
+LINE = ["--device=cpu", "--precision=fp32", "--batch=2", "--crop=32", "--size=32", "--rounds=1", "--pictures=3"]
 LINE += [f"--norm={norm}" for norm in NORMS]
 HERE = {"torch": "0", "CPU": "c", "threads": "1", "CPU capability": "none", "device": "cpu", "precision": "fp32"}
 
@@ -51,13 +51,15 @@ def script() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "scripts")
         import benchmark
-        from benchmarks import apply, data, floor, norms, settings, workloads
+        from benchmarks import apply, data, floor, folder, norms, settings, workloads
 
         patch.setattr(floor, "PRODUCT_SIDE", {"cpu": 32})
         patch.setattr(floor, "COPY_BYTES", {"cpu": 2**16})
         patch.setattr(norms, "SHAPES", ((2, 3, 8, 8), (1, 4, 8, 8)))
         patch.setattr(apply, "SIZES_PX", (32, 64))
         patch.setattr(data, "WORKERS", (0, 1))
+        for name, value in {"WIDTHS": (4, 8), "SIDE_PX": 32, "TURN": 2, "DISTINCT": 2}.items():
+            patch.setattr(folder, name, value)
         patch.setattr(workloads, "make_vgg", functools.cache(settings.make_vgg))  # frozen; most of the time is its
         for name, value in {"LARGE_PX": (400, 300), "LARGE_COUNT": 1, "SMALL_PX": (64, 48), "SMALL_COUNT": 3}.items():
             patch.setattr(data, name, value)
@@ -76,8 +78,9 @@ def in_this_process(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture
 def settings(script: ModuleType) -> Any:
-    names = ("device", "threads", "batch", "crop", "size", "precision", "compile", "norms", "rounds", "steps", "photos")
-    values = ("cpu", None, 2, 32, 32, "fp32", "never", NORMS, 1, 1, None)
+    names = ("device", "threads", "batch", "crop", "size", "precision", "compile", "norms", "rounds", "steps")
+    names += ("photos", "pictures")
+    values = ("cpu", None, 2, 32, 32, "fp32", "never", NORMS, 1, 1, None, 3)
     return script.Settings(**dict(zip(names, values, strict=True)))
 
 
@@ -88,7 +91,7 @@ def floor(script: ModuleType) -> Any:
 
 def headers(script: ModuleType) -> dict[str, list[str]]:
     """The heads of the tables of every subject."""
-    from benchmarks import apply, compare, data, norms, step
+    from benchmarks import apply, compare, data, folder, norms, step
     from benchmarks.floor import HEADER
     from benchmarks.report import header_lines
 
@@ -99,6 +102,7 @@ def headers(script: ModuleType) -> dict[str, list[str]]:
         "data": [data.LOADING_HEADER, data.DECODING_HEADER],
         "apply": [(apply.HEADING, *compare.COLUMNS)],
         "sizes": [apply.SIZES_HEADER],
+        "folder": [folder.HEADER],
     }
     return {subject: [header_lines(header) for header in of_subject] for subject, of_subject in columns.items()}
 
@@ -124,6 +128,10 @@ def test_every_subject_prints_its_tables_and_writes_its_numbers(
     assert max(numbers["norms"]["differences"].values()) < 1e-4
     assert list(numbers["data"]["loaded_images_per_second"]) == ["0", "1"]
     assert [row["side_px"] for row in numbers["sizes"]["rows"]] == [32, 64]
+    assert [(row["name"], row["pictures"]) for row in numbers["folder"]["rows"]] == [
+        ("width 4, fp32", 3),
+        ("width 8, fp32", 3),
+    ]
 
 
 def test_all_stands_for_every_subject_and_the_floor_is_always_measured(script: ModuleType) -> None:

@@ -55,10 +55,15 @@ def write_photographs(folder: Path, seed: int) -> list[Path]:
     sizes = [LARGE_PX] * LARGE_COUNT + [SMALL_PX] * SMALL_COUNT
     paths = [folder / f"{number:02}-{width}x{height}.jpg" for number, (width, height) in enumerate(sizes)]
     for number, (path, size) in enumerate(zip(paths, sizes, strict=True)):
-        scene = to_image(make_images(1, 512, seed + number)[0]).resize(size, Image.Resampling.BICUBIC)
-        levels = np.random.default_rng(seed + number).normal(np.asarray(scene), GRAIN)
-        Image.fromarray(levels.clip(0, 255).astype(np.uint8)).save(path, quality=QUALITY)
+        write_photograph(path, size, seed + number)
     return paths
+
+
+def write_photograph(path: Path, size: tuple[int, int], seed: int) -> None:
+    """Write a JPEG of this width and height with the spectrum of a photograph."""
+    scene = to_image(make_images(1, 512, seed)[0]).resize(size, Image.Resampling.BICUBIC)
+    levels = np.random.default_rng(seed).normal(np.asarray(scene), GRAIN)
+    Image.fromarray(levels.clip(0, 255).astype(np.uint8)).save(path, quality=QUALITY)
 
 
 def read_in_full(path: Path, shorter_side_px: int) -> Image.Image:

@@ -49,6 +49,7 @@ class Settings:
         rounds: Turns of each side.
         steps: Timed repeats in a turn.
         photos: Folder of photographs for the data path; None: generated ones.
+        pictures: In the folder that is painted.
         seed: Of weights and images.
     """
 
@@ -63,6 +64,7 @@ class Settings:
     rounds: int
     steps: int
     photos: Path | None
+    pictures: int
     seed: int = 0
 
     def torch_device(self) -> torch.device:
@@ -79,10 +81,10 @@ class Settings:
         return ("fp32", "bf16") if choose_precision("auto", self.torch_device()) == "bf16" else ("fp32",)
 
 
-def make_generator(seed: int, norm: str = "instance") -> Generator:
+def make_generator(seed: int, norm: str = "instance", width: int = WIDTH) -> Generator:
     """The generator in `train()` on the CPU, its norms' parameters drawn, too, so that mixing them up would show."""
     torch.manual_seed(seed)
-    generator = build_generator(GeneratorConfig(name="johnson", norm=norm, width=WIDTH))
+    generator = build_generator(GeneratorConfig(name="johnson", norm=norm, width=width))
     for layer in generator.norms().values():
         _draw_(layer)
     return generator

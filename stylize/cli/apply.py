@@ -147,7 +147,7 @@ def apply(
         overwrite,
         StrokeHint(_crop_px(card.config), stroke_scale),
     )
-    _paint_all(jobs, settings)
+    paint_all(jobs, settings)
 
 
 class Settings(NamedTuple):
@@ -259,7 +259,7 @@ def _sizes(jobs: Sequence[Job], max_size_px: int | None) -> Iterator[tuple[int, 
             yield limited_size(read_header(job.source).size, max_size_px)
 
 
-def _paint_all(jobs: Sequence[Job], settings: Settings) -> None:
+def paint_all(jobs: Sequence[Job], settings: Settings) -> None:
     """Paint every picture; those that fail are told at the end, the others are done.
 
     Raises:

@@ -161,7 +161,7 @@ def ahead_if_small(jobs: Iterable[J], read: Callable[[J], T], is_small: Callable
     def read_if_small(job: J) -> list[T]:
         return [read(job)] if is_small(job) else []
 
-    with ThreadPoolExecutor(1) as thread:
+    with _thread_for_files() as thread:
         coming: deque[tuple[J, Future[list[T]]]] = deque()
         for job in jobs:
             coming.append((job, thread.submit(read_if_small, job)))
@@ -173,21 +173,41 @@ def ahead_if_small(jobs: Iterable[J], read: Callable[[J], T], is_small: Callable
 
 
 def behind_if_small(pieces: Iterable[Piece], write: Callable[[Piece], None]) -> Iterator[Piece]:
-    """The pieces, written by a thread, in their order: a small one while the next is made."""
-    with ThreadPoolExecutor(1) as thread:
-        writing: deque[tuple[Piece, Future[None]]] = deque()
+    """The pieces, written in their order: a small one by a thread while the next is made."""
+
+    def written() -> Iterator[Piece]:
+        for piece, writing in waiting:
+            writing.result()
+            yield piece
+        waiting.clear()
+
+    waiting: list[tuple[Piece, Future[None]]] = []
+    with _thread_for_files() as thread:
         for piece in pieces:
-            may_wait = piece.raster is None or is_small_size(piece.raster.size, piece.raster.frames)
-            writing.append((piece, thread.submit(write, piece)))
-            while len(writing) > may_wait:
-                yield _written(*writing.popleft())
-        for each in writing:
-            yield _written(*each)
+            yield from written()
+            if piece.raster is None or is_small_size(piece.raster.size, piece.raster.frames):
+                waiting.append((piece, thread.submit(write, piece)))
+            else:
+                write(piece)
+                yield piece
+        yield from written()
 
 
-def _written(piece: Piece, writing: Future[None]) -> Piece:
-    writing.result()
-    return piece
+def _thread_for_files() -> ThreadPoolExecutor:
+    """One thread, in which torch uses no others.
+
+    OpenMP would count those, and let the threads that paint sleep whenever they wait for each other, which is often.
+    """
+    threads = torch.get_num_threads()
+    executor = ThreadPoolExecutor(1)
+    executor.submit(_use_one_thread_).result()
+    torch.set_num_threads(threads)  # torch's number for new threads is what was set last, in whichever
+    return executor
+
+
+def _use_one_thread_() -> None:
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # a thread takes the number over when it is first asked for it
 
 
 def is_small_size(size: tuple[int, int], frames: int) -> bool:

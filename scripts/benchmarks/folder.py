@@ -1,0 +1,182 @@
+"""A folder of small pictures, painted from files to files, beside the bare network on tensors.
+
+Both are done in one process, with the same weights, in turns of some pictures each, so that other work on the machine
+falls on both alike. The bare network's pictures are decoded already, on the device, and its paintings are thrown away:
+what reading, writing and all else around it take is what lacks to 100 %.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import torch
+from benchmarks import remote
+from benchmarks.compare import check_differences
+from benchmarks.data import DECODED_DIFFERENCE, write_photograph
+from benchmarks.floor import Floor
+from benchmarks.measuring import ratios, spread, timed
+from benchmarks.report import Finding, Table
+from benchmarks.settings import Settings, make_generator
+from torch import Tensor
+
+from stylize.cli.apply import Job, StrokeHint, paint_all
+from stylize.cli.apply import Settings as ApplySettings
+from stylize.devices import choose_precision
+from stylize.images import read_picture
+from stylize.inference.plans import find_room
+from stylize.inference.stylizer import Paint, Stylizer, pictures_together
+from stylize.memory import LARGE_PAGES
+
+WIDTHS = (16, 32)  # of the built-in models, and of the defaults
+SIDE_PX = 256
+TURN = 50  # pictures in a turn of one side
+JPEG_QUALITY = 95  # the default of `stylize apply`
+DISTINCT = 50  # what is painted does not matter for the time
+HEADER = ("folder", "bare network, images/s", "files to files, images/s", "share of the bare network's rate")
+
+
+class Seconds(NamedTuple):
+    """For the same pictures."""
+
+    bare: float
+    files: float
+
+
+class FolderPlayer:
+    """Paints pictures in both ways.
+
+    Args:
+        width: Of the generator.
+        photographs: The files.
+        output: A folder for the painted ones.
+        settings: Device, precision and seed.
+    """
+
+    def __init__(self, width: int, photographs: Sequence[Path], output: Path, settings: Settings) -> None:
+        self.device = settings.torch_device()
+        precision = choose_precision(settings.precision, self.device)
+        self.stylizer = Stylizer(make_generator(settings.seed, width=width), self.device, precision)
+        self.jobs = [Job(path, output / path.name) for path in photographs]
+        self.together = pictures_together(self.device, (SIDE_PX, SIDE_PX))
+        room = find_room(self.device, output.parent)
+        self.settings = ApplySettings(
+            self.stylizer, Paint(), room, None, JPEG_QUALITY, overwrite=True, hint=StrokeHint(None, 1)
+        )
+
+    def difference(self) -> float:
+        """Paint some in both ways, as a warm-up; the mean of what their pixels differ in, of the range."""
+        jobs = self.jobs[: self.together]
+        painted = self._by_network(self._read([job.source for job in jobs])).cpu()
+        self._by_files(jobs)
+        return float((painted - self._read([job.target for job in jobs]).cpu()).abs().mean())
+
+    def play(self) -> Seconds:
+        """All pictures in both ways, in turns."""
+        bare = files = 0.0
+        for first in range(0, len(self.jobs), TURN):
+            jobs = self.jobs[first : first + TURN]
+            sources = [job.source for job in jobs]
+            batches = [self._read(sources[i : i + self.together]) for i in range(0, len(sources), self.together)]
+            bare += timed(partial(self._by_network_all, batches), self.device)
+            files += timed(partial(self._by_files, jobs), self.device)
+        return Seconds(bare, files)
+
+    def _read(self, paths: Sequence[Path]) -> Tensor:
+        pictures = torch.stack([read_picture(path).rgb for path in paths]).to(self.device)
+        return pictures.contiguous(memory_format=self.stylizer.memory_format)
+
+    def _by_network_all(self, batches: Sequence[Tensor]) -> None:
+        for batch in batches:
+            self._by_network(batch)
+
+    @torch.inference_mode()
+    def _by_network(self, batch: Tensor) -> Tensor:
+        autocast = torch.autocast(self.device.type, dtype=torch.bfloat16)
+        with autocast if self.stylizer.precision == "bf16" else nullcontext():
+            painted: Tensor = self.stylizer.generator(batch)
+        return painted
+
+    def _by_files(self, jobs: Sequence[Job]) -> None:
+        with contextlib.redirect_stdout(io.StringIO()):  # every picture's name
+            paint_all(jobs, self.settings)
+
+
+@dataclass(frozen=True)
+class Painted:
+    """A folder, painted some times.
+
+    Attributes:
+        name: Width and precision of the generator.
+        pictures: In the folder.
+        seconds: Of every round.
+        difference: Between what both ways painted.
+    """
+
+    name: str
+    pictures: int
+    seconds: list[Seconds]
+    difference: float
+
+    def cells(self) -> tuple[str, ...]:
+        """A row of the table."""
+        bare, files = ([self.pictures / s for s in seconds] for seconds in zip(*self.seconds, strict=True))
+        shares = spread([100 * share for share in ratios(files, bare)])
+        return self.name, str(spread(bare)), str(spread(files)), f"{shares} %"
+
+    def numbers(self) -> dict[str, Any]:
+        """For programs."""
+        return {**vars(self), "seconds": [seconds._asdict() for seconds in self.seconds]}
+
+
+def run(settings: Settings, floor: Floor) -> Finding:
+    """Paint a folder with generators of every width, in every precision.
+
+    Raises:
+        click.ClickException: Both ways paint different pictures.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        photographs = write_folder(Path(folder), settings)
+        rows = [
+            _paint_folder(width, photographs, Path(folder) / "painted", replace(settings, precision=precision))
+            for width in WIDTHS
+            for precision in settings.precisions()
+        ]
+    return Finding(
+        [f"folder: {settings.pictures} JPEGs of {SIDE_PX}²"],
+        [Table(HEADER, [row.cells() for row in rows])],
+        {"rows": [row.numbers() for row in rows]},
+    )
+
+
+def write_folder(folder: Path, settings: Settings) -> list[Path]:
+    """Write the photographs, some of them many times."""
+    paths = [folder / f"{number:06}.jpg" for number in range(settings.pictures)]
+    for number, path in enumerate(paths):
+        if number < DISTINCT:
+            write_photograph(path, (SIDE_PX, SIDE_PX), settings.seed + number)
+        else:
+            shutil.copyfile(paths[number % DISTINCT], path)
+    return paths
+
+
+def _paint_folder(width: int, photographs: Sequence[Path], output: Path, settings: Settings) -> Painted:
+    name = f"width {width}, {settings.precision}"
+    make = partial(FolderPlayer, width, photographs, output)
+    with remote.Remote(f"folder, {name}", make, settings, LARGE_PAGES) as player:
+        difference: float = player.call("difference")
+        check_differences(f"folder, {name}", {"picture": difference}, DECODED_DIFFERENCE)
+        seconds: list[Seconds] = []
+        for done in range(settings.rounds):
+            click.echo(f"folder, {name}: round {done + 1} of {settings.rounds}", err=True)
+            seconds.append(player.call("play"))
+    return Painted(name, len(photographs), seconds, difference)
