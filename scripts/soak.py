@@ -23,9 +23,9 @@ from PIL import Image
 
 from stylize.build import build_run
 from stylize.config import load_config
-from stylize.images import read_picture, write_picture
 from stylize.inference.stylizer import Stylizer
 from stylize.model_file import load_model
+from stylize.rasters import raster_of, read_raster, write_raster
 from stylize.training.monitor import Monitor
 
 CPU = torch.device("cpu")
@@ -111,7 +111,10 @@ def paint(folder: Path, images: int) -> tuple[Held, Held]:
     photographs = sorted((folder / "photos").iterdir())
     early = held()
     for i in range(images):
-        write_picture(folder / "painted.png", stylizer(read_picture(photographs[i % len(photographs)])))
+        with read_raster(photographs[i % len(photographs)]) as photograph:
+            painted = raster_of([stylizer(photograph.picture())], photograph.notes)
+        with painted:
+            write_raster(folder / "painted.png", painted)
         if i + 1 == max(images // 10, 1):
             early = held()
     return early, held()

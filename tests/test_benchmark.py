@@ -127,7 +127,7 @@ def test_every_subject_prints_its_tables_and_writes_its_numbers(
     }
     assert max(numbers["norms"]["differences"].values()) < 1e-4
     assert list(numbers["data"]["loaded_images_per_second"]) == ["0", "1"]
-    assert [row["side_px"] for row in numbers["sizes"]["rows"]] == [32, 64]
+    assert [row["side_px"] for row in numbers["sizes"]["rows"]] == 3 * [32, 64]
     assert [(row["name"], row["pictures"]) for row in numbers["folder"]["rows"]] == [
         ("width 4, fp32", 3),
         ("width 8, fp32", 3),
@@ -222,8 +222,9 @@ def test_a_size_that_would_not_fit_is_skipped_with_a_message(
     monkeypatch.setattr(apply, "free_bytes", lambda device: 2**28)
     monkeypatch.setattr(apply, "expected_bytes", lambda painted, side_px: 2**29 if painted else None)
     found = apply.run_sizes(settings, floor)
-    assert found.notes == ["skipped 64², whole, fp32: would need about 0.50 GiB, and 0.25 GiB are free"]
-    assert [row["side_px"] for row in found.numbers["rows"]] == [32]
+    needed = "would need about 0.50 GiB, and 0.25 GiB are free"
+    assert found.notes == [f"skipped 64², {way}, fp32: {needed}" for way in apply.WAYS]
+    assert [row["side_px"] for row in found.numbers["rows"]] == [32] * len(apply.WAYS)
 
 
 def test_sides_that_compute_something_else_are_not_compared(in_this_process: None, settings: Any, floor: Any) -> None:

@@ -185,6 +185,23 @@ def test_memory_stays_below_what_is_allowed_and_the_picture_the_same(folder: Pat
     assert np.abs(strips - whole).mean() < 0.01
 
 
+def test_a_whole_picture_for_which_a_device_has_no_memory_is_painted_in_strips(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(folder / "image.png", 90, 60)
+    arguments = ["apply", "image.png", "--model", "dots.safetensors", "-o"]
+    cli.main([*arguments, "whole.png"], standalone_mode=False)
+
+    def short_of_memory(self: Stylizer, pictures: object, paint: object) -> object:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(Stylizer, "paint_many", short_of_memory)
+    cli.main([*arguments, "strips.png"], standalone_mode=False)
+    assert "the memory of cpu does not suffice for the whole picture" in caplog.messages
+    strips, whole = (np.asarray(Image.open(name)).astype(int) for name in ("strips.png", "whole.png"))
+    assert np.abs(strips - whole).max() <= 1
+
+
 def test_what_is_decided_is_told_with_verbose_only(folder: Path) -> None:
     save(folder / "image.png", 90, 60)
     assert run("image.png", "-v").stderr.count("90×60 px as a whole would take about 0.0") == 1

@@ -20,14 +20,18 @@ from benchmarks.floor import Floor
 from benchmarks.measuring import Memory, free_bytes, number, spread
 from benchmarks.report import Finding, Table, gib, share
 from benchmarks.settings import Settings
-from benchmarks.workloads import PlainApply, Round, StylizeApply, Workload, WorkloadPlayer
+from benchmarks.workloads import PlainApply, Round, StripsApply, StylizeApply, Workload, WorkloadPlayer
 
 from stylize.memory import LARGE_PAGES
 
 HEADING = "apply"
 SIZES_PX = (256, 512, 1024, 2048, 4096)
 # The ways to paint an image of any size, by name.
-WAYS: Mapping[str, Callable[[Settings], Workload]] = {"whole": StylizeApply}
+WAYS: Mapping[str, Callable[[Settings], Workload]] = {
+    "whole": StylizeApply,
+    "in strips": partial(StripsApply, on_disk=False),
+    "in strips, maps on disk": partial(StripsApply, on_disk=True),
+}
 SIZES_HEADER = (
     "size",
     "way",

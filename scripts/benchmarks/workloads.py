@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 
 from stylize.devices import choose_memory_format, choose_precision
 from stylize.images import Picture
+from stylize.inference.plans import Room, choose_plan
+from stylize.inference.streaming import StripPainter
 from stylize.inference.stylizer import Stylizer
 from stylize.losses import PerceptualLoss
 from stylize.memory import keep_freed_memory
@@ -120,6 +123,47 @@ class StylizeApply(Workload):
 
     def run(self) -> Tensor:
         return self.stylizer(self.picture).rgb
+
+
+class StripsApply(Workload):
+    """Painting in strips.
+
+    Args:
+        settings: Size, device, precision, seed.
+        on_disk: Keep maps on disk, in the folder of temporary files.
+    """
+
+    result = "picture"
+
+    def __init__(self, settings: Settings, *, on_disk: bool) -> None:
+        keep_freed_memory()  # as `stylize apply` does for large pictures
+        device = settings.torch_device()
+        precision = choose_precision(settings.precision, device)
+        self.stylizer = Stylizer(make_generator(settings.seed), device, precision)
+        self.generator = self.stylizer.generator
+        self.photograph = make_images(1, settings.size, settings.seed + 3).to(device)
+        stages = self.generator.stages(settings.size, settings.size)
+        assert stages is not None
+        self.stages = stages
+        folder = Path(tempfile.gettempdir())
+        plan = choose_plan(stages, Room(device, 2**62, 2**62, folder, 2**62), self.stylizer.dtype)
+        self.plan = plan._replace(place=folder) if on_disk else plan
+        self.choices = choices(precision, memory_format_of(self.generator), compiled=False)
+
+    @torch.inference_mode()
+    def run(self) -> Tensor:
+        painted = torch.empty(self.photograph.shape[1:])
+        height, device = painted.shape[1], self.photograph.device
+        painter = StripPainter(self.stages, self.plan, self._rows, height, device, self.stylizer.dtype)
+        with self.stylizer.autocast(), painter:
+            for _ in painter.measure():
+                pass
+            for first, strip in painter.strips():
+                painted[:, first : first + strip.shape[2]] = strip[0].float()
+        return painted
+
+    def _rows(self, first: int, last: int) -> Tensor:
+        return self.photograph[:, :, first:last]
 
 
 class PlainApply(Workload):

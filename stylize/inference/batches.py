@@ -239,16 +239,26 @@ def _paint_(batch: list[Piece], painting: Painting) -> None:
 
 def _painted_raster(piece: Piece, painting: Painting) -> Raster:
     photograph = _photograph(piece)
-    if piece.large:
+    painted = None if piece.large else _painted_whole(photograph, painting)
+    if painted is None:
         stylizer, paint, room, told = painting
-        return paint_large(stylizer, photograph, piece.small, paint, room, told)
-    if photograph.frames == 1:
-        return raster_of([painting.stylizer(photograph.picture(), painting.paint)], photograph.notes)
+        painted = paint_large(stylizer, photograph, piece.small, paint, room, told)
+    return painted
+
+
+def _painted_whole(photograph: Raster, painting: Painting) -> Raster | None:
+    """Every frame, painted as a whole; None where a device has less memory for it than was estimated."""
     painted = RowStore(photograph.rows.shape, photograph.rows.dtype)
-    for frame in range(photograph.frames):
-        picture = painting.stylizer(photograph.picture(frame), painting.paint)
-        with raster_of([picture], photograph.notes) as one:
-            painted.write(frame * one.rows.shape[0], one.rows.read(0, one.rows.shape[0]))
+    try:
+        for frame in range(photograph.frames):
+            picture = painting.stylizer(photograph.picture(frame), painting.paint)
+            with raster_of([picture], photograph.notes) as one:
+                painted.write(frame * one.rows.shape[0], one.rows.read(0, one.rows.shape[0]))
+    except torch.OutOfMemoryError:
+        if painting.paint.stroke_scale != 1:
+            raise
+        logger.warning("the memory of %s does not suffice for the whole picture", painting.stylizer.device)
+        return None
     return Raster(painted, photograph.frames, photograph.notes)
 
 
