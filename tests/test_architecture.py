@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "stylize.rows": {"errors"},
     "stylize.metadata": set(),
     "stylize.images": {"errors", "files"},
-    "stylize.rasters": {"errors", "files", "images", "metadata", "rows"},
+    "stylize.rasters": {"errors", "files", "images", "metadata", "rows", "rasters"},
     "stylize.devices": {"errors"},
     "stylize.processes": {"devices"},
     "stylize.convolution": set(),
@@ -91,7 +91,7 @@ MAY_IMPORT = {
     "stylize.cli": EVERYTHING,
 }
 # These rooms have one row for all their files; in the others every file has its own.
-WHOLE_ROOMS = {"stylize.generators", "stylize.inference", "stylize.studies", "stylize.cli"}
+WHOLE_ROOMS = {"stylize.generators", "stylize.rasters", "stylize.inference", "stylize.studies", "stylize.cli"}
 
 
 def module_name(file: Path, root: Path) -> str:

@@ -222,7 +222,7 @@ def test_too_little_memory_is_one_line(folder: Path) -> None:
 
 def test_a_decompression_bomb_is_refused_unless_it_is_allowed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(folder / "image.png", 90, 60)
-    monkeypatch.setattr("stylize.rasters.SAFE_PIXELS", 2000)
+    monkeypatch.setattr("stylize.rasters.reading.SAFE_PIXELS", 2000)
     arguments = ["apply", "image.png", "--model", "dots.safetensors", "-o", "out.png"]
     with pytest.raises(StylizeError, match=r"^image\.png: .*--max-pixels"):
         cli.main(arguments, standalone_mode=False)

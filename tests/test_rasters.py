@@ -261,8 +261,8 @@ def test_the_reference_of_orientations_is_the_standards() -> None:
 def test_pictures_stand_upright_as_exif_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, orientation: int, on_disk: bool
 ) -> None:
-    monkeypatch.setattr("stylize.rasters.TILE_PX", 4)
-    monkeypatch.setattr("stylize.rasters.STRIP_BYTES", 100)
+    monkeypatch.setattr("stylize.rasters.reading.TILE_PX", 4)
+    monkeypatch.setattr("stylize.rasters.reading.STRIP_BYTES", 100)
     upright = noise(11, 17, 4, bits=16 if suffix == "png16" else 8)
     if suffix in ("frames", "bmp"):
         upright[..., 3] = 255
@@ -579,7 +579,7 @@ WRITTEN = (
 def test_lossless_formats_keep_every_level(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, channels: int, bits: int, on_disk: bool
 ) -> None:
-    monkeypatch.setattr("stylize.rasters.STRIP_BYTES", 200)
+    monkeypatch.setattr("stylize.rasters.writing.STRIP_BYTES", 200)
     path, values = tmp_path / f"a.{suffix}", noise(11, 13, channels, bits=bits)
     with raster(values, Notes(bits), folder=tmp_path if on_disk else None) as original:
         write_raster(path, original)
@@ -1004,7 +1004,7 @@ def test_the_limit_of_pixels_is_lifted_and_lowered_knowingly(
     assert refusal(lambda: read_raster(path, max_pixels=500_000)) == (
         f"{path}: got 0.6 megapixels (1000×600), must be at most 0.5; --max-pixels lifts the limit"
     )
-    monkeypatch.setattr("stylize.rasters.SAFE_PIXELS", 100_000)
+    monkeypatch.setattr("stylize.rasters.reading.SAFE_PIXELS", 100_000)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000)
     assert refusal(lambda: read_raster(path)) == (
         f"{path}: got 0.6 megapixels (1000×600), must be at most 0.1; --max-pixels lifts the limit"
