@@ -19,6 +19,7 @@ from stylize.images import Picture
 from stylize.inference.large import fits_whole, paint_large, raster_place
 from stylize.inference.plans import CPU, Room, whole_bytes
 from stylize.inference.stylizer import Paint, Stylizer
+from stylize.model_file import ModelCard, encode_model
 from stylize.rasters import Notes, Raster, raster_of
 
 GIB = 2**30
@@ -89,6 +90,17 @@ def test_larger_strokes_are_those_of_the_whole(
     expected = levels(raster_of([stylizer(whole, paint)], Notes()))
     assert (levels(painted) - expected).abs().max() <= 1
     assert (levels(painted) - expected).abs().double().mean() < 0.05
+
+
+def test_in_bfloat16_strips_differ_no_more_than_that_precision_does(tmp_path: Path) -> None:
+    generator = build_generator(GeneratorConfig(width=8))
+    source = raster_of([photograph()], Notes())
+    exact, rough = (Stylizer(generator, CPU, precision) for precision in ("fp32", "bf16"))
+    expected, whole = (levels(raster_of([stylizer(source.picture())], Notes())) for stylizer in (exact, rough))
+    for device_bytes in (GIB, 83 * MIB):
+        painted = levels(paint_large(rough, source, None, Paint(), room(device_bytes, tmp_path), lambda _: None))
+        off = (painted - expected).abs().double().mean()
+        assert off <= 1.5 * (whole - expected).abs().double().mean()
 
 
 # What fits
@@ -200,6 +212,17 @@ def test_a_whole_picture_for_which_a_device_has_no_memory_is_painted_in_strips(
     assert "the memory of cpu does not suffice for the whole picture" in caplog.messages
     strips, whole = (np.asarray(Image.open(name)).astype(int) for name in ("strips.png", "whole.png"))
     assert np.abs(strips - whole).max() <= 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc to read the peak from")
+@pytest.mark.parametrize(("name", "width"), (("johnson", 32), ("johnson_lite", 32), ("texture_network", 32)))
+def test_what_a_whole_picture_takes_is_estimated_well(folder: Path, name: str, width: int) -> None:
+    config = GeneratorConfig(name=name, width=width)
+    model = encode_model(build_generator(config), ModelCard(generator=config, style="dots"))
+    (folder / "dots.safetensors").write_bytes(model)
+    save(folder / "large.png", 1501, 1003)
+    estimate = whole_bytes(build_generator(config).values_per_px, (1501, 1003), torch.float32) / GIB
+    assert 0.7 * estimate < peak_gib("large.png", "--max-memory", "9") - own_gib("--overwrite") < 1.1 * estimate
 
 
 def test_what_is_decided_is_told_with_verbose_only(folder: Path) -> None:
