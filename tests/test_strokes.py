@@ -15,7 +15,7 @@ from stylize.errors import StylizeError
 from stylize.generators import GeneratorConfig, build_generator
 from stylize.images import Picture, image_size, read_picture
 from stylize.inference.compilation import choose_shapes
-from stylize.inference.strokes import Enlargement, largest_scale, shrunk_size
+from stylize.inference.strokes import Band, Enlargement, largest_scale, shrunk_size, small_rows
 from stylize.inference.stylizer import Paint, Shape, Stylizer, shrink, with_colors_of
 
 CPU = torch.device("cpu")
@@ -103,6 +103,19 @@ def test_strips_are_the_whole_bit_for_bit(rows: int, size: tuple[int, int], monk
     ]
     assert torch.equal(torch.cat(strips, 1), whole)
     assert torch.equal(enlargement.rows(photograph, 0, height), whole)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 40])
+@pytest.mark.parametrize("size", [(83, 261), (160, 61), (17, 120)])
+def test_bands_of_the_small_pictures_suffice(rows: int, size: tuple[int, int]) -> None:
+    width, height = size
+    photograph, small, painted = (torch.rand(3, h, w) for h, w in ((height, width), (47, 30), (47, 30)))
+    whole = Enlargement(small, painted, size).whole(photograph)
+    for first in range(0, height, rows):
+        last = min(first + rows, height)
+        low, high = small_rows(first, last, height, 47)
+        band = Enlargement(small[:, low:high], painted[:, low:high], size, Band(low, 47))
+        assert torch.allclose(band.rows(photograph[:, first:last], first, last), whole[:, first:last], atol=1e-6)
 
 
 # The stylizer

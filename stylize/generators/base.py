@@ -59,8 +59,11 @@ class RowConvolution(Protocol):
     """A convolution that can be computed by rows: `PaddedConv2d`, or what behaves like one."""
 
     geometry: Geometry
-    in_channels: int
     out_channels: int
+
+    @property
+    def multiplications(self) -> int:
+        """For each pixel of the result."""
 
     def __call__(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Convolve the whole image, first enlarged to `size` if one is given."""
@@ -196,6 +199,11 @@ class PaddedConv2d(nn.Conv2d):
     def rows(self, window: Window, rows: tuple[int, int], geometry: Geometry) -> Tensor:
         """Some rows of the result (see `convolve_rows`); the geometry says whether the image is enlarged first."""
         return convolve_rows(window, self.weight, self.bias, geometry, rows)
+
+    @property
+    def multiplications(self) -> int:
+        """For each pixel of the result."""
+        return self.weight.numel()
 
     def _pad(self, x: Tensor) -> Tensor:
         border_px = self.geometry.border_px

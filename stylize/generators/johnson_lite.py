@@ -32,7 +32,7 @@ class SeparableConv2d(nn.Module):
         self.depthwise = PaddedConv2d(in_channels, in_channels, kernel_px, config, stride=stride, depthwise=True)
         self.pointwise = nn.Conv2d(in_channels, out_channels, 1)
         self.geometry = self.depthwise.geometry
-        self.in_channels, self.out_channels = in_channels, out_channels
+        self.out_channels = out_channels
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Convolve `x`, first enlarged to `size` if one is given."""
@@ -43,3 +43,8 @@ class SeparableConv2d(nn.Module):
         """Some rows of the result; see `PaddedConv2d.rows`."""
         convolved: Tensor = self.pointwise(self.depthwise.rows(window, rows, geometry))
         return convolved
+
+    @property
+    def multiplications(self) -> int:
+        """For each pixel of the result."""
+        return self.depthwise.weight.numel() + self.pointwise.weight.numel()

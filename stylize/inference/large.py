@@ -12,12 +12,13 @@ from torch import Tensor
 
 from stylize.errors import StylizeError
 from stylize.generators.base import Stage, check_size
+from stylize.images import Picture
 from stylize.inference.plans import CPU, GIB, Plan, Room, choose_plan, whole_bytes
 from stylize.inference.streaming import StripPainter
-from stylize.inference.strokes import Enlargement, shrunk_size
+from stylize.inference.strokes import Band, Enlargement, shrunk_size, small_rows
 from stylize.inference.stylizer import Paint, Stylizer, finished
 from stylize.memory import keep_freed_memory
-from stylize.rasters import Raster
+from stylize.rasters import Notes, Raster, raster_of
 from stylize.rows import RowStore
 
 logger = logging.getLogger("stylize")
@@ -87,7 +88,8 @@ def paint_large(
             if small is None:
                 _paint_strips(stylizer, of_frame, room)
             else:
-                _enlarge(Enlargement(*_painted_small(stylizer, small, frame, room), photograph.size), of_frame)
+                with _painted_small(stylizer, small, frame, room) as painted_small:
+                    _enlarge(small, painted_small, frame, of_frame)
         painted.rows.finish()
     except BaseException:
         painted.close()
@@ -111,7 +113,8 @@ class _Frame:
         self.width, self.height = photograph.size
         self.above = frame * self.height
         self.painted_above = self.above if painted.frames == photograph.frames else 0
-        self.white = 2**photograph.bits - 1
+        self.white, self.painted_white = (2**raster.bits - 1 for raster in (photograph, painted))
+        self.has_alpha = painted.has_alpha
         self.paint = paint
         self.told = told
 
@@ -124,10 +127,10 @@ class _Frame:
         """Finish and write painted rows `(1, 3, rows, W)`; the transparency is the photograph's."""
         last = first + painted.shape[2]
         photograph = self.rgb(painted.device, first, last)
-        levels = finished(photograph, painted.float(), self.paint).mul_(self.white).round_()
-        rows = self.photograph.read(self.above + first, self.above + last).clone()
-        rows[..., :3] = levels[0].permute(1, 2, 0).cpu().to(torch.int32).to(rows.dtype)
-        self.painted.write(self.painted_above + first, rows)
+        levels = finished(photograph, painted.float(), self.paint).mul_(self.painted_white).round_()
+        rgb = levels[0].permute(1, 2, 0).cpu().to(torch.int32).to(self.painted.dtype)
+        alpha = [self.photograph.read(self.above + first, self.above + last)[..., 3:]] if self.has_alpha else []
+        self.painted.write(self.painted_above + first, torch.cat([rgb, *alpha], dim=2))
 
 
 def _paint_strips(stylizer: Stylizer, frame: _Frame, room: Room) -> None:
@@ -169,21 +172,35 @@ def _tell(plan: Plan, size: tuple[int, int]) -> None:
     )  # fmt: skip
 
 
-def _painted_small(stylizer: Stylizer, small: Raster, frame: int, room: Room) -> tuple[Tensor, Tensor]:
-    """A frame at the size of the strokes, and how it is painted, as a whole or in strips: two of `(3, h, w)`."""
-    photograph = small.picture(frame)
-    if fits_whole(stylizer, small.size, Paint(), room):
-        return photograph.rgb, stylizer(photograph).rgb
+def _painted_small(stylizer: Stylizer, small: Raster, frame: int, room: Room) -> Raster:
+    """A frame at the size of the strokes, painted, as a whole or in strips: in 16 bits, without transparency."""
     width, height = small.size
-    with Raster(RowStore((height, width, small.rows.shape[2]), small.rows.dtype), 1, small.notes) as painted:
+    if fits_whole(stylizer, small.size, Paint(), room):
+        return raster_of([Picture(stylizer(small.picture(frame)).rgb)], Notes(bits=16))
+    place = None if small.rows.in_memory else room.folder
+    painted = Raster(RowStore((height, width, 3), torch.uint16, place, direct=False), 1, Notes(bits=16))
+    try:
         _paint_strips(stylizer, _Frame(small, painted, frame, Paint(), lambda share: None), room)
-        return photograph.rgb, painted.picture().rgb
+    except BaseException:
+        painted.close()
+        raise
+    return painted
 
 
-def _enlarge(enlargement: Enlargement, frame: _Frame) -> None:
+def _enlarge(small: Raster, painted_small: Raster, index: int, frame: _Frame) -> None:
+    """Enlarge a frame, number `index` of the small photograph, in bands."""
+    height = small.size[1]
+    of_small = _Frame(small, painted_small, index, Paint(), lambda share: None)
+    of_painted = _Frame(painted_small, painted_small, 0, Paint(), lambda share: None)
     step = max(1, STRIP_PIXELS // frame.width)
     for first in range(0, frame.height, step):
         last = min(frame.height, first + step)
-        painted = enlargement.rows(frame.rgb(CPU, first, last)[0], first, last)
-        frame.write(first, painted[None])
+        low, high = small_rows(first, last, frame.height, height)
+        enlargement = Enlargement(
+            of_small.rgb(CPU, low, high)[0],
+            of_painted.rgb(CPU, low, high)[0],
+            (frame.width, frame.height),
+            Band(low, height),
+        )
+        frame.write(first, enlargement.rows(frame.rgb(CPU, first, last)[0], first, last)[None])
         frame.told((last - first) / frame.height)

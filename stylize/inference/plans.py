@@ -240,7 +240,8 @@ def _values(stage: Stage) -> int:
 
 
 def _multiplications(stage: Stage) -> int:
-    return _values(stage) * stage.conv.in_channels * stage.conv.geometry.kernel_px**2
+    height, width = stage.size
+    return height * width * stage.conv.multiplications
 
 
 def _chain(kept: frozenset[int] | set[int], i: int) -> Iterator[int]:

@@ -23,6 +23,7 @@ REGULARIZATION = 3e-4
 PAINTED_VARIANCE = 1e-4
 # B-splines blur; contrast within what the painting has close by brings the edges back.
 STEEPNESS = 2.5
+MARGIN_PX = 7  # of splines, 2, and of filters of 3×3 px one after the other
 STRIP_PIXELS = 1 << 18  # what is computed for so many stays in the cache
 
 
@@ -83,6 +84,13 @@ def enlarged(photographs: Tensor, painted: Tensor, full_photographs: Tensor) -> 
     return torch.stack([Enlargement(small, paint, size).whole(full) for small, paint, full in images])
 
 
+class Band(NamedTuple):
+    """Some rows of a picture: where they begin, and how many the picture has."""
+
+    first: int
+    height: int
+
+
 class Enlargement:
     """A small painted picture at the size of its photograph, row by row.
 
@@ -97,6 +105,8 @@ class Enlargement:
         photograph: The small one, `(3, h, w)` in [0, 1].
         painted: How that is painted, of its size.
         size: Width and height in px to enlarge to.
+        band: If these are only some rows of the small pictures: which, and of how many; else None. `rows` can give
+            those whose small rows are among them, with `MARGIN_PX` to spare.
 
     Source:
         He & Sun 2015, "Fast Guided Filter" (arXiv:1505.00996).
@@ -105,9 +115,10 @@ class Enlargement:
         guide that is filtered, and added to the strokes.
     """
 
-    def __init__(self, photograph: Tensor, painted: Tensor, size: tuple[int, int]) -> None:
+    def __init__(self, photograph: Tensor, painted: Tensor, size: tuple[int, int], band: Band | None = None) -> None:
         guide = _luma(photograph)
         self.size = size
+        self.band = band or Band(0, photograph.shape[-2])
         self.smooth = torch.cat([painted, guide])
         self.linear = torch.cat([*_range(painted), _box(_gain(guide, painted))])
         self.columns = _both_taps(size[0], photograph.shape[-1], 0, size[0], painted.device)
@@ -134,7 +145,8 @@ class Enlargement:
             `(3, last - first, W)` in [0, 1].
         """
         device = self.smooth.device
-        rows = _both_taps(self.size[1], self.smooth.shape[-2], first, last, device)
+        rows = _both_taps(self.size[1], self.band.height, first, last, device)
+        rows = _BothTaps(*(taps.below(self.band.first) for taps in rows))
         smooth = _interpolated(self.smooth, rows.smooth, self.columns.smooth)
         linear = _interpolated(self.linear, rows.linear, self.columns.linear)
         painted, guide = smooth[:3], smooth[3:]
@@ -145,11 +157,26 @@ class Enlargement:
         return torch.minimum(torch.maximum(painted, low), high).clamp_(0, 1)
 
 
+def small_rows(first: int, last: int, height: int, small_height: int) -> tuple[int, int]:
+    """From which to before which row of a small picture the full one's rows are made, with what filters look at.
+
+    >>> small_rows(100, 200, 1000, 500), small_rows(0, 10, 1000, 500)
+    ((42, 108), (0, 12))
+    """
+    scale = small_height / height
+    low, high = math.floor((first + 0.5) * scale - 0.5), math.floor((last - 0.5) * scale - 0.5)
+    return max(0, low - MARGIN_PX), min(small_height, high + MARGIN_PX + 1)
+
+
 class _Taps(NamedTuple):
     """Which small pixels a full pixel consists of, and by how much: a list of indices, and one of weights."""
 
     indices: list[Tensor]
     weights: list[Tensor]
+
+    def below(self, first: int) -> _Taps:
+        """The same, counted from a row further down."""
+        return _Taps([indices - first for indices in self.indices], self.weights)
 
 
 class _BothTaps(NamedTuple):
