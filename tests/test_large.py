@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from stylize.errors import StylizeError
 from stylize.generators import GeneratorConfig, build_generator
 from stylize.images import Picture
 from stylize.inference.large import fits_whole, paint_large, raster_place
-from stylize.inference.plans import CPU, Room, whole_bytes
+from stylize.inference.plans import CPU, Plan, Room, choose_plan, whole_bytes
 from stylize.inference.stylizer import Paint, Stylizer
 from stylize.model_file import ModelCard, encode_model
 from stylize.rasters import Notes, Raster, raster_of
@@ -44,19 +45,30 @@ def levels(raster: Raster) -> torch.Tensor:
     return raster.rows.read(0, raster.rows.shape[0]).int()
 
 
+def keep_maps(place: Path | torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of pictures so small that they would all be kept in memory; in low strips."""
+
+    def chosen(*arguments: Any) -> Plan:
+        return choose_plan(*arguments)._replace(place=place, strip_px=32)
+
+    monkeypatch.setattr("stylize.inference.large.choose_plan", chosen)
+
+
 # Equal to the whole
 
 
 @pytest.mark.parametrize("place", ("memory", "disk"))
 @pytest.mark.parametrize("bits", (8, 16))
 @pytest.mark.parametrize("paint", (Paint(), Paint(strength=0.6), Paint(keep_colors=True)))
-def test_a_picture_in_strips_has_the_levels_of_the_whole(paint: Paint, bits: int, place: str, tmp_path: Path) -> None:
+def test_a_picture_in_strips_has_the_levels_of_the_whole(
+    paint: Paint, bits: int, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stylizer, notes = stylizer_of(), Notes(bits=bits)
     source = raster_of([photograph(alpha=True)], notes)
     expected = levels(raster_of([stylizer(source.picture(), paint)], notes))
     shares: list[float] = []
-    little = room(90 * MIB if place == "memory" else 84 * MIB, tmp_path)
-    painted = paint_large(stylizer, source, None, paint, little, shares.append)
+    keep_maps(tmp_path if place == "disk" else CPU, monkeypatch)
+    painted = paint_large(stylizer, source, None, paint, room(GIB, tmp_path), shares.append)
     difference = (levels(painted) - expected).abs()
     assert difference.max() <= (1 if bits == 8 else 8)
     assert difference.double().mean() < (0.01 if bits == 8 else 0.5)
@@ -75,30 +87,33 @@ def test_every_frame_is_painted(tmp_path: Path) -> None:
     assert (levels(painted) - levels(expected)).abs().max() <= 1
 
 
-@pytest.mark.parametrize("device_bytes", (10**9, 84 * MIB), ids=("small one whole", "small one in strips"))
+@pytest.mark.parametrize("whole_fits", (True, False), ids=("small one whole", "small one in strips"))
 def test_larger_strokes_are_those_of_the_whole(
-    device_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole_fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("stylize.inference.large.fits_whole", lambda *arguments: whole_fits)
+    keep_maps(tmp_path, monkeypatch)
     monkeypatch.setattr("stylize.inference.large.STRIP_PIXELS", 5_000)
     stylizer, paint = stylizer_of(), Paint(stroke_scale=2)
     whole = photograph()
     rgb = torch.nn.functional.interpolate(whole.rgb[None], (102, 75), mode="bicubic", antialias=True)[0]
     small = raster_of([Picture(rgb)], Notes(bits=16))  # in 8 bits it would be another picture
-    painted = paint_large(
-        stylizer, raster_of([whole], Notes()), small, paint, room(device_bytes, tmp_path), lambda _: None
-    )
+    painted = paint_large(stylizer, raster_of([whole], Notes()), small, paint, room(GIB, tmp_path), lambda _: None)
     expected = levels(raster_of([stylizer(whole, paint)], Notes()))
     assert (levels(painted) - expected).abs().max() <= 1
     assert (levels(painted) - expected).abs().double().mean() < 0.05
 
 
-def test_in_bfloat16_strips_differ_no_more_than_that_precision_does(tmp_path: Path) -> None:
+def test_in_bfloat16_strips_differ_no_more_than_that_precision_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generator = build_generator(GeneratorConfig(width=8))
     source = raster_of([photograph()], Notes())
     exact, rough = (Stylizer(generator, CPU, precision) for precision in ("fp32", "bf16"))
     expected, whole = (levels(raster_of([stylizer(source.picture())], Notes())) for stylizer in (exact, rough))
-    for device_bytes in (GIB, 83 * MIB):
-        painted = levels(paint_large(rough, source, None, Paint(), room(device_bytes, tmp_path), lambda _: None))
+    for place in (CPU, tmp_path):
+        keep_maps(place, monkeypatch)
+        painted = levels(paint_large(rough, source, None, Paint(), room(GIB, tmp_path), lambda _: None))
         off = (painted - expected).abs().double().mean()
         assert off <= 1.5 * (whole - expected).abs().double().mean()
 
@@ -109,11 +124,12 @@ def test_in_bfloat16_strips_differ_no_more_than_that_precision_does(tmp_path: Pa
 def test_what_a_whole_picture_takes_decides(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     stylizer = stylizer_of(width=32)
     needed = whole_bytes(48, (1000, 800), torch.float32)
+    gib = f"{needed / GIB:.2f}"
     with caplog.at_level(logging.DEBUG, "stylize"):
         assert fits_whole(stylizer, (1000, 800), Paint(), room(needed, tmp_path))
         assert not fits_whole(stylizer, (1000, 800), Paint(), room(needed - 1, tmp_path))
     assert caplog.messages == [
-        f"1000×800 px as a whole would take about 0.24 GiB of the 0.24 that there are: {decision}"
+        f"1000×800 px as a whole would take about {gib} GiB of the {gib} that there are: {decision}"
         for decision in ("whole", "in strips")
     ]
     assert fits_whole(stylizer, (1000, 800), Paint(stroke_scale=2), room(needed - 1, tmp_path))
@@ -188,7 +204,7 @@ def peak_gib(*arguments: str) -> float:
 def test_memory_stays_below_what_is_allowed_and_the_picture_the_same(folder: Path) -> None:
     save(folder / "large.png", 3001, 2003)
     own = own_gib()
-    allowed = own + 0.22
+    allowed = own + 0.3
     assert peak_gib("large.png", "-o", "strips.png", "--max-memory", f"{allowed:.3f}") < allowed
     assert peak_gib("large.png", "-o", "whole.png", "--max-memory", "16") > allowed
     strips, whole = (np.asarray(Image.open(name)).astype(int) for name in ("strips.png", "whole.png"))
@@ -227,7 +243,7 @@ def test_what_a_whole_picture_takes_is_estimated_well(folder: Path, name: str, w
 
 def test_what_is_decided_is_told_with_verbose_only(folder: Path) -> None:
     save(folder / "image.png", 90, 60)
-    assert run("image.png", "-v").stderr.count("90×60 px as a whole would take about 0.0") == 1
+    assert run("image.png", "-v").stderr.count("90×60 px as a whole would take about 0.11 GiB of the ") == 1
     assert "as a whole" not in run("image.png", "--overwrite").stderr
 
 
@@ -260,7 +276,7 @@ def test_killed_at_any_moment_the_output_is_whole_or_absent_and_the_next_start_t
     for path in folder.glob("tiny.*"):
         path.unlink()
     command = [sys.executable, "-m", "stylize", "apply", "--model", "dots.safetensors", "image.png", "-o", "out.png"]
-    command += ["--max-memory", f"{own + 0.1:.3f}", "--overwrite"]
+    command += ["--max-memory", f"{own + 0.15:.3f}", "--overwrite"]
     start = time.monotonic()
     subprocess.run(command, check=True, capture_output=True)
     whole, took_s = (folder / "out.png").read_bytes(), time.monotonic() - start

@@ -21,6 +21,10 @@ class JohnsonLiteGenerator(JohnsonGenerator):
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__(config, SeparableConv2d)
 
+    @property
+    def values_per_px(self) -> float:
+        return 3.5 * self.to_rgb.in_channels  # as Johnson's, and of twice the channels between the two convolutions
+
 
 class SeparableConv2d(nn.Module):
     """A convolution that keeps the size, or divides it by the stride, in two steps; see `PaddedConv2d`."""

@@ -49,7 +49,7 @@ class TextureNetwork(Generator):
 
     @property
     def values_per_px(self) -> float:
-        return 3.0 * self.to_rgb.in_channels  # the joined maps, what they are joined of, and a convolution's result
+        return 4.0 * self.to_rgb.in_channels  # the maps, joined and before, bordered, and a convolution's result
 
     def _with_noise(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Concatenate z `(N, 3, h, w)` to an image; with a seeded generator all images get the same z."""

@@ -24,7 +24,8 @@ WORTH_KEEPING = 0.75  # of the largest maps: with these in memory the picture co
 SHARE_OF_FREE = 0.5
 BYTES_A_PIXEL = 2 * (3 * 4 + 3)  # the photograph and the painted picture, in float32 and as they stand in files
 # Of a convolution: a bordered strip, transformed tiles, products; and what lies idle between the pieces of memory.
-SCRATCH_BYTES = 20 * 4 * STRIP_VALUES
+SCRATCH_BYTES = 28 * 4 * STRIP_VALUES
+DISK_BUFFERS = 6  # of two files: what is read, read ahead and still to be written
 
 
 class Sweep(NamedTuple):
@@ -137,16 +138,17 @@ def choose_plan(stages: Sequence[Stage], room: Room, dtype: torch.dtype) -> Plan
     plans = plans_of(stages, dtype)
     near = [_with_strips(plan, stages, room.device_bytes - plan.kept_bytes, dtype) for plan in plans]
     far = [_with_strips(plan, stages, room.device_bytes, dtype) for plan in plans]
+    disk = [_with_strips(plan._replace(place=room.folder), stages, room.device_bytes, dtype) for plan in plans]
     for place, bytes_there, candidates in (
         (room.device, room.device_bytes, [p for p in near if p.kept_bytes + p.working_bytes <= room.device_bytes]),
         (CPU, room.host_bytes, far if room.device.type != "cpu" else []),
-        (room.folder, room.folder_bytes // 2, far),
-        (room.folder, room.folder_bytes, far),
+        (room.folder, room.folder_bytes // 2, disk),
+        (room.folder, room.folder_bytes, disk),
     ):
         fitting = [p for p in candidates if p.kept_bytes <= bytes_there and p.working_bytes <= room.device_bytes]
         if fitting:
             return min(fitting, key=lambda plan: plan.effort)._replace(place=place)
-    raise StylizeError(_what_lacks(stages, far, room))
+    raise StylizeError(_what_lacks(stages, disk, room))
 
 
 def plans_of(stages: Sequence[Stage], dtype: torch.dtype) -> list[Plan]:
@@ -282,6 +284,8 @@ def working_bytes(plan: Plan, stages: Sequence[Stage], dtype: torch.dtype) -> in
             result = rows * _row_values(stages[j]) * (2 if stages[j].added is None else 3)
             most = max(most, behind + result + 2 * below * _row_values(before))
             rows = below
+    if isinstance(plan.place, Path):
+        most += DISK_BUFFERS * max(stage_rows(stages, i, plan.strip_px) * _row_values(stages[i]) for i in kept)
     return most * dtype.itemsize + SCRATCH_BYTES
 
 
