@@ -26,6 +26,7 @@ from torch import Tensor
 from stylize.errors import StylizeError
 
 CPU = torch.device("cpu")
+SMALL_BYTES = 2**22  # the system's pages would take longer than all that is done with them
 ALIGNMENT_BYTES = 4096  # of what passes the system's cache: offsets, lengths, addresses
 DIRECT = getattr(os, "O_DIRECT", 0)
 WITHOUT_NAME = getattr(os, "O_TMPFILE", 0)
@@ -249,7 +250,7 @@ class _RowFile:
         """A buffer `(rows, stride)` at an aligned address; it is kept, for its pages take long to find."""
         needed = rows * self.stride_bytes
         if self._buffers[name].numel() < needed:
-            self._buffers[name] = _allocated((needed,), torch.uint8)
+            self._buffers[name] = torch.frombuffer(mmap.mmap(-1, needed), dtype=torch.uint8)
         return self._buffers[name][:needed].view(rows, self.stride_bytes)
 
     def _read_into(self, offset: int, wanted: memoryview) -> int:
@@ -269,6 +270,8 @@ class _RowFile:
 
 def _allocated(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Memory straight from the system, which gets it back at once: the C library might keep it for others."""
+    if math.prod(shape) * dtype.itemsize < SMALL_BYTES:
+        return torch.empty(shape, dtype=dtype)
     pages = mmap.mmap(-1, max(1, math.prod(shape) * dtype.itemsize))
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without
