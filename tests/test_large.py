@@ -204,7 +204,7 @@ def peak_gib(*arguments: str) -> float:
 def test_memory_stays_below_what_is_allowed_and_the_picture_the_same(folder: Path) -> None:
     save(folder / "large.png", 3001, 2003)
     own = own_gib()
-    allowed = own + 0.3
+    allowed = own + 0.33
     assert peak_gib("large.png", "-o", "strips.png", "--max-memory", f"{allowed:.3f}") < allowed
     assert peak_gib("large.png", "-o", "whole.png", "--max-memory", "16") > allowed
     strips, whole = (np.asarray(Image.open(name)).astype(int) for name in ("strips.png", "whole.png"))
@@ -243,7 +243,7 @@ def test_what_a_whole_picture_takes_is_estimated_well(folder: Path, name: str, w
 
 def test_what_is_decided_is_told_with_verbose_only(folder: Path) -> None:
     save(folder / "image.png", 90, 60)
-    assert run("image.png", "-v").stderr.count("90×60 px as a whole would take about 0.11 GiB of the ") == 1
+    assert run("image.png", "-v").stderr.count("90×60 px as a whole would take about 0.13 GiB of the ") == 1
     assert "as a whole" not in run("image.png", "--overwrite").stderr
 
 
@@ -276,7 +276,7 @@ def test_killed_at_any_moment_the_output_is_whole_or_absent_and_the_next_start_t
     for path in folder.glob("tiny.*"):
         path.unlink()
     command = [sys.executable, "-m", "stylize", "apply", "--model", "dots.safetensors", "image.png", "-o", "out.png"]
-    command += ["--max-memory", f"{own + 0.15:.3f}", "--overwrite"]
+    command += ["--max-memory", f"{own + 0.17:.3f}", "--overwrite"]
     start = time.monotonic()
     subprocess.run(command, check=True, capture_output=True)
     whole, took_s = (folder / "out.png").read_bytes(), time.monotonic() - start

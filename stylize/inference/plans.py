@@ -24,7 +24,7 @@ WORTH_KEEPING = 0.75  # of the largest maps: with these in memory the picture co
 SHARE_OF_FREE = 0.5
 BYTES_A_PIXEL = 2 * (3 * 4 + 3)  # the photograph and the painted picture, in float32 and as they stand in files
 # Of a convolution: a bordered strip, transformed tiles, products; and what lies idle between the pieces of memory.
-SCRATCH_BYTES = 28 * 4 * STRIP_VALUES
+SCRATCH_BYTES = 32 * 4 * STRIP_VALUES
 DISK_BUFFERS = 6  # of two files: what is read, read ahead and still to be written
 
 

@@ -161,7 +161,7 @@ def small_rows(first: int, last: int, height: int, small_height: int) -> tuple[i
     """From which to before which row of a small picture the full one's rows are made, with what filters look at.
 
     >>> small_rows(100, 200, 1000, 500), small_rows(0, 10, 1000, 500)
-    ((42, 108), (0, 12))
+    ((42, 107), (0, 12))
     """
     scale = small_height / height
     low, high = math.floor((first + 0.5) * scale - 0.5), math.floor((last - 0.5) * scale - 0.5)

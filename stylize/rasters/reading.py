@@ -171,6 +171,7 @@ class _VipsFile:
         try:
             with _UprightRows(rows, stored, self.frames, self.orientation, folder) as upright:
                 save(pixels, "rawsave_target", {}, upright.add)
+            rows.finish()
         except BaseException:
             rows.close()
             raise
@@ -390,6 +391,7 @@ class _PillowFile:
         values = np.array(rgb)
         rows = RowStore(values.shape, torch.uint8, folder, direct=False)
         rows.write(0, torch.from_numpy(values))
+        rows.finish()
         return Raster(rows, 1, _told_by_pillow(told, rgb.size))
 
 
