@@ -72,9 +72,10 @@ class RowStore:
 
     @property
     def file_name(self) -> str:
-        """A name by which this process can open the file, which must not be `direct`, for reading."""
+        """A name by which this process can open the file, which must not be `direct`, and reads all that was given."""
         assert self._file is not None
         assert not self._file.direct
+        self._file.finish()
         return self._file.name
 
     def read(self, first: int, last: int) -> Tensor:

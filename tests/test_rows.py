@@ -69,7 +69,6 @@ def test_a_plain_file_is_the_array_as_it_is(tmp_path: Path) -> None:
     values = torch.arange(24, dtype=torch.uint8).view(4, 2, 3)
     with store("file", tmp_path, (4, 2, 3), torch.uint8) as rows:
         rows.write(0, values)
-        rows.finish()
         assert Path(rows.file_name).read_bytes() == bytes(range(24))
 
 
