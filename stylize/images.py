@@ -123,6 +123,19 @@ def image_size(path: Path) -> tuple[int, int]:
     return (height, width) if turned else (width, height)
 
 
+def limited_size(size: tuple[int, int], max_size_px: int | None) -> tuple[int, int]:
+    """Width and height of a picture whose longer side is not to exceed the limit.
+
+    >>> limited_size((90, 60), 45), limited_size((30, 20), 45), limited_size((30, 20), None)
+    ((45, 30), (30, 20), (30, 20))
+    """
+    if max_size_px is None or max(size) <= max_size_px:
+        return size
+    factor = max_size_px / max(size)
+    width, height = (max(1, round(side * factor)) for side in size)
+    return width, height
+
+
 def resize(image: Image.Image, factor: float) -> Image.Image:
     """Scale an image, at least to 1 px; Lanczos filter, which is antialiased on the way down."""
     if factor == 1:

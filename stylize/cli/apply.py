@@ -251,7 +251,7 @@ def temporary_folder(target: Path) -> Path:
 
 def _sizes(jobs: Sequence[Job], max_size_px: int | None) -> Iterator[tuple[int, int]]:
     """Width and height of every picture, limited, by the files' headers; those without one fail later."""
-    from stylize.inference.stylizer import limited_size
+    from stylize.images import limited_size
     from stylize.rasters import read_header
 
     for job in jobs:
@@ -339,11 +339,10 @@ class Progress:
 
 def _read(job: Job, settings: Settings) -> Piece:
     """The photograph of a job, in the size that is painted, if it can be read and its place be written to."""
-    from stylize.images import format_of
+    from stylize.images import format_of, limited_size
     from stylize.inference.batches import Piece
     from stylize.inference.large import raster_place
     from stylize.inference.strokes import shrunk_size
-    from stylize.inference.stylizer import limited_size
     from stylize.rasters import read_header, read_raster
 
     piece = Piece(*job)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from stylize.devices import choose_memory_format
 from stylize.generators import Generator
-from stylize.images import Picture
+from stylize.images import Picture, limited_size
 from stylize.inference.strokes import enlarged, shrunk_size
 
 logger = logging.getLogger("stylize")
@@ -160,19 +160,6 @@ def pictures_together(device: torch.device, size: tuple[int, int]) -> int:
     """
     width, height = size
     return max(1, PIXELS_TOGETHER // (width * height)) if device.type == "cuda" else 1
-
-
-def limited_size(size: tuple[int, int], max_size_px: int | None) -> tuple[int, int]:
-    """Width and height of a picture whose longer side is not to exceed the limit.
-
-    >>> limited_size((90, 60), 45), limited_size((30, 20), 45), limited_size((30, 20), None)
-    ((45, 30), (30, 20), (30, 20))
-    """
-    if max_size_px is None or max(size) <= max_size_px:
-        return size
-    factor = max_size_px / max(size)
-    width, height = (max(1, round(side * factor)) for side in size)
-    return width, height
 
 
 def limit_size(picture: Picture, max_size_px: int | None) -> Picture:

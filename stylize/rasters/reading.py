@@ -19,7 +19,7 @@ from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
 from stylize.errors import StylizeError
-from stylize.images import SRGB, alpha_of, reason_of, resize, to_rgb, transform_to_srgb
+from stylize.images import SRGB, alpha_of, limited_size, reason_of, resize, to_rgb, transform_to_srgb
 from stylize.metadata import corrected_exif, corrected_xmp, exif_of_tiff, from_photoshop, gif_is_whole
 from stylize.rasters.raster import Header, Notes, Raster
 from stylize.rasters.vips import (
@@ -99,11 +99,6 @@ def _check_pixels(path: Path, header: Header, max_pixels: int | None) -> None:
         )
 
 
-def _shrunk(size: tuple[int, int], max_size_px: int | None) -> tuple[int, int]:
-    factor = 1 if max_size_px is None else min(1, max_size_px / max(size))
-    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
-
-
 # How libvips reads a format: the file's beginning, the loader, its options.
 EVERY_FRAME = {"n": -1}
 LOADERS: tuple[tuple[bytes, str, Options], ...] = (
@@ -160,7 +155,7 @@ class _VipsFile:
     def decode(self, max_size_px: int | None, folder: Path | None) -> Raster:
         if self.loader == "gifload_source" and not gif_is_whole(self.path.read_bytes()):
             raise StylizeError(f"{self.path}: cannot be read as an image (it ends within a frame)")
-        size = _shrunk(self.header.size, max_size_px)
+        size = limited_size(self.header.size, max_size_px)
         stored = size if self.orientation < 5 else size[::-1]
         image = _resized(_levels(self._shrunk_on_load(stored), self.open), self.frames, stored)
         profile = self._profile()
@@ -386,7 +381,7 @@ class _PillowFile:
             told = dict(image.info)
         if alpha is not None:
             rgb.putalpha(alpha)
-        size = _shrunk(rgb.size, max_size_px)
+        size = limited_size(rgb.size, max_size_px)
         rgb = rgb if rgb.size == size else resize(rgb, max(size) / max(rgb.size))
         values = np.array(rgb)
         rows = RowStore(values.shape, torch.uint8, folder, direct=False)
