@@ -41,7 +41,7 @@ logger = logging.getLogger("stylize")
 
 # Pillow refuses more than twice its limit: a file of some kilobytes can hold gigabytes of one colour.
 SAFE_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**30 // 12)
-TILE_PX = 256
+TILE_PX = 128
 
 
 def read_header(path: Path) -> Header:

@@ -16,7 +16,7 @@ from stylize.images import transform_to_srgb
 
 logging.getLogger("pyvips").setLevel(logging.CRITICAL)  # libvips warns of what is refused or mended here
 pyvips.cache_set_max(0)  # no picture is decoded twice, and the cache would hold its files open
-pyvips.concurrency_set(min(4, pyvips.concurrency_get()))  # every thread holds strips of its own
+pyvips.concurrency_set(min(2, pyvips.concurrency_get()))  # every thread holds strips of its own
 
 STRIP_BYTES = 2**20  # libvips keeps several at a time
 INTENT = "perceptual"  # as `images` converts for training
