@@ -129,13 +129,30 @@ def read_config(model: type[Config], path: Path, overrides: Sequence[str] = ()) 
     Raises:
         StylizeError: As in `load_config`.
     """
-    tree = read_yaml(path)
+    return _checked(model, read_yaml(path), overrides, str(path))
+
+
+def loss_config(style: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """What `stylize train` would take without a file: the default losses for a style, with what overrides say of them.
+
+    Args:
+        style: The picture.
+        overrides: As in `load_config`; paths are relative to the current folder.
+
+    Raises:
+        StylizeError: As in `load_config`.
+    """
+    tree = {"name": "optimized", "style": {"image": str(style)}, "content": {"path": SAMPLES}}
+    return _with_absolute_paths(_checked(RunConfig, tree, overrides, "--set"), Path.cwd())
+
+
+def _checked(model: type[Config], tree: dict[str, Any], overrides: Sequence[str], place: str) -> Config:
     for override in overrides:
         _override_(tree, override)
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        raise StylizeError(_first_mistake(model, error.errors(), str(path))) from error
+        raise StylizeError(_first_mistake(model, error.errors(), place)) from error
 
 
 MERGE = "tag:yaml.org,2002:merge"  # of `<<: *anchor`

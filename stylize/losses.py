@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -130,6 +130,12 @@ class PerceptualLoss(nn.Module):
         names: list[str] = []
         total, others = _MeanOverImages.apply(stylized, content, self, names)
         return dict(zip(names, others.unbind(), strict=True)) | {"total": total}
+
+    def towards(self, content: Tensor) -> Callable[[Tensor], dict[str, Tensor]]:
+        """The call with its photographs fixed: their features are computed once."""
+        with torch.no_grad():
+            targets = self.vgg(content, self.config.content_layers)
+        return lambda stylized: self._terms(stylized, self.vgg(stylized, self.config.taps()), targets)
 
     def measure(self, stylized: Tensor, content: Tensor) -> dict[str, Tensor]:
         """The terms as in a call, and `content_correlation`, a measure of the content that is kept.

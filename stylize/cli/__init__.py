@@ -13,6 +13,7 @@ from stylize.cli.import_model import import_model
 from stylize.cli.info import info
 from stylize.cli.kinds import list_kinds
 from stylize.cli.messages import show_log
+from stylize.cli.optimize import optimize
 from stylize.cli.train import train
 from stylize.errors import StylizeError
 
@@ -23,7 +24,7 @@ def cli() -> None:
     """Train fast style-transfer models, and paint photographs with them."""
 
 
-for command in (train, apply, import_model, info, list_kinds, check_data):
+for command in (train, apply, optimize, import_model, info, list_kinds, check_data):
     cli.add_command(command)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from stylize.cli.options import device_option, verbose_option
+from stylize.cli.places import check_replaceable, make_parent
 from stylize.errors import StylizeError
 from stylize.memory import use_large_pages
 
@@ -348,10 +349,10 @@ def _read(job: Job, settings: Settings) -> Piece:
     piece = Piece(*job)
     paint, room, max_pixels = settings.paint, settings.room, settings.max_pixels
     try:
-        _check_replaceable(job.target, settings.overwrite)
+        check_replaceable(job.target, settings.overwrite)
         header = read_header(job.source)
         format_of(job.target)
-        _make_parent(job.target)
+        make_parent(job.target)
         size = limited_size(header.size, paint.max_size_px)
         piece.large = _is_large(job, size, settings)
         place = raster_place(header.bytes_of(size), room)
@@ -395,25 +396,9 @@ def _write_(piece: Piece, settings: Settings) -> None:
     if piece.raster is None:
         return
     try:
-        _check_replaceable(piece.target, settings.overwrite)  # the same photograph may have been given twice
+        check_replaceable(piece.target, settings.overwrite)  # the same photograph may have been given twice
         write_raster(piece.target, piece.raster, quality=settings.quality)
     except StylizeError as error:
         piece.error = error
     finally:
         piece.close()
-
-
-def _check_replaceable(target: Path, overwrite: bool) -> None:
-    if target.exists() and not overwrite:
-        raise StylizeError(f"{target}: is there already; --overwrite replaces it")
-
-
-def _make_parent(target: Path) -> None:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise StylizeError(f"{target.parent}: is a file, must be a folder") from error
-    except OSError as error:
-        raise StylizeError(f"{target.parent}: cannot be created ({error.strerror})") from error
-    if not os.access(target.parent, os.W_OK):
-        raise StylizeError(f"{target.parent}: cannot be written to")

@@ -1,0 +1,167 @@
+"""`stylize optimize`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from stylize.cli.options import device_option, verbose_option
+from stylize.cli.places import check_replaceable, make_parent
+from stylize.errors import StylizeError
+from stylize.memory import keep_freed_memory
+
+if TYPE_CHECKING:
+    from stylize.config import RunConfig
+    from stylize.studies.optimization import Iterate
+    from stylize.training.events import EventFile
+
+logger = logging.getLogger("stylize")
+
+
+@click.command()
+@click.argument("content", type=click.Path(path_type=Path))
+@click.option("--style", type=click.Path(path_type=Path), metavar="IMAGE", help="The style; default: that of --config.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="OUT", help="The picture to write."
+)
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    help="A run's YAML file, whose losses and style size are taken; default: the default losses.",
+)
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the config; repeatable."
+)
+@click.option(
+    "--size", type=click.IntRange(32), default=512, show_default=True, metavar="PX", help="Longer side of the picture."
+)
+@click.option("--iterations", type=click.IntRange(1), default=500, show_default=True, help="Of all levels together.")
+@click.option(
+    "--method",
+    type=click.Choice(["lbfgs", "adam"]),
+    default="lbfgs",
+    show_default=True,
+    help="How to find the minimum.",
+)
+@click.option(
+    "--start",
+    type=click.Choice(["content", "noise"]),
+    default="content",
+    show_default=True,
+    help="What the picture begins with.",
+)
+@click.option(
+    "--levels",
+    type=click.IntRange(1, 6),
+    default=1,
+    show_default=True,
+    help="Of a pyramid: the picture is first optimized small.",
+)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the noise.")
+@click.option("--log", type=click.Path(path_type=Path), metavar="DIR", help="Losses and pictures for TensorBoard.")
+@click.option(
+    "--log-every", type=click.IntRange(1), default=25, show_default=True, help="Iterations from picture to picture."
+)
+@click.option("--overwrite", is_flag=True, help="Replace an output file that is there already.")
+@device_option
+@verbose_option
+def optimize(
+    content: Path,
+    style: Path | None,
+    output: Path,
+    config_path: Path | None,
+    overrides: tuple[str, ...],
+    size: int,
+    iterations: int,
+    method: str,
+    start: str,
+    levels: int,
+    seed: int,
+    log: Path | None,
+    log_every: int,
+    overwrite: bool,
+    device: str,
+) -> None:
+    """Stylize one picture by optimizing its pixels: the slow reference (Gatys et al.)."""
+    if style is None and config_path is None:
+        raise click.UsageError("--style or --config: one must name the style")
+    check_replaceable(output, overwrite)
+    from stylize.build import build_loss, read_styles
+    from stylize.devices import choose_device
+    from stylize.images import format_of
+    from stylize.rasters import raster_of, read_raster, write_raster
+    from stylize.studies.optimization import OptimizationConfig
+    from stylize.studies.optimization import optimize as optimized
+
+    format_of(output)
+    make_parent(output)
+    keep_freed_memory()
+    config = _config(config_path, style, overrides)
+    optimization = OptimizationConfig.model_validate(
+        {"iterations": iterations, "method": method, "start": start, "levels": levels, "seed": seed}
+    )
+    with read_raster(content, max_size_px=size) as raster:
+        photograph, notes = raster.picture(), raster.notes
+    target = choose_device(device)
+    loss, weights = build_loss(config, read_styles(config))
+    logger.info("VGG-19 weights: %s; %d×%d px", weights, *photograph.size)
+    iterates = optimized(loss.to(target), photograph.rgb[None].to(target), optimization)
+    for iterate in _shown(iterates, iterations, log, log_every):
+        last = iterate
+    terms = ", ".join(f"{name} {last.terms[name]:.4f}" for name in ("total", "style", "content"))
+    logger.info("after %d iterations: %s", last.iteration, terms)
+    painted = type(photograph)(last.picture[0].cpu(), photograph.alpha)
+    with raster_of([painted], notes) as result:
+        write_raster(output, result)
+    click.echo(output)
+
+
+def _config(config_path: Path | None, style: Path | None, overrides: tuple[str, ...]) -> RunConfig:
+    from stylize.config import load_config, loss_config
+
+    if config_path is None:
+        assert style is not None
+        return loss_config(style, overrides)
+    chosen = [] if style is None else [f"style.image={style.resolve()}"]
+    return load_config(config_path, [*chosen, *overrides])
+
+
+def _shown(iterates: Iterator[Iterate], iterations: int, log: Path | None, log_every: int) -> Iterator[Iterate]:
+    """The same iterates; a bar, and TensorBoard, show them."""
+    from tqdm import tqdm
+
+    with ExitStack() as stack:
+        events = None if log is None else stack.enter_context(closing(_events(log)))
+        bar = stack.enter_context(tqdm(total=iterations, unit="iteration", disable=not sys.stderr.isatty()))
+        for iterate in iterates:
+            bar.update(iterate.iteration - bar.n)
+            bar.set_postfix_str(f"style {iterate.terms['style']:.4f}, content {iterate.terms['content']:.3f}")
+            if events is not None:
+                _record(events, iterate, picture=iterate.iteration % log_every == 0 or iterate.iteration == iterations)
+            yield iterate
+
+
+def _events(log: Path) -> EventFile:
+    from stylize.training.events import EventFile
+
+    make_parent(log / "events")
+    try:
+        return EventFile(log)
+    except OSError as error:
+        raise StylizeError(f"{log}: cannot be written to ({error.strerror})") from error
+
+
+def _record(events: EventFile, iterate: Iterate, *, picture: bool) -> None:
+    for name, value in iterate.terms.items():
+        events.scalar(f"optimization/{name}", value, iterate.iteration)
+    if picture:
+        events.image("optimization/picture", iterate.picture[0].cpu(), iterate.iteration)
+    with suppress(OSError):  # a full disk: it waits for room
+        events.flush()

@@ -1,0 +1,1 @@
+"""What a researcher asks: the slow reference, and comparisons."""
