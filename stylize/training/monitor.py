@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
@@ -40,9 +40,18 @@ class Monitor:
         steps: The last step, for the bar.
         first_step: Steps done before (a resumed run); later records of an interrupted run are dropped.
         images_per_step: The batch size, for images/s.
+        bar: Shown where stderr is a terminal, or hidden.
     """
 
-    def __init__(self, run_dir: Path, *, steps: int, first_step: int = 0, images_per_step: int = 1) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        steps: int,
+        first_step: int = 0,
+        images_per_step: int = 1,
+        bar: Literal["shown", "hidden"] = "shown",
+    ) -> None:
         self.run_dir = run_dir
         self.images_per_step = images_per_step
         self._failing: set[str] = set()
@@ -57,7 +66,7 @@ class Monitor:
             total=steps,
             initial=first_step,
             unit="step",
-            disable=not sys.stderr.isatty(),
+            disable=bar == "hidden" or not sys.stderr.isatty(),
             dynamic_ncols=True,
         )
         self._last = (first_step, time.perf_counter())

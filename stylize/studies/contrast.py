@@ -1,0 +1,52 @@
+"""The contrast of pictures: changed, evened out, compared."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+LUMINANCE = (0.299, 0.587, 0.114)
+
+
+def luminance(images: Tensor) -> Tensor:
+    """The luma of BT.601, `(N, 3, H, W)` → `(N, 1, H, W)`, in the same range.
+
+    >>> round(float(luminance(torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1))), 4)
+    0.299
+    """
+    weights = images.new_tensor(LUMINANCE).view(1, 3, 1, 1)
+    return (images * weights).sum(1, keepdim=True)
+
+
+def change_contrast(images: Tensor, factor: float) -> Tensor:
+    """Move all values away from, or towards, the picture's mean luminance: `m + f (x − m)`, clipped to [0, 1].
+
+    Args:
+        images: `(N, 3, H, W)` in [0, 1].
+        factor: 0 leaves gray, 1 the picture, more has more contrast.
+
+    >>> image = torch.tensor([0.2, 0.6]).expand(1, 3, 1, 2)
+    >>> [round(value, 3) for value in change_contrast(image, 0.5)[0, 0, 0].tolist()]
+    [0.3, 0.5]
+    """
+    mean = luminance(images).mean((1, 2, 3), keepdim=True)
+    return (mean + factor * (images - mean)).clamp(0, 1)
+
+
+def equalize_luminance(image: Image.Image) -> Image.Image:
+    """Spread the luminance of an RGB picture evenly over its range; the chroma stays.
+
+    Source: Huang & Belongie 2017, arXiv:1703.06868, section 3.1: histogram equalization on the luminance channel.
+    """
+    brightness, blue, red = image.convert("YCbCr").split()
+    return Image.merge("YCbCr", (ImageOps.equalize(brightness), blue, red)).convert("RGB")
+
+
+def rms_difference(a: Tensor, b: Tensor) -> float:
+    """Root of the mean squared difference of two pictures of one shape.
+
+    >>> rms_difference(torch.tensor([0.0, 0.5]), torch.tensor([0.5, 0.0]))
+    0.5
+    """
+    return float((a - b).double().square().mean().sqrt())

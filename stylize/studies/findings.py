@@ -1,0 +1,180 @@
+"""What a study finds, as data: tables, plots, histograms, sheets of pictures. `report` shows them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import TypeAlias
+
+import numpy as np
+from torch import Tensor
+
+Cell: TypeAlias = str | float | int
+Row: TypeAlias = tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of words and numbers.
+
+    Attributes:
+        title: What it shows.
+        columns: Their heads.
+        rows: As many cells each as there are columns.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[Row]
+
+    def to_csv(self) -> str:
+        """The table as CSV, all digits."""
+        return _csv(self.columns, self.rows)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve over `x`, in the middle of what the seeds gave.
+
+    Attributes:
+        label: Its name in the legend.
+        x: Positions.
+        middle: The mean at each.
+        low: The least of the seeds.
+        high: The largest.
+    """
+
+    label: str
+    x: Sequence[float]
+    middle: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Curves in one pair of axes.
+
+    Attributes:
+        title: What it shows.
+        x_label: With the unit.
+        y_label: With the unit.
+        lines: The curves.
+        y_scale: linear or log.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: Sequence[Line]
+    y_scale: str = "linear"
+    x_scale: str = "linear"
+
+    def to_csv(self) -> str:
+        """All points of all curves."""
+        rows = [
+            (line.label, *point) for line in self.lines for point in zip(line.x, line.middle, line.low, line.high)
+        ]
+        return _csv(("line", "x", "mean", "min", "max"), rows)
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How often values fall into equal bins of [0, 1].
+
+    Attributes:
+        title: What it shows.
+        x_label: With the unit.
+        values: Values by group.
+        bins: Their number.
+    """
+
+    title: str
+    x_label: str
+    values: Mapping[str, Sequence[float]]
+    bins: int = 20
+
+    def counts(self, group: str) -> list[int]:
+        """How many of a group's values are in each bin."""
+        return [int(count) for count in np.histogram(self.values[group], self.bins, (0.0, 1.0))[0]]
+
+    def to_csv(self) -> str:
+        """The counts by group and bin."""
+        width = 1 / self.bins
+        rows = [
+            (group, round(i * width, 6), round((i + 1) * width, 6), count)
+            for group in self.values
+            for i, count in enumerate(self.counts(group))
+        ]
+        return _csv(("group", "from", "to", "count"), rows)
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Pictures in rows and columns.
+
+    Attributes:
+        title: What it shows.
+        columns: Their heads.
+        pictures: Row by row, `(3, H, W)` in [0, 1].
+        rows: A word before each row; empty for none.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    pictures: Sequence[Sequence[Tensor]]
+    rows: tuple[str, ...] = ()
+
+
+Finding: TypeAlias = Table | Plot | Histogram | Sheet
+
+
+def slug(title: str) -> str:
+    """A title as a file name.
+
+    >>> slug("Style loss (held out), by step")
+    'style-loss-held-out-by-step'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation, in four digits after the point; of one value that alone.
+
+    >>> spread([1.0, 2.0, 3.0]), spread([0.5])
+    ('2.0000 ± 1.0000', '0.5000')
+    """
+    return f"{fmean(values):.4f} ± {stdev(values):.4f}" if len(values) > 1 else f"{values[0]:.4f}"
+
+
+def confidence(values: Sequence[float], draws: int = 2000) -> tuple[float, float]:
+    """The 95 % interval of the mean, by drawing the values anew (bootstrap, percentiles); the same for the same values.
+
+    >>> confidence([3.0, 3.0, 3.0])
+    (3.0, 3.0)
+    """
+    drawn = np.random.default_rng(0).choice(np.asarray(values, float), (draws, len(values)))
+    low, high = np.percentile(drawn.mean(1), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def line_of_seeds(label: str, x: Sequence[float], seeds: Iterable[Sequence[float]]) -> Line:
+    """A curve from one list of values for each seed, all at the same positions.
+
+    >>> line_of_seeds("a", [1, 2], [[1.0, 5.0], [3.0, 5.0]]).middle
+    [2.0, 5.0]
+    """
+    values = list(zip(*seeds, strict=True))
+    return Line(label, x, [fmean(v) for v in values], [min(v) for v in values], [max(v) for v in values])
+
+
+def _csv(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return text.getvalue()

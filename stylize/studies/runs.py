@@ -1,0 +1,225 @@
+"""The trainings of a study: planned, run once, taken up where they were stopped, and read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from stylize.build import build_run
+from stylize.config import RunConfig
+from stylize.devices import choose_device
+from stylize.errors import StylizeError
+from stylize.files import FolderLock, remove_leftovers, write_atomically
+from stylize.generators import Generator, build_generator
+from stylize.memory import keep_freed_memory
+from stylize.training.checkpoint import checkpoint_path, load_checkpoint, newest_checkpoint
+from stylize.training.monitor import Monitor
+
+logger = logging.getLogger("stylize")
+
+CPU = torch.device("cpu")
+CHECKPOINTS = 10  # of every run with gates, whose course is read from them
+
+
+class Arm(NamedTuple):
+    """One of the settings that a study compares.
+
+    Attributes:
+        name: How the report calls it.
+        changes: Values at dotted keys of the config.
+    """
+
+    name: str
+    changes: Mapping[str, object]
+
+
+class StudyRun(NamedTuple):
+    """One training.
+
+    Attributes:
+        arm: The name of its arm.
+        seed: Of its weights, crops and order.
+        config: All of it.
+        folder: Its run folder.
+    """
+
+    arm: str
+    seed: int
+    config: RunConfig
+    folder: Path
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it was trained to its last step."""
+        return checkpoint_path(self.folder / "checkpoints", self.config.train.steps).exists()
+
+    @property
+    def command(self) -> str:
+        """What trains it, alone, from the shell."""
+        return f"stylize train --config {self.folder / 'config.yaml'} --output {self.folder} --resume"
+
+
+def with_changes(config: RunConfig, changes: Mapping[str, object]) -> RunConfig:
+    """A config with other values at dotted keys."""
+    tree: dict[str, Any] = config.model_dump(mode="json")
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        branch = tree
+        for parent in parents:
+            branch = branch[parent]
+        branch[last] = value
+    return RunConfig.model_validate(tree)
+
+
+def plan_runs(base: RunConfig, arms: Sequence[Arm], seeds: Sequence[int], folder: Path) -> list[StudyRun]:
+    """The trainings of all arms and seeds. Equal configs have one folder, so studies share what they have in common.
+
+    Args:
+        base: What all have in common.
+        arms: What differs; a value that is a mapping from seeds is taken by the run's own.
+        seeds: Added to the base's seed.
+        folder: Below which the run folders are.
+    """
+    runs = []
+    for arm in arms:
+        for seed in seeds:
+            changes = {key: value[seed] if isinstance(value, dict) else value for key, value in arm.changes.items()}
+            config = with_changes(base, {**changes, "seed": base.seed + seed})
+            config = with_changes(config, _checkpointing(config))
+            runs.append(StudyRun(arm.name, seed, config, folder / _folder_name(config)))
+    return runs
+
+
+def _checkpointing(config: RunConfig) -> dict[str, object]:
+    gated = config.generator.norm == "batch_instance"
+    every = max(1, config.train.steps // CHECKPOINTS)
+    return {"train.checkpoint_every": every, "train.keep_checkpoints": CHECKPOINTS + 1 if gated else 1}
+
+
+def _folder_name(config: RunConfig) -> str:
+    digest = hashlib.sha256(config.to_yaml().encode()).hexdigest()[:10]
+    return f"{config.generator.name}-{config.generator.norm}-{digest}"
+
+
+def train_runs(runs: Sequence[StudyRun], device: str, jobs: int = 1) -> None:
+    """Train what is not trained yet.
+
+    Args:
+        runs: All trainings; those with the same folder are one.
+        device: Where.
+        jobs: How many at a time, each in a process with its share of the cores.
+
+    Raises:
+        StylizeError: One cannot be trained; what the others have done is kept.
+    """
+    waiting = list({run.folder: run for run in runs if not run.is_done}.values())
+    logger.info("%d trainings, %d of them still to do", len({run.folder for run in runs}), len(waiting))
+    bar = tqdm(total=len(waiting), unit="run", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+    with bar:
+        for run in _trained(waiting, device, jobs):
+            bar.update()
+            bar.clear()
+            logger.info("%s, seed %d: trained", run.arm, run.seed)
+            bar.refresh()
+
+
+def _trained(runs: Sequence[StudyRun], device: str, jobs: int) -> Iterator[StudyRun]:
+    if jobs == 1:
+        for run in runs:
+            _train(run, device)
+            yield run
+        return
+    threads = max(1, torch.get_num_threads() // jobs)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_process, initargs=(threads,)) as pool:
+        futures = {pool.submit(_train, run, device): run for run in runs}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                yield futures[future]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _begin_process(threads: int) -> None:
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+
+
+def _train(run: StudyRun, device: str) -> None:
+    """Train to the last step, from the newest checkpoint if there is one."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with FolderLock(run.folder), _quiet():
+        if run.is_done:
+            return
+        remove_leftovers(run.folder)
+        write_atomically(run.folder / "config.yaml", run.config.to_yaml().encode())
+        built = build_run(run.config, choose_device(device), run.folder)
+        if newest_checkpoint(run.folder / "checkpoints", CPU) is not None:
+            built.trainer.resume()
+        built.trainer.batches.prepare()
+        train = run.config.train
+        first = built.trainer.progress.step
+        with Monitor(
+            run.folder, steps=train.steps, first_step=first, images_per_step=train.batch_size, bar="hidden"
+        ) as monitor:
+            monitor.log_start(run.config.to_yaml(), built.styles)
+            built.trainer.fit(monitor)
+    if not run.is_done:
+        raise StylizeError(f"{run.folder}: its last checkpoint could not be written; make room and start anew")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what every single training tells."""
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def records(run: StudyRun, kind: str) -> list[dict[str, float]]:
+    """What a run has recorded of one kind, `train` or `validation`, by step."""
+    found = []
+    for line in (run.folder / "metrics.jsonl").read_text("utf-8").splitlines():
+        with suppress(ValueError):
+            record = json.loads(line)
+            if record.pop("kind", None) == kind:
+                found.append(record)
+    return found
+
+
+def generator_of(run: StudyRun, device: torch.device = CPU) -> Generator:
+    """The network as it was after the last step, in `eval()`."""
+    return generator_at(run, run.config.train.steps, device)
+
+
+def generator_at(run: StudyRun, step: int, device: torch.device = CPU) -> Generator:
+    """The network as it was at a checkpoint, in `eval()`.
+
+    Raises:
+        StylizeError: There is no such checkpoint.
+    """
+    state = load_checkpoint(checkpoint_path(run.folder / "checkpoints", step), device)
+    generator = build_generator(run.config.generator)
+    generator.load_state_dict(state["generator"])
+    return generator.to(device).eval()
+
+
+def checkpoint_steps(run: StudyRun) -> list[int]:
+    """The steps of a run's checkpoints, ascending."""
+    return sorted(int(path.stem.removeprefix("step-")) for path in (run.folder / "checkpoints").glob("step-*.pt"))
