@@ -77,7 +77,10 @@ MAY_IMPORT = {
     "stylize.studies": {
         "build",
         "config",
+        "devices",
         "errors",
+        "files",
+        "memory",
         "images",
         "norms",
         "generators",

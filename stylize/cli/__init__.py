@@ -14,6 +14,7 @@ from stylize.cli.info import info
 from stylize.cli.kinds import list_kinds
 from stylize.cli.messages import show_log
 from stylize.cli.optimize import optimize
+from stylize.cli.study import study
 from stylize.cli.train import train
 from stylize.errors import StylizeError
 
@@ -24,7 +25,7 @@ def cli() -> None:
     """Train fast style-transfer models, and paint photographs with them."""
 
 
-for command in (train, apply, optimize, import_model, info, list_kinds, check_data):
+for command in (train, apply, optimize, study, import_model, info, list_kinds, check_data):
     cli.add_command(command)
 
 

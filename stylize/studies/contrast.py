@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 

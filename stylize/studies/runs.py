@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import ValidationError
 from tqdm import tqdm
 
 from stylize.build import build_run
@@ -71,7 +72,11 @@ class StudyRun(NamedTuple):
 
 
 def with_changes(config: RunConfig, changes: Mapping[str, object]) -> RunConfig:
-    """A config with other values at dotted keys."""
+    """A config with other values at dotted keys.
+
+    Raises:
+        StylizeError: They do not fit together.
+    """
     tree: dict[str, Any] = config.model_dump(mode="json")
     for key, value in changes.items():
         *parents, last = key.split(".")
@@ -79,7 +84,10 @@ def with_changes(config: RunConfig, changes: Mapping[str, object]) -> RunConfig:
         for parent in parents:
             branch = branch[parent]
         branch[last] = value
-    return RunConfig.model_validate(tree)
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise StylizeError(f"study: {str(error.errors()[0]['msg']).removeprefix('Value error, ')}") from error
 
 
 def plan_runs(base: RunConfig, arms: Sequence[Arm], seeds: Sequence[int], folder: Path) -> list[StudyRun]:

@@ -1,0 +1,148 @@
+"""Conduct a study: part the photographs, train what is missing, read, report."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stylize.config import RunConfig
+from stylize.devices import choose_device
+from stylize.errors import StylizeError
+from stylize.files import FolderLock
+from stylize.generators import Generator
+from stylize.images import find_images
+from stylize.inference.models import built_in_models, find_model
+from stylize.model_file import load_model
+from stylize.studies.photographs import held_out_squares, part
+from stylize.studies.report import Making, check_plots_can_be_drawn, write_report
+from stylize.studies.runs import plan_runs, train_runs, with_changes
+from stylize.studies.study import Results, Setting, Study
+from stylize.training.data import validation_images
+
+logger = logging.getLogger("stylize")
+
+SHEET_PICTURES = 4
+QUICK_SEEDS = 2
+QUICK_ITERATIONS = 40
+OF_A_STUDY = "another study is being made there; wait for its end, or choose another --output"
+
+
+@dataclass(frozen=True)
+class Request:
+    """How a study is asked for.
+
+    Attributes:
+        config: What all its trainings have in common.
+        folder: Holds photographs and run folders, which all studies share, and each study's own folder.
+        seeds: How many.
+        device: By name.
+        jobs: Trainings at a time.
+        pictures: A folder of photographs for the sheets; None: the first of those held out.
+        iterations: Of the optimization beside which networks are shown; 0 for none.
+        restyle: The model that paints photographs in another style; None: a built-in one of another style.
+        command: What was typed.
+    """
+
+    config: RunConfig
+    folder: Path
+    seeds: int = 3
+    device: str = "auto"
+    jobs: int = 1
+    pictures: Path | None = None
+    iterations: int = 200
+    restyle: str | None = None
+    command: str = ""
+
+
+def quickened(config: RunConfig) -> RunConfig:
+    """The same in small: crops of 64 px, width 8, 150 steps of batches of 2."""
+    small = {
+        "content.crop": 64,
+        "content.resize": 72,
+        "generator.width": 8,
+        "train.steps": 150,
+        "train.batch_size": 2,
+        "train.validate_every": 25,
+        "train.schedule.warmup_steps": 10,
+        "train.log_every": 10,
+    }
+    if isinstance(config.content.validation, int):
+        small["content.validation"] = min(config.content.validation, 8)
+    return with_changes(config, small)
+
+
+def conduct(study: Study, request: Request) -> Path:
+    """Make a study and write its report; what was trained before is not trained again.
+
+    Returns:
+        The page.
+
+    Raises:
+        StylizeError: Something is missing or unfit.
+    """
+    start_s = time.monotonic()
+    check_plots_can_be_drawn()
+    device = choose_device(request.device)
+    pictures = None if request.pictures is None else _read_pictures(request.pictures, _sheet_side_px(request.config))
+    restyle, restyle_name = _restyler(request, device)
+    place = request.folder / study.name
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StylizeError(f"{place}: cannot be created ({error.strerror})") from error
+    with FolderLock(place, OF_A_STUDY):
+        parted = part(request.config, request.folder / "photographs")
+        base = with_changes(request.config, parted.changes())
+        setting = Setting(base, parted, tuple(range(request.seeds)), restyle, restyle_name)
+        arms = study.arms(setting)
+        runs = plan_runs(base, arms, setting.seeds, request.folder / "runs")
+        train_runs(runs, request.device, request.jobs)
+        if pictures is None:
+            pictures = held_out_squares(parted, _sheet_side_px(base))[:SHEET_PICTURES]
+        names = tuple(arm.name for arm in arms)
+        results = Results(setting, names, runs, device, pictures, request.iterations)
+        logger.info("%s: measuring", study.name)
+        findings = study.findings(results)
+        for statement in findings.statements:
+            logger.info("- %s", statement)
+        return write_report(
+            place, study, results, findings, Making(request.command, device, time.monotonic() - start_s)
+        )
+
+
+def _sheet_side_px(config: RunConfig) -> int:
+    return max(config.content.crop, 160)
+
+
+def _read_pictures(folder: Path, side_px: int) -> list[Tensor]:
+    """Photographs for the sheets: centred squares."""
+    if not folder.is_dir():
+        raise StylizeError(f"--pictures: got '{folder}', must be a folder of photographs that exists")
+    pictures = validation_images(find_images(folder), side_px)
+    if not pictures:
+        raise StylizeError(f"--pictures: {folder} holds no image that can be read")
+    return pictures
+
+
+def _restyler(request: Request, device: torch.device) -> tuple[Callable[[Tensor], Tensor], str]:
+    """What paints photographs in another style than the study's, and that style's name; it is loaded when it is used."""
+    own = Path(request.config.style.all_images()[0].path).stem
+    others = [name for name in built_in_models() if name != own]
+    name = request.restyle or (others[0] if others else None)
+    path = find_model(name, place="--restyle").path
+    loaded: list[Generator] = []
+
+    def restyle(photographs: Tensor) -> Tensor:
+        if not loaded:
+            loaded.append(load_model(path)[0].to(device).eval())
+        with torch.no_grad():
+            painted: Tensor = loaded[0](photographs.to(device))
+        return painted.float().cpu()
+
+    return restyle, name or path.stem

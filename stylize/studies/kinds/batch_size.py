@@ -1,0 +1,44 @@
+"""Normalizations by batch size."""
+
+from __future__ import annotations
+
+from stylize.studies.findings import Finding
+from stylize.studies.runs import Arm
+from stylize.studies.study import Findings, Results, Setting, Study
+
+NORM_NAMES = {"BN": "batch", "IN": "instance", "BIN": "batch_instance"}
+BATCH_SIZES = (1, 2, 4, 8)
+
+
+def _arms(setting: Setting) -> list[Arm]:
+    return [
+        Arm(f"{norm}, batch {size}", {"generator.norm": kind, "train.batch_size": size})
+        for norm, kind in NORM_NAMES.items()
+        for size in BATCH_SIZES
+        if (norm, size) != ("BIN", 1)  # batch and instance statistics are the same there: the gates cannot learn
+    ]
+
+
+def _findings(results: Results) -> Findings:
+    parts: list[Finding] = [results.table("Held-out losses after the last step, by norm and batch size")]
+    for norm in NORM_NAMES:
+        arms = [arm for arm in results.arms if arm.startswith(f"{norm},")]
+        parts.append(results.plot(f"{norm}: held-out style loss by batch size", arms))
+    for norm in NORM_NAMES:
+        arms = [arm for arm in results.arms if arm.startswith(f"{norm},")]
+        painters = {arm.split(", ")[1]: results.generator(arm) for arm in arms}
+        parts.append(results.sheet(f"{norm}: pictures", painters))
+    statements = [results.compare(f"IN, batch {size}", f"BN, batch {size}") for size in BATCH_SIZES]
+    statements += [results.compare(f"{norm}, batch 8", f"{norm}, batch 2") for norm in NORM_NAMES]
+    return Findings(statements, parts)
+
+
+STUDY = Study(
+    "batch-size",
+    "BN, IN and BIN at batches of 1, 2, 4 and 8",
+    "Batch normalization at batch 1 is instance normalization in training, with running statistics in eval(). "
+    "Batch-instance normalization is not defined there: its gates have no gradient. All train for the same number of "
+    "steps, so a larger batch has seen more photographs.",
+    _arms,
+    _findings,
+)

@@ -1,0 +1,229 @@
+"""What a study is: settings that are trained side by side, and what is read from them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean, stdev
+
+import torch
+from torch import Tensor
+
+from stylize.build import build_loss, read_styles
+from stylize.config import RunConfig
+from stylize.generators import Generator
+from stylize.losses import PerceptualLoss
+from stylize.studies.contrast import change_contrast, rms_difference
+from stylize.studies.findings import Finding, Line, Plot, Sheet, Table, line_of_seeds, spread
+from stylize.studies.optimization import OptimizationConfig, optimize
+from stylize.studies.photographs import Parted, held_out_squares
+from stylize.studies.runs import Arm, StudyRun, generator_of, records
+
+logger = logging.getLogger("stylize")
+
+CONTRASTS = (0.25, 0.5, 1.0, 1.5)
+TERMS = ("style", "content", "total", "content_correlation")
+Painter = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a study is given.
+
+    Attributes:
+        base: The config that all its trainings start from, photographs parted.
+        parted: These photographs.
+        seeds: Counted from 0, added to the base's seed.
+        restyle: Paints a photograph in another style, for those studies that need that.
+        restyle_name: The other style's.
+    """
+
+    base: RunConfig
+    parted: Parted
+    seeds: tuple[int, ...]
+    restyle: Painter
+    restyle_name: str
+
+    def photographs_count(self) -> int:
+        """How many there are to train on."""
+        return sum(1 for _ in self.parted.training.iterdir())
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a study found.
+
+    Attributes:
+        statements: In words, the main ones first.
+        parts: Tables, plots and sheets, in the order of the report.
+    """
+
+    statements: Sequence[str]
+    parts: Sequence[Finding]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The trained networks of a study, and what to measure them by.
+
+    Attributes:
+        setting: What it was given.
+        arms: Names in order.
+        runs: All of them.
+        device: Where to compute.
+        pictures: Photographs for the sheets, `(3, H, W)` in [0, 1].
+        iterations: Of the optimization beside which networks are shown; 0 for none.
+    """
+
+    setting: Setting
+    arms: tuple[str, ...]
+    runs: Sequence[StudyRun]
+    device: torch.device
+    pictures: Sequence[Tensor]
+    iterations: int
+
+    @cached_property
+    def loss(self) -> PerceptualLoss:
+        """The loss of the base config."""
+        config = self.setting.base
+        loss, _ = build_loss(config, read_styles(config))
+        return loss.to(self.device)
+
+    @cached_property
+    def held_out(self) -> list[Tensor]:
+        """The held-out photographs, as validation takes them."""
+        return held_out_squares(self.setting.parted, self.setting.base.content.crop)
+
+    def of_arm(self, arm: str) -> list[StudyRun]:
+        """An arm's runs, by seed."""
+        return [run for run in self.runs if run.arm == arm]
+
+    def generator(self, arm: str, seed: int = 0) -> Generator:
+        """A network as it was after its last step."""
+        return generator_of(self.of_arm(arm)[seed], self.device)
+
+    def final(self, arm: str, term: str) -> list[float]:
+        """A held-out term after the last step, by seed."""
+        return [records(run, "validation")[-1][term] for run in self.of_arm(arm)]
+
+    def line(self, arm: str, term: str, label: str | None = None) -> Line:
+        """A held-out term over the steps."""
+        courses = [records(run, "validation") for run in self.of_arm(arm)]
+        steps = [record["step"] for record in courses[0]]
+        return line_of_seeds(label or arm, steps, [[record[term] for record in course] for course in courses])
+
+    def plot(self, title: str, arms: Sequence[str], term: str = "style", y_label: str = "") -> Plot:
+        """A held-out term of several arms over the steps."""
+        label = y_label or f"held-out {term} loss, relative"
+        return Plot(title, "optimizer steps", label, [self.line(arm, term) for arm in arms], y_scale="log")
+
+    def table(self, title: str, arms: Sequence[str] = ()) -> Table:
+        """All arms' held-out terms after the last step: mean ± standard deviation over the seeds."""
+        rows: list[tuple[str, ...]] = []
+        for arm in arms or self.arms:
+            rows.append((arm, *(spread(self.final(arm, term)) for term in TERMS)))
+        unpainted = f"{fmean(self.final((arms or self.arms)[0], 'style_of_photographs')):.4f}"
+        rows.append(("photographs as they are", unpainted, "0.0000", "", "1.0000"))
+        return Table(title, ("", "style", "content", "total", "content correlation"), rows)
+
+    def measured(self, painter: Painter, photographs: Sequence[Tensor] | None = None) -> dict[str, float]:
+        """The terms of the base's loss, averaged over photographs, by default those held out."""
+        sums: dict[str, float] = {}
+        images = self.held_out if photographs is None else photographs
+        with torch.no_grad():
+            for image in images:
+                content = image[None].to(self.device)
+                for name, term in self.loss.measure(painter(content), content).items():
+                    sums[name] = sums.get(name, 0.0) + float(term) / len(images)
+        return sums
+
+    def optimized(self, picture: Tensor) -> Tensor:
+        """The picture by Gatys' method, `(3, H, W)`."""
+        config = OptimizationConfig(iterations=self.iterations)
+        iterate = None
+        for iterate in optimize(self.loss, picture[None].to(self.device), config):
+            pass
+        assert iterate is not None
+        return iterate.picture[0].cpu()
+
+    def painted(self, painter: Painter) -> list[Tensor]:
+        """The sheets' pictures, painted."""
+        with torch.no_grad():
+            return [painter(picture[None].to(self.device))[0].float().cpu().clamp(0, 1) for picture in self.pictures]
+
+    def sheet(self, title: str, columns: Mapping[str, Painter], *, with_optimized: bool = False) -> Sheet:
+        """The pictures as they are, and by each painter; last by the optimization, if that is asked for."""
+        painted = [list(self.pictures), *(self.painted(painter) for painter in columns.values())]
+        heads = ["photograph", *columns]
+        if with_optimized and self.iterations:
+            painted.append([self.optimized(picture) for picture in self.pictures])
+            heads.append(f"Gatys, {self.iterations} iterations")
+        return Sheet(title, tuple(heads), list(zip(*painted, strict=True)))
+
+    def contrast_table(self, title: str, painters: Mapping[str, Painter]) -> Table:
+        """How much painters' results change with the photographs' contrast: RMS of pixels, and the style loss.
+
+        RMS is that between the picture of a photograph at a contrast and the picture of it at contrast 1.
+        """
+        rows: list[tuple[str, ...]] = []
+        for name, painter in {"photographs as they are": _as_it_is, **painters}.items():
+            for factor in CONTRASTS:
+                distances, styles = zip(*(self._at_contrast(painter, image, factor) for image in self.held_out))
+                rows.append((name, f"{factor:g}", f"{fmean(distances):.4f}", f"{fmean(styles):.4f}"))
+        return Table(title, ("", "contrast", "RMS to that at contrast 1", "style"), rows)
+
+    @torch.no_grad()
+    def _at_contrast(self, painter: Painter, image: Tensor, factor: float) -> tuple[float, float]:
+        content = image[None].to(self.device)
+        changed = change_contrast(content, factor)
+        painted = painter(changed).float()
+        style = float(self.loss(painted, changed)["style"])
+        return rms_difference(painted, painter(content).float()), style
+
+    def contrast_sheet(self, title: str, painters: Mapping[str, Painter]) -> Sheet:
+        """The first picture at every contrast, as it is and by each painter."""
+        changed = [change_contrast(self.pictures[0][None].to(self.device), factor) for factor in CONTRASTS]
+        with torch.no_grad():
+            rows = [[painter(image)[0].float().cpu() for image in changed] for painter in painters.values()]
+        heads = tuple(f"contrast {factor:g}" for factor in CONTRASTS)
+        return Sheet(title, heads, [[image[0].cpu() for image in changed], *rows], ("photograph", *painters))
+
+    def compare(self, lower: str, higher: str, term: str = "style") -> str:
+        """Whether one arm's held-out term is below another's, by more than the seeds spread, in words with numbers."""
+        a, b = self.final(lower, term), self.final(higher, term)
+        differences = [y - x for x, y in zip(a, b, strict=True)]
+        numbers = f"{term} {spread(a)} against {spread(b)}, difference {spread(differences)}"
+        if len(differences) < 2:
+            return f"{lower} against {higher}: {numbers}; one seed says nothing of the spread"
+        deviation = max(stdev(a), stdev(b))
+        mean = fmean(differences)
+        if abs(mean) <= deviation:
+            verdict = "no difference beyond the spread"
+        else:
+            verdict = f"{lower if mean > 0 else higher} is lower by more than the spread"
+        return f"{lower} against {higher}: {verdict} ({numbers}; {len(a)} seeds)"
+
+
+def _as_it_is(content: Tensor) -> Tensor:
+    return content
+
+
+@dataclass(frozen=True)
+class Study:
+    """A comparison that one command makes.
+
+    Attributes:
+        name: As it is asked for.
+        title: One line.
+        question: What it is to answer, and what the papers say.
+        arms: The settings to train.
+        findings: What is read from the trained networks.
+    """
+
+    name: str
+    title: str
+    question: str
+    arms: Callable[[Setting], list[Arm]]
+    findings: Callable[[Results], Findings]
