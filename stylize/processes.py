@@ -6,6 +6,8 @@ be called by all processes, in the same order.
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -42,6 +44,10 @@ def joined(device_name: str) -> Iterator[torch.device]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         torch.cuda.set_device(device)
+    # Its functions' defaults are the group that is there when it is first imported, which torch's optimizers do in
+    # their first step: the group's threads would last to the interpreter's end, where they can abort the process.
+    importlib.import_module("torch.distributed.nn")
+
     # The store outlives the processes that torchrun starts anew: they must not find addresses of the dead in it.
     meeting = dist.rendezvous("env://", timeout=PATIENCE)  # type: ignore[attr-defined]
     store, own_rank, world_size = next(meeting)
@@ -55,6 +61,7 @@ def joined(device_name: str) -> Iterator[torch.device]:
     try:
         yield device
     finally:
+        gc.collect()  # the network that is trained by several holds the group, too, and stands in a cycle
         dist.destroy_process_group()
 
 

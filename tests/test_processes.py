@@ -90,6 +90,29 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path, kind: str) -> None
         torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
+THREADS_AFTER_TRAINING = """
+import sys
+from pathlib import Path
+from stylize.cli import cli
+cli.main(sys.argv[1:], standalone_mode=False)
+print("threads:", [p.read_text().strip() for p in Path("/proc/self/task").glob("*/comm") if "gloo" in p.read_text()])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds threads in /proc, which is Linux's")
+def test_no_thread_that_exchanges_outlives_the_training(tmp_path: Path) -> None:
+    # At the interpreter's end it could abort the process.
+    config = write_config(tmp_path, {"train.batch_size": 4})
+    script = tmp_path / "train.py"
+    script.write_text(THREADS_AFTER_TRAINING)
+    command = torchrun("--config", config, "--output", tmp_path / "run")
+    place = command.index("-m", 3)
+    command[place : place + 2] = [str(script)]
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=LONG_S, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("threads: []") == 2
+
+
 def test_of_two_processes_the_first_builds_the_cache(tmp_path: Path) -> None:
     changes = {"train.steps": 3, "train.batch_size": 4, "train.validate_every": 3, "content.workers": 1}
     config = write_config(tmp_path, changes)
