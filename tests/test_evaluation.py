@@ -310,7 +310,8 @@ def test_vgg_weights_that_were_a_file_are_told_to_be_imagenet(
         raise StylizeError("no ImageNet weights here")
 
     monkeypatch.setattr("stylize.vgg.imagenet_file", no_weights)
-    write_model(folder / "own.safetensors", config={"loss": {"vgg": "own.pth"}})
+    layers = {"content_layers": {"relu2_1": 1.0}, "style_layers": {"relu1_1": 1.0}}
+    write_model(folder / "own.safetensors", config={"loss": {"vgg": "own.pth", **layers}})
     with caplog.at_level("INFO", "stylize"), pytest.raises(StylizeError, match=r"^no ImageNet weights here$"):
         call(*ALONE, model="own.safetensors")
     assert caplog.messages[-1] == (
