@@ -19,6 +19,8 @@ from stylize.training.trainer import TrainConfig
 
 Config = TypeVar("Config", bound=BaseModel)
 
+VGG_KEYWORDS = ("imagenet", "compact", "random")
+
 
 class StyleImage(BaseModel):
     """One of several style images."""
@@ -142,8 +144,43 @@ def loss_config(style: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         StylizeError: As in `load_config`.
     """
-    tree = {"name": "optimized", "style": {"image": str(style)}, "content": {"path": SAMPLES}}
-    return _with_absolute_paths(_checked(RunConfig, tree, overrides, "--set"), Path.cwd())
+    return _with_absolute_paths(_checked(RunConfig, _tree_of_style(style), overrides, "--set"), Path.cwd())
+
+
+def trained_loss_config(
+    style: Path, trained: Mapping[str, Any], place: str, overrides: Sequence[str] = ()
+) -> RunConfig:
+    """The same with the losses, the size of the style and the seed of a training in place of the defaults.
+
+    Args:
+        style: The picture.
+        trained: The training's whole configuration, as a model file tells it; what it lacks is the default.
+        place: Where that came from, for the messages.
+        overrides: As in `loss_config`.
+
+    Raises:
+        StylizeError: As in `load_config`.
+    """
+    tree = _tree_of_style(style)
+    tree |= {key: trained[key] for key in ("loss", "seed") if key in trained}
+    style_of_training = trained.get("style")
+    if isinstance(style_of_training, Mapping) and "size" in style_of_training:
+        tree["style"]["size"] = style_of_training["size"]
+    base = _checked(RunConfig, tree, (), place).model_dump(mode="json")
+    return _with_absolute_paths(_checked(RunConfig, base, overrides, "--set"), Path.cwd())
+
+
+def _tree_of_style(style: Path) -> dict[str, Any]:
+    return {"name": "optimized", "style": {"image": str(style)}, "content": {"path": SAMPLES}}
+
+
+def is_vgg_keyword(source: str) -> bool:
+    """Whether `loss.vgg` names weights that can be had anywhere, not a file.
+
+    >>> is_vgg_keyword("imagenet-or-compact"), is_vgg_keyword("vgg19.pth")
+    (True, False)
+    """
+    return all(name in VGG_KEYWORDS for name in source.split("-or-"))
 
 
 def _checked(model: type[Config], tree: dict[str, Any], overrides: Sequence[str], place: str) -> Config:
@@ -252,7 +289,7 @@ def _alternatives(config: RunConfig, folder: Path) -> list[str]:
 
 
 def _vgg_source(name: str, absolute: Any) -> str:
-    return name if name in ("imagenet", "compact", "random") else str(absolute(name))
+    return name if name in VGG_KEYWORDS else str(absolute(name))
 
 
 BOUNDS = {

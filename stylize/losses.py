@@ -293,14 +293,23 @@ def total_variation(image: Tensor, squared: bool = False) -> Tensor:
     return down.abs().mean() + across.abs().mean()
 
 
+def least_side_px(config: LossConfig) -> int:
+    """Height and width from which on a picture leaves at least 4 values at the deepest layer, and is at least 16 px.
+
+    >>> least_side_px(LossConfig(content_layers={"relu3_1": 1.0}, style_layers={"relu4_1": 1.0}))
+    32
+    """
+    poolings = max(int(tap[4]) for tap in config.taps()) - 1
+    return max(16, 4 << poolings)
+
+
 def check_style_size(height: int, width: int, config: LossConfig, name: str) -> None:
     """Refuse a style image that shrinks to nothing on its way to the deepest layer.
 
     Raises:
         StylizeError: It is smaller than 16 px in a direction, or than 4 values at the deepest layer.
     """
-    poolings = max(int(tap[4]) for tap in config.taps()) - 1
-    least = max(16, 4 * 2**poolings)
+    least = least_side_px(config)
     if min(height, width) < least:
         raise StylizeError(
             f"{name}: got a style image of {width}×{height} px, must be at least {least} px in each direction"

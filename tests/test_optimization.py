@@ -59,6 +59,16 @@ def test_lbfgs_finds_the_minimum_of_a_parabola_at_once_and_adam_in_time() -> Non
     assert run(Distance(0.3, weights), content, iterations=100, method="adam")[-1].terms["total"] < 1e-3
 
 
+def test_lbfgs_shortens_a_step_that_is_too_long() -> None:
+    class Saturating(Distance):
+        def towards(self, content: Tensor) -> Callable[[Tensor], dict[str, Tensor]]:
+            return lambda stylized: {"total": ((stylized - self.target).square() * 100 + 1).log().mean()}
+
+    totals = [i.terms["total"] for i in run(Saturating(0.3), torch.rand(1, 3, 40, 40), iterations=10)]
+    assert totals == sorted(totals, reverse=True)
+    assert totals[-1] < 0.05 * totals[0]
+
+
 @METHODS
 def test_every_iterate_is_the_picture_whose_loss_is_told(method: str) -> None:
     iterates = run(Distance(0.3), torch.rand(1, 3, 40, 40), iterations=4, method=method)

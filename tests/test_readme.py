@@ -66,6 +66,8 @@ def test_every_command_of_the_readme_runs(
         arguments += ["--dry-run", "--set", "loss.vgg=random", "--set", "content.path=samples"]
         arguments += ["--set", "generator.width=4", "--set", "content.validation=1"]
         arguments = [argument for argument in arguments if argument != "--resume"]
+    if arguments[0] == "evaluate":
+        arguments += ["--set", "loss.vgg=random", "--size", "64", "--iterations", "1"]
     if arguments[0] == "apply":
         arguments += ["--max-size", "64"]
     cli.main([str(argument) for argument in arguments], standalone_mode=False)

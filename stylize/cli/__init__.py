@@ -9,6 +9,7 @@ import click
 from stylize import __version__
 from stylize.cli.apply import apply
 from stylize.cli.check_data import check_data
+from stylize.cli.evaluate import evaluate
 from stylize.cli.import_model import import_model
 from stylize.cli.info import info
 from stylize.cli.kinds import list_kinds
@@ -25,7 +26,7 @@ def cli() -> None:
     """Train fast style-transfer models, and paint photographs with them."""
 
 
-for command in (train, apply, optimize, study, import_model, info, list_kinds, check_data):
+for command in (train, apply, optimize, evaluate, study, import_model, info, list_kinds, check_data):
     cli.add_command(command)
 
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from stylize.cli.losses import check_style_is_named, config_of_losses
 from stylize.cli.options import device_option, verbose_option
 from stylize.cli.places import check_replaceable, make_parent
 from stylize.errors import StylizeError
 from stylize.memory import keep_freed_memory
 
 if TYPE_CHECKING:
-    from stylize.config import RunConfig
     from stylize.studies.optimization import Iterate
     from stylize.training.events import EventFile
 
@@ -90,8 +90,7 @@ def optimize(
     device: str,
 ) -> None:
     """Stylize one picture by optimizing its pixels: the slow reference (Gatys et al.)."""
-    if style is None and config_path is None:
-        raise click.UsageError("--style or --config: one must name the style")
+    check_style_is_named(style, config_path)
     check_replaceable(output, overwrite)
     from stylize.build import build_loss, read_styles
     from stylize.devices import choose_device
@@ -103,7 +102,7 @@ def optimize(
     format_of(output)
     make_parent(output)
     keep_freed_memory()
-    config = _config(config_path, style, overrides)
+    config = config_of_losses(config_path, style, overrides)
     optimization = OptimizationConfig.model_validate(
         {"iterations": iterations, "method": method, "start": start, "levels": levels, "seed": seed}
     )
@@ -121,16 +120,6 @@ def optimize(
     with raster_of([painted], notes) as result:
         write_raster(output, result)
     click.echo(output)
-
-
-def _config(config_path: Path | None, style: Path | None, overrides: tuple[str, ...]) -> RunConfig:
-    from stylize.config import load_config, loss_config
-
-    if config_path is None:
-        assert style is not None
-        return loss_config(style, overrides)
-    chosen = [] if style is None else [f"style.image={style.resolve()}"]
-    return load_config(config_path, [*chosen, *overrides])
 
 
 def _shown(iterates: Iterator[Iterate], iterations: int, log: Path | None, log_every: int) -> Iterator[Iterate]:

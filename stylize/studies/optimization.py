@@ -16,6 +16,7 @@ from stylize.losses import PerceptualLoss
 Terms = dict[str, Tensor]
 
 LEAST_LEVEL_PX = 32
+LINE_SEARCH_EVALUATIONS = 25
 
 
 class OptimizationConfig(BaseModel):
@@ -120,6 +121,7 @@ def _optimize_level(
         optimizer = torch.optim.LBFGS(
             [pixels],
             max_iter=1,
+            max_eval=1 + LINE_SEARCH_EVALUATIONS,  # 1, the default here, leaves none for the search
             history_size=config.history,
             tolerance_grad=0,
             tolerance_change=0,
