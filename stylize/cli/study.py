@@ -28,9 +28,7 @@ from stylize.memory import keep_freed_memory
     help="Where studies, their run folders and photographs are; equal trainings are shared.",
 )
 @click.option("--seeds", type=click.IntRange(1, 100), default=3, show_default=True, help="How many, each setting.")
-@click.option(
-    "--quick", is_flag=True, help="A small version, for two cores: crops of 64 px, width 8, 150 steps, 2 seeds."
-)
+@click.option("--quick", is_flag=True, help="A small version, in minutes on two cores.")
 @click.option(
     "--jobs",
     type=click.IntRange(1, 64),

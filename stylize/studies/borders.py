@@ -58,7 +58,7 @@ def stride_of(tap: str) -> int:
     >>> stride_of("relu1_2"), stride_of("relu3_1")
     (1, 4)
     """
-    return 2 ** (int(tap[4]) - 1)
+    return 1 << (int(tap[4]) - 1)
 
 
 def _mask(maps: Tensor, stride_px: int) -> Tensor:

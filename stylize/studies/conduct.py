@@ -131,7 +131,7 @@ def _read_pictures(folder: Path, side_px: int) -> list[Tensor]:
 
 
 def _restyler(request: Request, device: torch.device) -> tuple[Callable[[Tensor], Tensor], str]:
-    """What paints photographs in another style than the study's, and that style's name; it is loaded when it is used."""
+    """What paints photographs in another style than the study's, loaded when it is used, and that style's name."""
     own = Path(request.config.style.all_images()[0].path).stem
     others = [name for name in built_in_models() if name != own]
     name = request.restyle or (others[0] if others else None)

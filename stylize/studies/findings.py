@@ -76,7 +76,11 @@ class Plot:
 
     def to_csv(self) -> str:
         """All points of all curves."""
-        rows = [(line.label, *point) for line in self.lines for point in zip(line.x, line.middle, line.low, line.high)]
+        rows = [
+            (line.label, *point)
+            for line in self.lines
+            for point in zip(line.x, line.middle, line.low, line.high, strict=True)
+        ]
         return _csv(("line", "x", "mean", "min", "max"), rows)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import shutil
 import tempfile
@@ -89,7 +88,7 @@ def linked(files: Sequence[Path], folder: Path) -> Path:
 
 def _link(source: Path, target: Path) -> None:
     try:
-        os.symlink(source.resolve(), target)
+        target.symlink_to(source.resolve())
     except (OSError, NotImplementedError):  # Windows asks for a right
         shutil.copyfile(source, target)
 

@@ -30,7 +30,8 @@ GAP_PX = 4
 HEAD_PX = 18
 CSS = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 1rem 0 } th, td { border: 1px solid #ccc; padding: .3rem .7rem; text-align: left }
+table { border-collapse: collapse; margin: 1rem 0 }
+th, td { border: 1px solid #ccc; padding: .3rem .7rem; text-align: left }
 td { font-variant-numeric: tabular-nums } th { background: #f3f3f3 } figure { margin: 1.5rem 0 }
 figcaption { font-weight: 600; margin-bottom: .4rem } img, svg { max-width: 100%; height: auto }
 code, pre { font: 13px/1.4 ui-monospace, monospace; background: #f6f6f6 } pre { padding: .8rem; overflow: auto }

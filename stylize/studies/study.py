@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean, stdev
 
@@ -121,12 +122,12 @@ class Results:
 
     def table(self, title: str, arms: Sequence[str] = ()) -> Table:
         """All arms' held-out terms after the last step: mean ± standard deviation over the seeds."""
-        rows: list[tuple[str, ...]] = []
-        for arm in arms or self.arms:
-            rows.append((arm, *(spread(self.final(arm, term)) for term in TERMS)))
-        unpainted = f"{fmean(self.final((arms or self.arms)[0], 'style_of_photographs')):.4f}"
-        rows.append(("photographs as they are", unpainted, "0.0000", "", "1.0000"))
-        return Table(title, ("", "style", "content", "total", "content correlation"), rows)
+        chosen = arms or self.arms
+        table = seeds_table(
+            title, {arm: [records(run, "validation")[-1] for run in self.of_arm(arm)] for arm in chosen}
+        )
+        unpainted = f"{fmean(self.final(chosen[0], 'style_of_photographs')):.4f}"
+        return replace(table, rows=[*table.rows, ("photographs as they are", unpainted, "0.0000", "", "1.0000")])
 
     def measured(self, painter: Painter, photographs: Sequence[Tensor] | None = None) -> dict[str, float]:
         """The terms of the base's loss, averaged over photographs, by default those held out."""
@@ -142,11 +143,8 @@ class Results:
     def optimized(self, picture: Tensor) -> Tensor:
         """The picture by Gatys' method, `(3, H, W)`."""
         config = OptimizationConfig(iterations=self.iterations)
-        iterate = None
-        for iterate in optimize(self.loss, picture[None].to(self.device), config):
-            pass
-        assert iterate is not None
-        return iterate.picture[0].cpu()
+        (last,) = deque(optimize(self.loss, picture[None].to(self.device), config), maxlen=1)
+        return last.picture[0].cpu()
 
     def painted(self, painter: Painter) -> list[Tensor]:
         """The sheets' pictures, painted."""
@@ -170,12 +168,14 @@ class Results:
         rows: list[tuple[str, ...]] = []
         for name, painter in {"photographs as they are": _as_it_is, **painters}.items():
             for factor in CONTRASTS:
-                distances, styles = zip(*(self._at_contrast(painter, image, factor) for image in self.held_out))
-                rows.append((name, f"{factor:g}", f"{fmean(distances):.4f}", f"{fmean(styles):.4f}"))
+                found = [self.at_contrast(painter, image, factor) for image in self.held_out]
+                distance, style = (fmean(values) for values in zip(*found, strict=True))
+                rows.append((name, f"{factor:g}", f"{distance:.4f}", f"{style:.4f}"))
         return Table(title, ("", "contrast", "RMS to that at contrast 1", "style"), rows)
 
     @torch.no_grad()
-    def _at_contrast(self, painter: Painter, image: Tensor, factor: float) -> tuple[float, float]:
+    def at_contrast(self, painter: Painter, image: Tensor, factor: float) -> tuple[float, float]:
+        """How far a painter's picture is from that at contrast 1 (RMS), and its style loss."""
         content = image[None].to(self.device)
         changed = change_contrast(content, factor)
         painted = painter(changed).float()
@@ -204,6 +204,12 @@ class Results:
         else:
             verdict = f"{lower if mean > 0 else higher} is lower by more than the spread"
         return f"{lower} against {higher}: {verdict} ({numbers}; {len(a)} seeds)"
+
+
+def seeds_table(title: str, measured: Mapping[str, Sequence[Mapping[str, float]]]) -> Table:
+    """Terms by name, measured for every seed: mean ± standard deviation."""
+    rows = [(name, *(spread([terms[term] for terms in seeds]) for term in TERMS)) for name, seeds in measured.items()]
+    return Table(title, ("", *(term.replace("_", " ") for term in TERMS)), rows)
 
 
 def _as_it_is(content: Tensor) -> Tensor:

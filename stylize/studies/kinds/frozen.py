@@ -7,9 +7,9 @@ import torch
 from stylize.generators import Generator
 from stylize.images import find_images
 from stylize.norms import Statistics, frozen_statistics, recorded_statistics
-from stylize.studies.findings import Finding, Table, spread
+from stylize.studies.findings import Finding, spread
 from stylize.studies.runs import Arm
-from stylize.studies.study import TERMS, Findings, Painter, Results, Setting, Study
+from stylize.studies.study import Findings, Painter, Results, Setting, Study, seeds_table
 from stylize.training.data import validation_images
 
 AVERAGED = 64  # photographs
@@ -64,10 +64,9 @@ def _findings(results: Results) -> Findings:
     for place in range(len(results.setting.seeds)):
         for name, painter in _painters(results, place).items():
             measured.setdefault(name, []).append(results.measured(painter))
-    rows = [(name, *(spread([m[term] for m in by_seed]) for term in TERMS)) for name, by_seed in measured.items()]
     first = _painters(results, 0)
     parts: list[Finding] = [
-        Table("Held-out losses", ("", "style", "content", "total", "content correlation"), rows),
+        seeds_table("Held-out losses", measured),
         results.sheet("Pictures", first),
         results.contrast_table("How the pictures depend on the photographs' contrast", first),
         results.contrast_sheet("One photograph at four contrasts", first),

@@ -12,7 +12,7 @@ from stylize.generators import Generator
 from stylize.norms import BatchInstanceNorm
 from stylize.studies.findings import Finding, Histogram, Plot, Row, Table, line_of_seeds, spread
 from stylize.studies.runs import Arm, StudyRun, checkpoint_steps, generator_at
-from stylize.studies.study import TERMS, Findings, Results, Setting, Study
+from stylize.studies.study import Findings, Results, Setting, Study, seeds_table
 
 ARM = "BIN"
 NEAR = 0.1
@@ -66,31 +66,20 @@ def _findings(results: Results) -> Findings:
         name: [results.measured(prune_(results.generator(ARM, place), pruning)) for place in places]
         for name, pruning in PRUNINGS.items()
     }
-    rows: list[Row] = [
-        (name, *(spread([m[term] for m in by_seed]) for term in TERMS)) for name, by_seed in measured.items()
-    ]
-    layers: list[Row] = [
-        (
-            layer,
-            len(gate),
-            f"{gate.mean():.3f}",
-            f"{(gate < NEAR).float().mean():.3f}",
-            f"{(gate > 1 - NEAR).float().mean():.3f}",
-        )
-        for layer, gate in gates_of(results.generator(ARM)).items()
-    ]
+    layers = [_layer(layer, gate) for layer, gate in gates_of(results.generator(ARM)).items()]
     parts: list[Finding] = [
         _course(results),
         Histogram("Gates after the last step", "gate (1: batch, 0: instance)", gates),
-        Table(
-            "What pruning the gates costs: held-out losses",
-            ("gates", "style", "content", "total", "content correlation"),
-            rows,
-        ),
+        seeds_table("What pruning the gates costs: held-out losses", measured),
         Table("Gates by layer, first seed", ("layer", "channels", "mean", "below 0.1", "above 0.9"), layers),
         results.sheet("Pictures", {n: prune_(results.generator(ARM), pruning) for n, pruning in PRUNINGS.items()}),
     ]
     return Findings(_statements(gates, measured), parts)
+
+
+def _layer(layer: str, gate: Tensor) -> Row:
+    shares = (float(near.float().mean()) for near in (gate < NEAR, gate > 1 - NEAR))
+    return layer, len(gate), f"{float(gate.mean()):.3f}", *(f"{share:.3f}" for share in shares)
 
 
 def _statements(gates: dict[str, list[float]], measured: dict[str, list[dict[str, float]]]) -> list[str]:
@@ -107,7 +96,7 @@ def _statements(gates: dict[str, list[float]], measured: dict[str, list[dict[str
         "bimodal: most gates are at the ends" if fmean(ends) > 0.5 and min(map(fmean, shares)) > 0.05 else "not bimodal"
     )
     return [
-        f"The gates are {verdict}: a share of {spread(shares[0])} is below {NEAR}, {spread(shares[1])} above {1 - NEAR}",
+        f"The gates are {verdict}: {spread(shares[0])} of them are below {NEAR}, {spread(shares[1])} above {1 - NEAR}",
         f"To put every gate to its nearer side changes the held-out total by {100 * fmean(cost):+.1f} %",
     ]
 
