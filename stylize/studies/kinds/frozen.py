@@ -67,6 +67,7 @@ def _findings(results: Results) -> Findings:
     first = _painters(results, 0)
     parts: list[Finding] = [
         seeds_table("Held-out losses", measured),
+        results.plot("Held-out style loss, with own statistics", results.arms),
         results.sheet("Pictures", first),
         results.contrast_table("How the pictures depend on the photographs' contrast", first),
         results.contrast_sheet("One photograph at four contrasts", first),

@@ -6,6 +6,7 @@ from statistics import fmean
 
 import torch
 
+from stylize.errors import StylizeError
 from stylize.studies.borders import BORDER_PX, border_scores
 from stylize.studies.findings import Finding, Table, spread
 from stylize.studies.runs import Arm
@@ -17,6 +18,9 @@ SCORES = ("content", "style", "brightness")
 
 
 def _arms(setting: Setting) -> list[Arm]:
+    crop = setting.base.content.crop
+    if crop <= 2 * BORDER_PX:
+        raise StylizeError(f"content.crop: got {crop}, must be above {2 * BORDER_PX} for this study of the border")
     return [
         Arm(f"{norm}, {padding}", {"generator.norm": kind, "generator.padding": padding})
         for norm, kind in NORM_NAMES.items()

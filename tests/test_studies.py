@@ -1,0 +1,386 @@
+"""The studies: what they are made of, against hand values, and each of them from end to end in miniature."""
+
+from __future__ import annotations
+
+import csv
+import html
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from fixtures_runs import write_config
+from PIL import Image
+from torch import Tensor
+
+from stylize.cli import cli
+from stylize.config import RunConfig, load_config
+from stylize.errors import StylizeError
+from stylize.generators import GeneratorConfig, build_generator
+from stylize.losses import LossConfig, PerceptualLoss
+from stylize.norms import BatchInstanceNorm, frozen_statistics
+from stylize.studies.borders import border_mask, border_scores
+from stylize.studies.conduct import quickened
+from stylize.studies.contrast import change_contrast, equalize_luminance, luminance
+from stylize.studies.findings import Histogram, Plot, Sheet, Table, confidence, line_of_seeds
+from stylize.studies.kinds import STUDIES
+from stylize.studies.kinds.frozen import average_statistics
+from stylize.studies.kinds.gates import gates_of, prune_
+from stylize.studies.photographs import changed, drawn, part
+from stylize.studies.report import as_markdown, labelled
+from stylize.studies.runs import Arm, StudyRun, generator_of, plan_runs, records, train_runs, with_changes
+from stylize.studies.study import Results, Setting
+from stylize.training.events import read_events
+from stylize.training.trainer import Trainer
+from stylize.vgg import load_vgg
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a config, its photographs, and all studies that are made of it."""
+    folder = tmp_path_factory.mktemp("studies")
+    write_config(folder, {"train.steps": 2, "train.validate_every": 1, "content.crop": 48, "content.resize": 52})
+    return folder
+
+
+def base(folder: Path, **changes: object) -> RunConfig:
+    return load_config(write_config(folder, changes))
+
+
+def tiny_loss(style: Tensor | None = None) -> PerceptualLoss:
+    config = LossConfig(vgg="random", content_layers={"relu1_2": 1.0}, style_layers={"relu1_1": 1.0, "relu2_1": 1.0})
+    vgg = load_vgg("random", config.taps(), seed=0).vgg
+    return PerceptualLoss(vgg, config, [torch.rand(3, 48, 48) if style is None else style])
+
+
+def test_equalizing_spreads_luminance_over_its_range_and_keeps_the_chroma() -> None:
+    # Four levels, a quarter of the pixels each: their ranks are spread evenly, from black to white.
+    levels = np.repeat([100, 110, 120, 130], 4096).astype(np.uint8).reshape(128, 128)
+    equalized = np.asarray(equalize_luminance(Image.fromarray(np.stack([levels] * 3, axis=-1))))
+    assert np.abs(np.unique(equalized[..., 0]) - np.array([0, 85, 170, 255])).max() <= 1
+    coloured = Image.merge("YCbCr", [Image.fromarray(levels), *(Image.new("L", (128, 128), c) for c in (120, 135))])
+    before, after = (
+        np.asarray(i.convert("YCbCr"), int) for i in (coloured, equalize_luminance(coloured.convert("RGB")))
+    )
+    inner = (after[..., 0] > 40) & (after[..., 0] < 215)  # beyond, colours leave RGB
+    assert np.abs(after - before)[inner][:, 1:].max() <= 2
+
+
+def test_contrast_is_changed_about_the_mean_luminance_and_clipped() -> None:
+    image = torch.tensor([[0.0, 0.4], [0.6, 1.0]]).expand(1, 3, 2, 2)
+    assert torch.allclose(change_contrast(image, 0.0), torch.full_like(image, 0.5))
+    assert torch.equal(change_contrast(image, 1.0), image)
+    assert torch.allclose(change_contrast(image, 1.5)[0, 0], torch.tensor([[0.0, 0.35], [0.65, 1.0]]))
+    red = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
+    assert torch.allclose(change_contrast(red, 0.5)[0, :, 0, 0], torch.tensor([0.6495, 0.1495, 0.1495]))
+
+
+def test_a_border_as_bright_as_the_centre_scores_one_and_a_dark_one_its_share() -> None:
+    photograph = torch.full((1, 3, 64, 64), 0.5)
+    framed = photograph.clone()
+    framed[..., border_mask(64, 64, 16)] = 0.2
+    loss = tiny_loss()
+    assert border_scores(loss, framed, photograph)["brightness"] == pytest.approx(0.4)
+    assert border_scores(loss, framed, framed)["brightness"] == pytest.approx(1)
+
+
+def test_the_border_scores_count_the_outer_16_px_at_every_layer() -> None:
+    photograph = torch.rand(1, 3, 64, 64)
+    loss = tiny_loss()
+    spoilt = photograph.clone()
+    spoilt[..., 32:36, 32:36] = 1 - spoilt[..., 32:36, 32:36]
+    assert border_scores(loss, spoilt, photograph)["content"] == 0
+    spoilt = photograph.clone()
+    spoilt[..., :4, :] = 1 - spoilt[..., :4, :]
+    assert border_scores(loss, spoilt, photograph)["content"] > 1e6  # nothing has changed in the centre
+    style = 0.3 * torch.rand(3, 64, 64)
+    scores = border_scores(tiny_loss(style), torch.where(border_mask(64, 64, 16), photograph, style), photograph)
+    assert scores["style"] > 2  # the centre has the style
+
+
+def test_photographs_are_parted_once_and_none_is_in_both(tmp_path: Path) -> None:
+    config = base(tmp_path, **{"content.validation": 3})
+    parted = part(config, tmp_path / "parted")
+    training, held_out = ({p.resolve().name for p in folder.iterdir()} for folder in parted)
+    assert (len(training), len(held_out)) == (5, 3)
+    assert training | held_out == {f"{i}.jpg" for i in range(8)}
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "parted").rglob("*")}
+    assert part(config, tmp_path / "parted") == parted
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "parted").rglob("*")} == before
+
+
+def test_a_part_of_the_photographs_is_drawn_by_the_seed(tmp_path: Path) -> None:
+    parted = part(base(tmp_path), tmp_path / "parted")
+    names = [{p.resolve().name for p in drawn(parted, 3, seed).training.iterdir()} for seed in (0, 0, 1)]
+    assert names[0] == names[1] != names[2]
+    assert all(len(chosen) == 3 and chosen < {p.resolve().name for p in parted.training.iterdir()} for chosen in names)
+
+
+def test_changed_photographs_leave_out_what_cannot_be_read(tmp_path: Path) -> None:
+    config = base(tmp_path)
+    (tmp_path / "photos" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    parted = part(config, tmp_path / "parted")
+    made = changed(parted, "black", 24, lambda image: Image.new("RGB", image.size))
+    pictures = [Image.open(p) for folder in made for p in folder.iterdir()]
+    assert len(pictures) == 8
+    assert all(min(image.size) == 24 and image.getextrema() == ((0, 0),) * 3 for image in pictures)
+
+
+def test_a_study_without_held_out_photographs_is_refused(tmp_path: Path) -> None:
+    message = "content.validation: got 0, must be at least 1: a study measures held-out photographs"
+    with pytest.raises(StylizeError, match=re.escape(message)):
+        part(base(tmp_path, **{"content.validation": 0}), tmp_path)
+
+
+def test_equal_trainings_have_one_folder_and_others_another(tmp_path: Path) -> None:
+    arms = [Arm("a", {"generator.norm": "batch"}), Arm("b", {"generator.norm": "batch"}), Arm("c", {})]
+    a, a1, b, b1, c, c1 = plan_runs(base(tmp_path), arms, (0, 1), tmp_path / "runs")
+    assert (a.folder, a1.folder) == (b.folder, b1.folder)
+    assert len({a.folder, a1.folder, c.folder, c1.folder}) == 4
+    assert (a.config.seed, a1.config.seed) == (0, 1)
+
+
+def test_a_change_that_does_not_fit_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StylizeError, match=r"study: train.batch_size: got 1 with generator.norm 'batch_instance'"):
+        with_changes(base(tmp_path), {"generator.norm": "batch_instance", "train.batch_size": 1})
+
+
+def one_run(folder: Path, **changes: object) -> StudyRun:
+    config = base(folder, **{"train.steps": 20, "train.validate_every": 5, **changes})
+    return plan_runs(config, [Arm("a", {})], (0,), folder / "runs")[0]
+
+
+def test_a_training_that_was_stopped_goes_on_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, stopped = one_run(tmp_path), one_run(tmp_path)._replace(folder=tmp_path / "stopped")
+    train_runs([whole], "cpu")
+    step = Trainer.step
+
+    def until_the_ninth(self: Trainer, batch: Tensor) -> dict[str, Tensor]:
+        if self.progress.step == 9:
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "step", until_the_ninth)
+        train_runs([stopped], "cpu")
+    assert not stopped.is_done
+    train_runs([stopped], "cpu")
+    assert stopped.is_done
+    one, other = (generator_of(run).state_dict() for run in (whole, stopped))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert [r["step"] for r in records(stopped, "validation")] == [5, 10, 15, 20]
+
+
+def test_several_trainings_at_a_time_are_all_done(tmp_path: Path) -> None:
+    config = base(tmp_path, **{"train.steps": 2})
+    runs = plan_runs(config, [Arm("BN", {"generator.norm": "batch"}), Arm("IN", {})], (0,), tmp_path / "runs")
+    train_runs(runs, "cpu", jobs=2)
+    assert all(run.is_done for run in runs)
+    before = {p: p.stat().st_mtime_ns for run in runs for p in run.folder.rglob("*")}
+    train_runs(runs, "cpu", jobs=2)
+    assert {p: p.stat().st_mtime_ns for run in runs for p in run.folder.rglob("*")} == before
+
+
+def test_the_average_of_one_photograph_is_its_own_statistics() -> None:
+    generator = build_generator(GeneratorConfig(width=4)).eval()
+    one, other = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        own = generator(one[None])
+        with frozen_statistics(generator, average_statistics(generator, [one])):
+            torch.testing.assert_close(generator(one[None]), own, atol=1e-5, rtol=1e-4)
+        with frozen_statistics(generator, average_statistics(generator, [one, 0.1 * other])):
+            assert (generator(one[None]) - own).abs().max() > 1e-3
+
+
+def test_gates_pruned_to_nothing_make_an_instance_norm() -> None:
+    gated = build_generator(GeneratorConfig(width=4, norm="batch_instance"))
+    instance = build_generator(GeneratorConfig(width=4, norm="instance"))
+    with torch.no_grad():
+        for norm in gated.norms().values():
+            assert isinstance(norm, BatchInstanceNorm)
+            norm.gate.uniform_(0, 1)
+            norm.running_mean.uniform_(-1, 1)
+    instance.load_state_dict({n: v for n, v in gated.state_dict().items() if n in instance.state_dict()})
+    assert {gate.shape for gate in gates_of(gated).values()} >= {torch.Size([4]), torch.Size([16])}
+    x = torch.rand(1, 3, 32, 32)
+    prune_(gated.eval(), torch.zeros_like)
+    with torch.no_grad():
+        torch.testing.assert_close(gated(x), instance.eval()(x), atol=1e-5, rtol=1e-4)
+
+
+def test_nothing_but_rounding_is_left_of_gates_put_to_their_nearer_side() -> None:
+    gated = build_generator(GeneratorConfig(width=4, norm="batch_instance"))
+    with torch.no_grad():
+        for norm in gated.norms().values():
+            assert isinstance(norm, BatchInstanceNorm)
+            norm.gate.copy_(torch.linspace(0.2, 0.9, norm.num_channels))
+    gates = gates_of(prune_(gated, torch.round))
+    assert all(set(gate.tolist()) == {0.0, 1.0} for gate in gates.values())
+
+
+def test_csv_holds_every_point() -> None:
+    line = line_of_seeds("IN", [1, 2], [[1.0, 2.0], [3.0, 2.0]])
+    rows = list(csv.reader(Plot("t", "x", "y", [line]).to_csv().splitlines()))
+    assert rows == [
+        ["line", "x", "mean", "min", "max"],
+        ["IN", "1", "2.0", "1.0", "3.0"],
+        ["IN", "2", "2.0", "2.0", "2.0"],
+    ]
+    histogram = Histogram("t", "x", {"a": [0.0, 0.04, 1.0]}, bins=2)
+    assert histogram.to_csv().splitlines() == ["group,from,to,count", "a,0.0,0.5,2", "a,0.5,1.0,1"]
+
+
+def test_the_interval_of_the_mean_narrows_with_the_number_of_values() -> None:
+    few, many = (confidence(list(torch.linspace(0, 1, n).tolist())) for n in (4, 400))
+    assert few[0] < many[0] < 0.5 < many[1] < few[1]
+    assert many[1] - many[0] == pytest.approx(2 * 1.96 * (1 / 12) ** 0.5 / 20, rel=0.1)
+
+
+def test_a_sheet_has_its_words_above_and_beside() -> None:
+    white = torch.ones(3, 40, 60)
+    picture = labelled(Sheet("t", ("first", "second"), [[white, white]] * 2, ("one", "two")))
+    assert picture.shape == (3, 18 + 40 + 4 + 40, 110 + 60 + 4 + 60)
+    dark = picture.mean(0) < 0.5
+    assert dark[:18, 110:170].any() and dark[:18, 174:].any()
+    assert dark[18:58, :110].any() and dark[62:, :110].any()
+    assert not dark[18:, 110:].any()
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_runs_from_end_to_end(name: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    result = CliRunner().invoke(
+        cli, ["study", name, "--config", "a.yaml", "--seeds", "1", "--iterations", "2"], catch_exceptions=False
+    )
+    assert result.exit_code == 0
+    place = workplace / "studies" / name
+    assert result.stdout.splitlines()[-1] == str(place / "report.html")
+    page = (place / "report.html").read_text("utf-8")
+    assert html.escape(STUDIES[name].title) in page
+    shown = page.count("<figure>")
+    assert shown >= 4
+    assert page.count("<figcaption>") == shown == page.count("</figure>")
+    assert page.count("<svg") == len(list(place.glob("*.svg"))) >= 1
+    assert page.count("data:image/jpeg;base64,") >= 1
+    assert not re.search(r"\bnan\b", re.sub(r"base64,[^\"]*", "", page))
+    for table in place.glob("*.csv"):
+        rows = list(csv.reader(table.read_text("utf-8").splitlines()))
+        assert len(rows) > 1 and {len(row) for row in rows} == {len(rows[0])}
+    commands = re.findall(r"stylize train --config (\S+) --output (\S+) --resume", page)
+    assert commands and all(Path(config).is_file() and Path(config).parent == Path(run) for config, run in commands)
+    curves = [event for file in (place / "curves").rglob("events*") for event in read_events(file)]
+    assert any(event.summary.value for event in curves)
+
+
+def test_a_study_that_is_made_again_trains_nothing(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(workplace)
+    arguments = ["study", "frozen", "--config", "a.yaml", "--seeds", "1", "--iterations", "2"]
+    for _ in range(2):
+        caplog.clear()
+        with caplog.at_level("INFO", "stylize"):
+            assert CliRunner().invoke(cli, arguments, catch_exceptions=False).exit_code == 0
+    assert "2 trainings, 0 of them still to do" in caplog.messages
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium to open the page")
+def test_the_page_shows_its_plots_in_a_browser_without_network(workplace: Path, tmp_path: Path) -> None:
+    page = workplace / "studies" / "gates" / "report.html"
+    if not page.exists():  # this test alone
+        arguments = ["--config", str(workplace / "a.yaml"), "--output", str(workplace / "studies"), "--seeds", "1"]
+        assert CliRunner().invoke(cli, ["study", "gates", *arguments, "--iterations", "0"]).exit_code == 0
+    assert re.findall(r"(?:src|href)=\"(?!data:|#)[^\"]*\"", page.read_text("utf-8")) == []
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+    options += ["--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    shot = tmp_path / "page.png"
+    subprocess.run(
+        ["chromium", *options, f"--user-data-dir={tmp_path}/profile", "--window-size=1000,3000",
+         f"--screenshot={shot}", page.as_uri()],
+        check=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    with Image.open(shot) as image:
+        colours = image.convert("RGB").resize((250, 750)).getcolors(2**20)
+    assert colours is not None
+    vivid = sum(count for count, (r, g, b) in colours if max(r, g, b) - min(r, g, b) > 60)
+    assert vivid > 1000  # of plots and pictures; words and lines are gray
+
+
+def invoke(*arguments: str) -> str:
+    result = CliRunner().invoke(cli, ["study", *arguments])
+    assert result.exit_code != 0
+    return str(result.exception) if isinstance(result.exception, StylizeError) else result.stderr
+
+
+def test_without_a_name_the_studies_are_listed() -> None:
+    lines = CliRunner().invoke(cli, ["study"]).stdout.splitlines()
+    assert [line.split()[0] for line in lines] == list(STUDIES)
+
+
+def test_what_is_wrong_is_told_before_anything_is_trained(workplace: Path, tmp_path: Path) -> None:
+    config, output = str(workplace / "a.yaml"), str(tmp_path / "out")
+    assert invoke("norm", "--config", config).startswith("study: got 'norm', must be one of ")
+    assert "--config: must name a run's YAML file" in invoke("norms")
+    told = invoke("norms", "--config", config, "--output", output, "--pictures", "nowhere")
+    assert told == "--pictures: got 'nowhere', must be a folder of photographs that exists"
+    (tmp_path / "empty").mkdir()
+    told = invoke("norms", "--config", config, "--output", output, "--pictures", str(tmp_path / "empty"))
+    assert told == f"--pictures: {tmp_path}/empty holds no image that can be read"
+    assert invoke("norms", "--config", config, "--output", output, "--restyle", "no-such").startswith(
+        "--restyle: got 'no-such', must be a model file, a run folder, or a built-in style"
+    )
+    (tmp_path / "file").write_text("")
+    told = invoke("norms", "--config", config, "--output", str(tmp_path / "file"))
+    assert told == f"{tmp_path}/file/norms: cannot be created (Not a directory)"
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_crops_without_a_centre_have_no_border(workplace: Path, tmp_path: Path) -> None:
+    arguments = ["--config", str(workplace / "a.yaml"), "--output", str(tmp_path), "--set", "content.crop=32"]
+    assert invoke("padding", *arguments) == "content.crop: got 32, must be above 32 for this study of the border"
+
+
+def test_a_quick_study_is_the_same_in_small(tmp_path: Path) -> None:
+    config = quickened(base(tmp_path, **{"content.validation": 2, "loss.style_weight": 7.0}))
+    assert (config.content.crop, config.generator.width, config.train.steps) == (64, 8, 150)
+    assert (config.content.validation, config.loss.style_weight) == (2, 7.0)
+
+
+def results_of(folder: Path, values: dict[str, list[float]]) -> Results:
+    """Results whose runs have recorded these style losses, by arm and seed."""
+    runs = []
+    for arm, by_seed in values.items():
+        for seed, value in enumerate(by_seed):
+            run = folder / f"{arm}-{seed}"
+            run.mkdir()
+            (run / "metrics.jsonl").write_text(f'{{"step": 1, "kind": "validation", "style": {value}}}\n')
+            runs.append(StudyRun(arm, seed, None, run))  # type: ignore[arg-type]
+    setting = Setting(None, None, (0, 1), lambda x: x, "")  # type: ignore[arg-type]
+    return Results(setting, tuple(values), runs, torch.device("cpu"), [], 0)
+
+
+def test_a_difference_counts_only_beyond_the_spread(tmp_path: Path) -> None:
+    results = results_of(tmp_path, {"IN": [1.0, 1.2], "BN": [2.0, 2.2], "BIN": [1.0, 1.4], "one": [3.0]})
+    assert results.compare("IN", "BN") == (
+        "IN against BN: IN is lower by more than the spread "
+        "(style 1.1000 ± 0.1414 against 2.1000 ± 0.1414, difference 1.0000 ± 0.0000; 2 seeds)"
+    )
+    assert "BIN against IN: no difference beyond the spread" in results.compare("BIN", "IN")
+    assert "IN is lower by more than the spread" in results.compare("BN", "IN")
+    alone = results_of(tmp_path / "b", {"a": [1.0], "b": [2.0]}) if (tmp_path / "b").mkdir() is None else results
+    assert alone.compare("a", "b").endswith("one seed says nothing of the spread")
+
+
+def test_tables_are_written_as_markdown() -> None:
+    table = Table("t", ("", "style"), [("BN", "0.5 ± 0.1"), ("IN", 2)])
+    assert as_markdown(table).splitlines() == ["| | style |", "|---|---|", "| BN | 0.5 ± 0.1 |", "| IN | 2 |"]
+
+
+def test_the_luminance_of_gray_is_its_level() -> None:
+    assert torch.allclose(luminance(torch.full((2, 3, 4, 5), 0.3)), torch.tensor(0.3))
