@@ -269,6 +269,9 @@ def test_every_study_runs_from_end_to_end(name: str, workplace: Path, monkeypatc
     assert page.count("<svg") == len(list(place.glob("*.svg"))) >= 1
     assert page.count("data:image/jpeg;base64,") >= 1
     assert not re.search(r"\bnan\b", re.sub(r"base64,[^\"]*", "", page))
+    text = (place / "report.md").read_text("utf-8")
+    pictures = re.findall(r"!\[.*\]\((.*)\)", text)
+    assert pictures and all((place / picture).is_file() for picture in pictures)
     for table in place.glob("*.csv"):
         rows = list(csv.reader(table.read_text("utf-8").splitlines()))
         assert len(rows) > 1 and {len(row) for row in rows} == {len(rows[0])}

@@ -54,7 +54,7 @@ class Making:
 
 
 def write_report(folder: Path, study: Study, results: Results, findings: Findings, making: Making) -> Path:
-    """Write `report.html`, and beside it every table as CSV, every plot as SVG and JPEG, every sheet as JPEG.
+    """Write `report.html`, and beside it `report.md`, every table as CSV, plots as SVG and JPEG, sheets as JPEG.
 
     Raises:
         StylizeError: matplotlib is not installed, or the folder cannot be written to.
@@ -63,6 +63,7 @@ def write_report(folder: Path, study: Study, results: Results, findings: Finding
     shown = [_shown(folder, part) for part in findings.parts]
     page = _page(study, results, findings, making, shown)
     write_atomically(folder / "report.html", page.encode())
+    write_atomically(folder / "report.md", _markdown(study, results, findings, making).encode())
     _write_events(folder, findings)
     return folder / "report.html"
 
@@ -190,20 +191,35 @@ def _jpeg(picture: Tensor) -> bytes:
     return encoded.getvalue()
 
 
+def _markdown(study: Study, results: Results, findings: Findings, making: Making) -> str:
+    """The same for a repository or a notebook: it shows the files beside it."""
+    lines = [f"# {study.title}", study.question, f"```bash\n{making.command}\n```", _made(results), _machine(making)]
+    lines.append("\n".join(f"- {statement}" for statement in findings.statements))
+    for part in findings.parts:
+        shown = as_markdown(part) if isinstance(part, Table) else f"![{part.title}]({slug(part.title)}.jpg)"
+        lines += [f"## {part.title}", shown]
+    return "\n\n".join(lines) + "\n"
+
+
+def _made(results: Results) -> str:
+    """What was trained, in a sentence."""
+    base = results.setting.base
+    seeds = ", ".join(str(base.seed + seed) for seed in results.setting.seeds)
+    return (
+        f"{len(results.arms)} settings, seeds {seeds}; {base.train.steps} steps each; "
+        f"{results.setting.photographs_count()} photographs to train on, {len(results.held_out)} held out; "
+        "losses are relative, of the network after the last step, in eval()."
+    )
+
+
 def _page(study: Study, results: Results, findings: Findings, making: Making, shown: list[str]) -> str:
     base = results.setting.base
     statements = "".join(f"<li>{html.escape(statement)}</li>" for statement in findings.statements)
     commands = "\n".join(dict.fromkeys(run.command for run in results.runs))
-    seeds = ", ".join(str(base.seed + seed) for seed in results.setting.seeds)
-    made = (
-        f"{len(results.arms)} settings, seeds {seeds}; {base.train.steps} steps each; "
-        f"{results.setting.photographs_count()} photographs to train on, {len(results.held_out)} held out; "
-        "losses are relative, of the network after the last step, in eval()"
-    )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{html.escape(study.name)}: {html.escape(study.title)}</title>
 <style>{CSS}</style></head><body>
-<h1>{html.escape(study.title)}</h1><p>{html.escape(study.question)}</p><p>{html.escape(made)}</p>
+<h1>{html.escape(study.title)}</h1><p>{html.escape(study.question)}</p><p>{html.escape(_made(results))}</p>
 <h2>What was found</h2><ul>{statements}</ul>
 <h2>Figures</h2>{"".join(shown)}
 <h2>How it was made</h2><pre>{html.escape(making.command)}</pre>
@@ -219,7 +235,7 @@ def _machine(making: Making) -> str:
     python = ".".join(map(str, sys.version_info[:3]))
     return (
         f"stylize {__version__}, Python {python}, {packages}; {platform.system()} {platform.machine()}, "
-        f"{making.device.type}, {torch.get_num_threads()} threads; the last call took {making.seconds:.0f} s"
+        f"{making.device.type}, {torch.get_num_threads()} threads; the last call took {making.seconds:.0f} s."
     )
 
 
