@@ -350,9 +350,12 @@ def test_crops_without_a_centre_have_no_border(workplace: Path, tmp_path: Path) 
 
 
 def test_a_quick_study_is_the_same_in_small(tmp_path: Path) -> None:
-    config = quickened(base(tmp_path, **{"content.validation": 2, "loss.style_weight": 7.0}))
-    assert (config.content.crop, config.generator.width, config.train.steps) == (64, 8, 150)
-    assert (config.content.validation, config.loss.style_weight) == (2, 7.0)
+    large = {"content.crop": 256, "content.resize": 288, "generator.width": 32, "train.steps": 40_000}
+    config = quickened(base(tmp_path, **large, **{"content.validation": 2, "loss.style_weight": 7.0}))
+    assert (config.content.crop, config.content.resize, config.generator.width) == (64, 72, 8)
+    assert (config.train.steps, config.content.validation, config.loss.style_weight) == (150, 2, 7.0)
+    small = base(tmp_path)
+    assert quickened(small) == small
 
 
 def results_of(folder: Path, values: dict[str, list[float]]) -> Results:

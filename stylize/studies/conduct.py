@@ -61,19 +61,19 @@ class Request:
 
 
 def quickened(config: RunConfig) -> RunConfig:
-    """The same in small: crops of 64 px, width 8, 150 steps of batches of 2."""
-    small = {
-        "content.crop": 64,
-        "content.resize": 72,
-        "generator.width": 8,
-        "train.steps": 150,
-        "train.batch_size": 2,
-        "train.validate_every": 25,
-        "train.schedule.warmup_steps": 10,
-        "train.log_every": 10,
+    """The same in small: crops of at most 64 px, width 8, 150 steps of batches of 2, 8 photographs held out."""
+    content, train = config.content, config.train
+    small: dict[str, object] = {
+        "content.crop": min(content.crop, 64),
+        "content.resize": min(content.resize, 72) if content.crop <= 64 else 72,
+        "generator.width": min(config.generator.width, 8),
+        "train.steps": min(train.steps, 150),
+        "train.batch_size": min(train.batch_size, 2),
+        "train.validate_every": min(train.validate_every, 25),
+        "train.schedule.warmup_steps": min(train.schedule.warmup_steps, 10),
     }
-    if isinstance(config.content.validation, int):
-        small["content.validation"] = min(config.content.validation, 8)
+    if isinstance(content.validation, int):
+        small["content.validation"] = min(content.validation, 8)
     return with_changes(config, small)
 
 
