@@ -7,9 +7,10 @@ import torch
 from stylize.generators import Generator
 from stylize.images import find_images
 from stylize.norms import Statistics, frozen_statistics, recorded_statistics
+from stylize.studies.evaluation import Painter
 from stylize.studies.findings import Finding, spread
 from stylize.studies.runs import Arm
-from stylize.studies.study import Findings, Painter, Results, Setting, Study, seeds_table
+from stylize.studies.study import Findings, Results, Setting, Study, seeds_table
 from stylize.training.data import validation_images
 
 AVERAGED = 64  # photographs
