@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import csv
 import html
+import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -313,6 +317,26 @@ def test_the_page_shows_its_plots_in_a_browser_without_network(workplace: Path, 
     assert colours is not None
     vivid = sum(count for count, (r, g, b) in colours if max(r, g, b) - min(r, g, b) > 60)
     assert vivid > 1000  # of plots and pictures; words and lines are gray
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a signal to a group of processes")
+def test_an_interrupted_study_says_so_in_one_line_and_keeps_what_was_trained(tmp_path: Path) -> None:
+    write_config(tmp_path, {"train.steps": 400, "train.validate_every": 400})
+    command = [sys.executable, "-m", "stylize", "study", "frozen", "--config", "a.yaml", "--seeds", "1", "--jobs", "2"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"},
+    ) as study:  # fmt: skip
+        give_up_s = time.monotonic() + 120
+        while len({p.parent for p in (tmp_path / "studies" / "runs").glob("*/checkpoints/*.pt")}) < 2:
+            assert study.poll() is None and time.monotonic() < give_up_s
+            time.sleep(0.05)
+        os.killpg(study.pid, signal.SIGINT)
+        told = study.communicate(timeout=60)[1]
+    assert study.returncode == 130
+    assert told.splitlines()[-1] == "stylize: interrupted"
+    assert "Traceback" not in told
+    assert len(list((tmp_path / "studies" / "runs").glob("*/checkpoints/*.pt"))) >= 2
 
 
 def invoke(*arguments: str) -> str:

@@ -6,7 +6,9 @@ import hashlib
 import json
 import logging
 import multiprocessing
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
@@ -161,6 +163,8 @@ def _trained(runs: Sequence[StudyRun], device: str, jobs: int) -> Iterator[Study
 
 
 def _begin_process(threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a ctrl-c ends it without a traceback; its checkpoints are whole
+    tqdm.set_lock(threading.RLock())  # its own would be one of all processes, and left behind by a ctrl-c
     torch.set_num_threads(threads)
     keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
