@@ -139,11 +139,15 @@ class Results:
                     sums[name] = sums.get(name, 0.0) + float(term) / len(images)
         return sums
 
-    def optimized(self, picture: Tensor) -> Tensor:
-        """The picture by Gatys' method, `(3, H, W)`."""
+    @cached_property
+    def optimized(self) -> list[Tensor]:
+        """The sheets' pictures by Gatys' method."""
         config = OptimizationConfig(iterations=self.iterations)
-        (last,) = deque(optimize(self.loss, picture[None].to(self.device), config), maxlen=1)
-        return last.picture[0].cpu()
+        found = []
+        for picture in self.pictures:
+            (last,) = deque(optimize(self.loss, picture[None].to(self.device), config), maxlen=1)
+            found.append(last.picture[0].cpu())
+        return found
 
     def painted(self, painter: Painter) -> list[Tensor]:
         """The sheets' pictures, painted."""
@@ -155,7 +159,7 @@ class Results:
         painted = [list(self.pictures), *(self.painted(painter) for painter in columns.values())]
         heads = ["photograph", *columns]
         if with_optimized and self.iterations:
-            painted.append([self.optimized(picture) for picture in self.pictures])
+            painted.append(self.optimized)
             heads.append(f"Gatys, {self.iterations} iterations")
         return Sheet(title, tuple(heads), list(zip(*painted, strict=True)))
 
