@@ -122,6 +122,8 @@ def _drawing(path: Path, part: Plot | Histogram) -> str:
 
 
 def _draw_plot(axes: Any, plot: Plot) -> None:
+    if len(plot.lines) > 10:  # as many as the usual colours
+        axes.set_prop_cycle(color=_pyplot().colormaps["turbo"]([i / len(plot.lines) for i in range(len(plot.lines))]))
     for line in plot.lines:
         (curve,) = axes.plot(line.x, line.middle, label=line.label, linewidth=1.6)
         axes.fill_between(line.x, line.low, line.high, color=curve.get_color(), alpha=0.15, linewidth=0)
