@@ -11,9 +11,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from click.testing import CliRunner
@@ -319,22 +321,45 @@ def test_the_page_shows_its_plots_in_a_browser_without_network(workplace: Path, 
     assert vivid > 1000  # of plots and pictures; words and lines are gray
 
 
+def interrupt(study: subprocess.Popen[str]) -> None:
+    os.killpg(study.pid, signal.SIGINT)
+
+
+def kill_one(study: subprocess.Popen[str]) -> None:
+    training = [p for p in psutil.Process(study.pid).children() if any("spawn_main" in word for word in p.cmdline())]
+    training[0].kill()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal to a group of processes")
-def test_an_interrupted_study_says_so_in_one_line_and_keeps_what_was_trained(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("end", "status", "message"),
+    (
+        (interrupt, 130, "stylize: interrupted"),
+        (
+            kill_one,
+            1,
+            "stylize: a process that trained has died, maybe for want of memory: ask for the study again, with fewer "
+            "--jobs; what was trained is kept",
+        ),
+    ),
+)
+def test_a_study_that_is_ended_says_so_in_one_line_and_keeps_what_was_trained(
+    tmp_path: Path, end: Callable[[subprocess.Popen[str]], None], status: int, message: str
+) -> None:
     write_config(tmp_path, {"train.steps": 400, "train.validate_every": 400})
     command = [sys.executable, "-m", "stylize", "study", "frozen", "--config", "a.yaml", "--seeds", "1", "--jobs", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
-        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"},
-    ) as study:  # fmt: skip
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment
+    ) as study:
         give_up_s = time.monotonic() + 120
         while len({p.parent for p in (tmp_path / "studies" / "runs").glob("*/checkpoints/*.pt")}) < 2:
             assert study.poll() is None and time.monotonic() < give_up_s
             time.sleep(0.05)
-        os.killpg(study.pid, signal.SIGINT)
-        told = study.communicate(timeout=60)[1]
-    assert study.returncode == 130
-    assert told.splitlines()[-1] == "stylize: interrupted"
+        end(study)
+        told = study.communicate(timeout=120)[1]
+    assert study.returncode == status, told
+    assert told.splitlines()[-1] == message
     assert "Traceback" not in told
     assert len(list((tmp_path / "studies" / "runs").glob("*/checkpoints/*.pt"))) >= 2
 

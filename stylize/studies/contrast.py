@@ -11,7 +11,7 @@ LUMINANCE = (0.299, 0.587, 0.114)
 def luminance(images: Tensor) -> Tensor:
     """The luma of BT.601, `(N, 3, H, W)` → `(N, 1, H, W)`, in the same range.
 
-    >>> round(float(luminance(torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1))), 4)
+    >>> round(float(luminance(Tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1))), 4)
     0.299
     """
     weights = images.new_tensor(LUMINANCE).view(1, 3, 1, 1)
@@ -25,7 +25,7 @@ def change_contrast(images: Tensor, factor: float) -> Tensor:
         images: `(N, 3, H, W)` in [0, 1].
         factor: 0 leaves gray, 1 the picture, more has more contrast.
 
-    >>> image = torch.tensor([0.2, 0.6]).expand(1, 3, 1, 2)
+    >>> image = Tensor([0.2, 0.6]).expand(1, 3, 1, 2)
     >>> [round(value, 3) for value in change_contrast(image, 0.5)[0, 0, 0].tolist()]
     [0.3, 0.5]
     """
@@ -45,7 +45,7 @@ def equalize_luminance(image: Image.Image) -> Image.Image:
 def rms_difference(a: Tensor, b: Tensor) -> float:
     """Root of the mean squared difference of two pictures of one shape.
 
-    >>> rms_difference(torch.tensor([0.0, 0.5]), torch.tensor([0.5, 0.0]))
+    >>> rms_difference(Tensor([0.0, 0.5]), Tensor([0.5, 0.0]))
     0.5
     """
     return float((a - b).double().square().mean().sqrt())

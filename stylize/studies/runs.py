@@ -11,8 +11,10 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -152,14 +154,41 @@ def _trained(runs: Sequence[StudyRun], device: str, jobs: int) -> Iterator[Study
         return
     threads = max(1, torch.get_num_threads() // jobs)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_process, initargs=(threads,)) as pool:
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_process, initargs=(threads,))
+    with _noted_interrupts() as interrupts, pool:
         futures = {pool.submit(_train, run, device): run for run in runs}
         try:
             for future in as_completed(futures):
                 future.result()
                 yield futures[future]
+        except BrokenProcessPool as error:
+            if interrupts:  # which ended the processes, too
+                raise KeyboardInterrupt from error
+            raise StylizeError(
+                "a process that trained has died, maybe for want of memory: ask for the study again, with fewer "
+                "--jobs; what was trained is kept"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _noted_interrupts() -> Iterator[list[int]]:
+    """Within the block a ctrl-c is noted, too: as an exception it may come where nobody sees it."""
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _begin_process(threads: int) -> None:
