@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from stylize.config import RunConfig
 from stylize.errors import StylizeError
@@ -60,7 +62,7 @@ def changed(parted: Parted, name: str, shorter_side_px: int, change: Callable[[I
 
     def fill(source: Path) -> Callable[[Path], None]:
         def write(target: Path) -> None:
-            for file in find_images(source):
+            for file in tqdm(find_images(source), unit="photograph", desc=name, disable=not sys.stderr.isatty()):
                 with suppress(StylizeError):
                     picture = to_tensor(change(read_rgb(file, shorter_side_px)))
                     write_picture(target / f"{file.stem}.jpg", Picture(picture), quality=QUALITY)
