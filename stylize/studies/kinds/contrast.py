@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from statistics import fmean
 
 from PIL import Image
@@ -9,7 +10,7 @@ from PIL import Image
 from stylize.images import to_image, to_tensor
 from stylize.studies.contrast import equalize_luminance
 from stylize.studies.findings import Finding, Sheet, Table, spread
-from stylize.studies.photographs import Parted, changed, held_out_squares
+from stylize.studies.photographs import Parted, changed
 from stylize.studies.runs import Arm
 from stylize.studies.study import Findings, Results, Setting, Study
 
@@ -18,18 +19,19 @@ NORM_NAMES = {"BN": "batch", "IN": "instance"}
 PUBLISHED = {"original": 1.28, "equalized": 1.41, "restyled": 1.17}
 
 
-def _sets(setting: Setting) -> dict[str, Parted]:
-    side = setting.base.content.resize
-    other = "".join(letter if letter.isalnum() else "-" for letter in setting.restyle_name)
-
+def _changes(setting: Setting) -> dict[str, Callable[[Image.Image], Image.Image]]:
     def restyled(image: Image.Image) -> Image.Image:
         return to_image(setting.restyle(to_tensor(image)[None])[0])
 
-    return {
-        "original": setting.parted,
-        "equalized": changed(setting.parted, f"equalized-{side}", side, equalize_luminance),
-        "restyled": changed(setting.parted, f"restyled-{side}-{other}", side, restyled),
-    }
+    return {"equalized": equalize_luminance, "restyled": restyled}
+
+
+def _sets(setting: Setting) -> dict[str, Parted]:
+    side = setting.base.content.resize
+    other = "".join(letter if letter.isalnum() else "-" for letter in setting.restyle_name)
+    names = {"equalized": f"equalized-{side}", "restyled": f"restyled-{side}-{other}"}
+    sets = {kind: changed(setting.parted, names[kind], side, change) for kind, change in _changes(setting).items()}
+    return {"original": setting.parted, **sets}
 
 
 def _arms(setting: Setting) -> list[Arm]:
@@ -61,9 +63,9 @@ def _findings(results: Results) -> Findings:
         results.plot(f"Held-out style loss, {name} photographs", [f"{norm}, {name}" for norm in NORM_NAMES])
         for name in sets
     ]
-    side = results.setting.base.content.crop
-    columns_of_sets = [held_out_squares(parted, side)[:4] for parted in sets.values()]
-    parts.append(Sheet("The photographs", tuple(sets), list(zip(*columns_of_sets, strict=True))))
+    changes = _changes(results.setting).values()
+    rows_of_sheet = [[p, *(to_tensor(change(to_image(p))) for change in changes)] for p in results.pictures]
+    parts.append(Sheet("Photographs as they are trained on", tuple(sets), rows_of_sheet))
     painters = {norm: results.generator(f"{norm}, original") for norm in NORM_NAMES}
     parts.append(results.contrast_table("How the pictures depend on the photographs' contrast", painters))
     parts.append(results.contrast_sheet("One photograph at four contrasts", painters))
