@@ -50,13 +50,12 @@ def _findings(results: Results) -> Findings:
         results.plot("Held-out style loss", results.arms),
         results.sheet("Pictures", {arm: results.generator(arm) for arm in results.arms}),
     ]
-    statements = []
-    for norm in NORM_NAMES:
-        told = ", ".join(
-            f"{padding} {spread([abs(s['brightness'] - 1) for s in scores[f'{norm}, {padding}']])}"
-            for padding in PADDINGS
-        )
-        statements.append(f"{norm}: the border's brightness is off by {told} (of 1)")
+    statements = [
+        f"{norm}: the border has {told} of the centre's {score} loss"
+        for score in ("content", "style")
+        for norm in NORM_NAMES
+        for told in [", ".join(f"{spread([s[score] for s in scores[f'{norm}, {p}']])} ({p})" for p in PADDINGS)]
+    ]
     return Findings(statements, parts)
 
 
