@@ -183,6 +183,22 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_weights(
     assert [r["step"] for r in records(stopped, "validation")] == [5, 10, 15, 20]
 
 
+def test_every_training_of_a_study_goes_to_its_last_step(tmp_path: Path) -> None:
+    run = one_run(tmp_path, **{"train.stop_after": 1, "train.validate_every": 1, "train.learning_rate": 1.0})
+    train_runs([run], "cpu")
+    assert records(run, "validation")[-1]["step"] == 20
+
+
+def test_the_command_of_a_training_trains_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = one_run(tmp_path)
+    train_runs([run], "cpu")
+    arguments = [*run.command.split()[1:], "--device", "cpu"]
+    assert CliRunner().invoke(cli, arguments, catch_exceptions=False).exit_code == 0
+    one, other = generator_of(run).state_dict(), generator_of(run._replace(folder=Path("again", run.folder.name)))
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.items())
+
+
 def test_several_trainings_at_a_time_are_all_done(tmp_path: Path) -> None:
     config = base(tmp_path, **{"train.steps": 2})
     runs = plan_runs(config, [Arm("BN", {"generator.norm": "batch"}), Arm("IN", {})], (0,), tmp_path / "runs")
@@ -281,8 +297,8 @@ def test_every_study_runs_from_end_to_end(name: str, workplace: Path, monkeypatc
     for table in place.glob("*.csv"):
         rows = list(csv.reader(table.read_text("utf-8").splitlines()))
         assert len(rows) > 1 and {len(row) for row in rows} == {len(rows[0])}
-    commands = re.findall(r"stylize train --config (\S+) --output (\S+) --resume", page)
-    assert commands and all(Path(config).is_file() and Path(config).parent == Path(run) for config, run in commands)
+    commands = re.findall(r"stylize train --config (\S+) --output again/([^\s<]+)", page)
+    assert commands and all(Path(config).is_file() and Path(config).parent.name == run for config, run in commands)
     curves = [event for file in (place / "curves").rglob("events*") for event in read_events(file)]
     assert any(event.summary.value for event in curves)
 

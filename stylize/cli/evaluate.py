@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from stylize.cli.losses import check_style_is_named, config_of_losses
-from stylize.cli.options import device_option, verbose_option
+from stylize.cli.options import device_option, overrides_option, verbose_option
 from stylize.cli.places import check_replaceable, make_parent
 from stylize.errors import StylizeError
 from stylize.memory import keep_freed_memory
@@ -53,9 +53,7 @@ class Pair(NamedTuple):
     type=click.Path(path_type=Path),
     help="A run's YAML file, whose losses and style size are taken; default: those that the model was trained with.",
 )
-@click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the config; repeatable."
-)
+@overrides_option
 @click.option(
     "--size", type=click.IntRange(32), default=256, show_default=True, metavar="PX", help="Their longer side."
 )

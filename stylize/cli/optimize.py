@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from stylize.cli.losses import check_style_is_named, config_of_losses
-from stylize.cli.options import device_option, verbose_option
+from stylize.cli.options import device_option, overrides_option, verbose_option
 from stylize.cli.places import check_replaceable, make_parent
 from stylize.errors import StylizeError
 from stylize.memory import keep_freed_memory
@@ -36,9 +36,7 @@ logger = logging.getLogger("stylize")
     type=click.Path(path_type=Path),
     help="A run's YAML file, whose losses and style size are taken; default: the default losses.",
 )
-@click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the config; repeatable."
-)
+@overrides_option
 @click.option(
     "--size", type=click.IntRange(32), default=512, show_default=True, metavar="PX", help="Longer side of the picture."
 )

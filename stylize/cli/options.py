@@ -21,6 +21,9 @@ verbose_option = click.option(
     callback=_show_details,
     help="Tell what is decided, and why.",
 )
+overrides_option = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the config; repeatable."
+)
 device_option = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda", "mps"]),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from stylize.cli.options import device_option, verbose_option
+from stylize.cli.options import device_option, overrides_option, verbose_option
 from stylize.errors import pick
 from stylize.memory import keep_freed_memory
 
@@ -16,9 +16,7 @@ from stylize.memory import keep_freed_memory
 @click.command()
 @click.argument("name", required=False)
 @click.option("--config", "config_path", type=click.Path(path_type=Path), help="A run's YAML file.")
-@click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the config; repeatable."
-)
+@overrides_option
 @click.option(
     "--output",
     type=click.Path(path_type=Path),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stylize.cli.options import device_option, verbose_option
+from stylize.cli.options import device_option, overrides_option, verbose_option
 from stylize.errors import StylizeError
 from stylize.files import LOCK_NAME, FolderLock, remove_leftovers, write_atomically
 from stylize.memory import keep_freed_memory
@@ -42,9 +42,7 @@ RESUMABLE_KEYS = frozenset(
 
 @click.command()
 @click.option("--config", "config_path", type=click.Path(path_type=Path), required=True, help="The run's YAML file.")
-@click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the config; repeatable."
-)
+@overrides_option
 @click.option(
     "--output", type=click.Path(path_type=Path), metavar="RUN_DIR", help="The run folder; default runs/<name>."
 )

@@ -91,7 +91,7 @@ def linked(files: Sequence[Path], folder: Path) -> Path:
 def _link(source: Path, target: Path) -> None:
     try:
         target.symlink_to(source.resolve())
-    except (OSError, NotImplementedError):  # Windows asks for a right
+    except (OSError, NotImplementedError):  # Windows asks for a right; some file systems have no links
         shutil.copyfile(source, target)
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import multiprocessing
+import shlex
 import signal
 import sys
 import threading
@@ -71,8 +72,10 @@ class StudyRun(NamedTuple):
 
     @property
     def command(self) -> str:
-        """What trains it, alone, from the shell."""
-        return f"stylize train --config {self.folder / 'config.yaml'} --output {self.folder} --resume"
+        """What trains the same again, alone, from the shell."""
+        return shlex.join(
+            ["stylize", "train", "--config", str(self.folder / "config.yaml"), "--output", f"again/{self.folder.name}"]
+        )
 
 
 def with_changes(config: RunConfig, changes: Mapping[str, object]) -> RunConfig:
@@ -116,7 +119,9 @@ def plan_runs(base: RunConfig, arms: Sequence[Arm], seeds: Sequence[int], folder
 def _checkpointing(config: RunConfig) -> dict[str, object]:
     gated = config.generator.norm == "batch_instance"
     every = max(1, config.train.steps // CHECKPOINTS)
-    return {"train.checkpoint_every": every, "train.keep_checkpoints": CHECKPOINTS + 1 if gated else 1}
+    kept = CHECKPOINTS + 1 if gated else 1
+    # Networks are compared after equally many steps, so none stops early.
+    return {"train.checkpoint_every": every, "train.keep_checkpoints": kept, "train.stop_after": None}
 
 
 def _folder_name(config: RunConfig) -> str:

@@ -114,9 +114,9 @@ class Results:
         steps = [record["step"] for record in courses[0]]
         return line_of_seeds(label or arm, steps, [[record[term] for record in course] for course in courses])
 
-    def plot(self, title: str, arms: Sequence[str], term: str = "style", y_label: str = "") -> Plot:
+    def plot(self, title: str, arms: Sequence[str], term: str = "style") -> Plot:
         """A held-out term of several arms over the steps."""
-        label = y_label or f"held-out {term} loss, relative"
+        label = f"held-out {term} loss, relative"
         return Plot(title, "optimizer steps", label, [self.line(arm, term) for arm in arms], y_scale="log")
 
     def table(self, title: str, arms: Sequence[str] = ()) -> Table:
@@ -128,15 +128,14 @@ class Results:
         unpainted = f"{fmean(self.final(chosen[0], 'style_of_photographs')):.4f}"
         return replace(table, rows=[*table.rows, ("photographs as they are", unpainted, "0.0000", "", "1.0000")])
 
-    def measured(self, painter: Painter, photographs: Sequence[Tensor] | None = None) -> dict[str, float]:
-        """The terms of the base's loss, averaged over photographs, by default those held out."""
+    def measured(self, painter: Painter) -> dict[str, float]:
+        """The terms of the base's loss, averaged over the held-out photographs."""
         sums: dict[str, float] = {}
-        images = self.held_out if photographs is None else photographs
         with torch.no_grad():
-            for image in images:
+            for image in self.held_out:
                 content = image[None].to(self.device)
                 for name, term in self.loss.measure(painter(content), content).items():
-                    sums[name] = sums.get(name, 0.0) + float(term) / len(images)
+                    sums[name] = sums.get(name, 0.0) + float(term) / len(self.held_out)
         return sums
 
     @cached_property

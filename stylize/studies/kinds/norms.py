@@ -8,8 +8,8 @@ from stylize.studies.runs import Arm
 from stylize.studies.study import Findings, Results, Setting, Study
 
 GENERATORS = {"Johnson": "johnson", "texture network": "texture_network"}
-NORM_NAMES = {"BN": "batch", "IN": "instance", "BIN": "batch_instance", "LN": "layer", "none": "none"}
-assert set(NORM_NAMES.values()) == set(NORMS)
+SHORT = {"BN": "batch", "IN": "instance", "BIN": "batch_instance", "LN": "layer"}
+NORM_NAMES = SHORT | {name: name for name in NORMS if name not in SHORT.values()}
 
 
 def _arms(setting: Setting) -> list[Arm]:
