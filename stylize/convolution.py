@@ -14,10 +14,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from stylize.winograd import TILE_PX, Bordered, Indices, Winograd
 
 Border = Literal["reflect", "replicate", "constant"]
 Enlargement = Literal["bilinear", "nearest"]
@@ -25,44 +28,8 @@ Enlargement = Literal["bilinear", "nearest"]
 aten = torch.ops.aten
 
 STRIP_VALUES = 1 << 20  # of bordered maps: 4 MiB
-CHUNK_VALUES = 5 << 17  # of transformed tiles: 2.5 MiB, a share of the cache
 UNFOLDED_VALUES = 1 << 20
 WINOGRAD_PAYS_FROM = 64 * 128  # products of channels; below, the transforms cost more than they save
-TILE_PX = 4
-
-# Source: Lavin & Gray 2015, arXiv:1509.09308, section 4.3: the transforms of F(4×4, 3×3).
-_INPUT = torch.tensor(
-    [
-        [4.0, 0.0, -5.0, 0.0, 1.0, 0.0],
-        [0.0, -4.0, -4.0, 1.0, 1.0, 0.0],
-        [0.0, 4.0, -4.0, -1.0, 1.0, 0.0],
-        [0.0, -2.0, -1.0, 2.0, 1.0, 0.0],
-        [0.0, 2.0, -1.0, -2.0, 1.0, 0.0],
-        [0.0, 4.0, 0.0, -5.0, 0.0, 1.0],
-    ]
-)
-_KERNEL = torch.tensor(
-    [
-        [1 / 4, 0.0, 0.0],
-        [-1 / 6, -1 / 6, -1 / 6],
-        [-1 / 6, 1 / 6, -1 / 6],
-        [1 / 24, 1 / 12, 1 / 6],
-        [1 / 24, -1 / 12, 1 / 6],
-        [0.0, 0.0, 1.0],
-    ]
-)
-_OUTPUT = torch.tensor(
-    [
-        [1.0, 1.0, 1.0, 1.0, 1.0, 0.0],
-        [0.0, 1.0, -1.0, 2.0, -2.0, 0.0],
-        [0.0, 1.0, 1.0, 4.0, 4.0, 0.0],
-        [0.0, 1.0, -1.0, 8.0, -8.0, 1.0],
-    ]
-)
-INPUT_TRANSFORM = torch.kron(_INPUT, _INPUT)  # a tile of 6×6, flat → 36
-KERNEL_TRANSFORM = torch.kron(_KERNEL, _KERNEL)  # a kernel of 3×3, flat → 36
-OUTPUT_TRANSFORM = torch.kron(_OUTPUT, _OUTPUT)  # 36 → a tile of 4×4, flat
-CONSTANT = 7  # the one of the 36 that the output transform gives to all of a tile alike
 
 
 class Geometry(NamedTuple):
@@ -262,7 +229,10 @@ def _weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geom
     kernel = _kernel(weight, x.shape[-1], geometry.stride)
     result = torch.zeros_like(weight)
     for image, g in zip(x, gradient, strict=True):
-        result += kernel.weight_gradient(_bordered(_whole(image), geometry, 0, len(g)), g)
+        if isinstance(kernel, Winograd):
+            result += kernel.weight_gradient(_gathered(_whole(image), geometry, 0, len(g)), g)
+        else:
+            result += kernel.weight_gradient(_bordered(_whole(image), geometry, 0, len(g)), g)
     return result
 
 
@@ -285,7 +255,7 @@ def _whole(image: Tensor) -> Window:
 
 def _convolve_strips(
     window: Window,
-    kernel: _Library | _Winograd,
+    kernel: _Library | Winograd,
     bias: Tensor | None,
     geometry: Geometry,
     rows: tuple[int, int],
@@ -294,9 +264,15 @@ def _convolve_strips(
     """The rows from `rows[0]` to before `rows[1]` of the result into `out`, as many at a time as stay in the cache."""
     first, last = rows
     strip_px = _strip_rows(window.shape, geometry)
+    if isinstance(kernel, Winograd) and geometry.size is None:
+        strip_px = last - first  # nothing is written down that should stay in the cache
     for start in range(first, last, strip_px):
         end = min(last, start + strip_px)
-        kernel.convolve(_bordered(window, geometry, start, end), bias, out[start - first : end - first])
+        target = out[start - first : end - first]
+        if isinstance(kernel, Winograd):
+            kernel.convolve(_gathered(window, geometry, start, end), bias, target)
+        else:
+            kernel.convolve(_bordered(window, geometry, start, end), bias, target)
 
 
 def _strip_rows(shape: tuple[int, int, int], geometry: Geometry) -> int:
@@ -327,6 +303,23 @@ def _bordered(window: Window, geometry: Geometry, first: int, last: int) -> Tens
     for column in _outside(width, border_px):
         bordered[:, column + border_px] = 0.0 if zero else inner[:, geometry.inside(column, width)]
     return bordered
+
+
+def _gathered(window: Window, geometry: Geometry, first: int, last: int) -> Bordered:
+    """The same as `_bordered`, not written down."""
+    height, width = geometry.enlarged(window.shape)
+    low, high = geometry.enlarged_rows(first, last, height)
+    source = window.rows(low, high) if geometry.size is None else _enlarged_rows(window, geometry, low, high)
+    rows = _origins(geometry, *geometry.span(first, last), height, low)
+    columns = _origins(geometry, -geometry.border_px, width + geometry.border_px, width, 0)
+    return Bordered(source.contiguous(), rows, columns)
+
+
+def _origins(geometry: Geometry, start: int, end: int, length: int, low: int) -> Indices:
+    """Where, counted from `low`, the values come from that stand from `start` to before `end`; −1 for zeros."""
+    zero = geometry.border == "constant"
+    outer = {p: -1 if zero else geometry.inside(p, length) - low for p in (*range(start, 0), *range(length, end))}
+    return np.array([outer.get(position, position - low) for position in range(start, end)])
 
 
 def _outside(width: int, border_px: int) -> tuple[int, ...]:
@@ -450,82 +443,9 @@ def _unfolded_product(pixels: Tensor, source: Tensor, kernel_px: int, stride: in
     return total.view(values, kernel_px, kernel_px, channels)
 
 
-class _Winograd:
-    """A 3×3 convolution of stride 1 by the algorithm F(4×4, 3×3): 36 products of matrices.
-
-    Args:
-        weight: `(K, C, 3, 3)`.
-
-    Source: Lavin & Gray 2015, arXiv:1509.09308, sections 4.1 and 4.3.
-    """
-
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight
-
-    def convolve(self, bordered: Tensor, bias: Tensor | None, out: Tensor) -> None:
-        """`(H + 2, W + 2, C)` → `(H, W, K)`."""
-        _convolve_tiles(bordered, self._transformed(KERNEL_TRANSFORM).transpose(1, 2), bias, out)
-
-    def convolve_back(self, gradient: Tensor, size: tuple[int, int, int]) -> Tensor:
-        """The gradient of the result `(H, W, K)` → that of the bordered image, of `size` `(H + 2, W + 2, C)`."""
-        result = gradient.new_empty(size)
-        framed = _grown(gradient, size[0] + 2, size[1] + 2, 2)
-        _convolve_tiles(framed, self._transformed(KERNEL_TRANSFORM.flip(1)), None, result)
-        return result
-
-    def weight_gradient(self, bordered: Tensor, gradient: Tensor) -> Tensor:
-        """The bordered image and the gradient of the result → that of the weights, `(K, C, 3, 3)`."""
-        outputs, inputs = self.weight.shape[:2]
-        down, across = (-(-side // TILE_PX) for side in gradient.shape[:2])
-        tiles = _tiles(bordered, down, across)
-        grown = _grown(gradient, TILE_PX * down, TILE_PX * across)
-        blocks = grown.view(down, TILE_PX, across, TILE_PX, outputs).permute(1, 3, 0, 2, 4)
-        total = gradient.new_zeros(36, inputs, outputs)
-        for first, last in _chunks(down, across, max(inputs, outputs)):
-            of_inputs = (INPUT_TRANSFORM @ tiles[:, :, first:last].reshape(36, -1)).view(36, -1, inputs)
-            of_outputs = (OUTPUT_TRANSFORM.t() @ blocks[:, :, first:last].reshape(16, -1)).view(36, -1, outputs)
-            total.baddbmm_(of_inputs.transpose(1, 2), of_outputs)
-        return (KERNEL_TRANSFORM.t() @ total.view(36, -1)).view(3, 3, inputs, outputs).permute(3, 2, 0, 1)
-
-    def _transformed(self, transform: Tensor) -> Tensor:
-        """`(36, K, C)`."""
-        return (transform @ self.weight.permute(2, 3, 0, 1).reshape(9, -1)).view(36, *self.weight.shape[:2])
-
-
-def _kernel(weight: Tensor, channels: int, stride: int) -> _Library | _Winograd:
+def _kernel(weight: Tensor, channels: int, stride: int) -> _Library | Winograd:
     outputs, inputs, kernel_px, _ = weight.shape
     if inputs != channels:
         return _Library(weight, stride, groups=channels)
     pays = kernel_px == 3 and stride == 1 and outputs * inputs >= WINOGRAD_PAYS_FROM
-    return _Winograd(weight) if pays else _Direct(weight, stride)
-
-
-def _convolve_tiles(bordered: Tensor, kernel: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    height, width, outputs = out.shape
-    down, across = -(-height // TILE_PX), -(-width // TILE_PX)
-    tiles = _tiles(bordered, down, across)
-    inputs = bordered.shape[-1]
-    for first, last in _chunks(down, across, max(inputs, outputs)):
-        transformed = INPUT_TRANSFORM @ tiles[:, :, first:last].reshape(36, -1)
-        products = torch.bmm(transformed.view(36, -1, inputs), kernel)
-        if bias is not None:
-            products[CONSTANT] += bias
-        blocks = (OUTPUT_TRANSFORM @ products.view(36, -1)).view(TILE_PX, TILE_PX, last - first, across, outputs)
-        target = out[TILE_PX * first : TILE_PX * last]
-        blocks = blocks.permute(2, 0, 3, 1, 4)
-        if len(target) == TILE_PX * (last - first) and width == TILE_PX * across:
-            target.view(blocks.shape).copy_(blocks)
-        else:
-            target.copy_(blocks.reshape(-1, TILE_PX * across, outputs)[: len(target), :width])
-
-
-def _tiles(bordered: Tensor, down: int, across: int) -> Tensor:
-    """Overlapping tiles of 6×6 px: `(H + 2, W + 2, C)` → `(6, 6, down, across, C)`, a view."""
-    grown = _grown(bordered, TILE_PX * down + 2, TILE_PX * across + 2)
-    return grown.unfold(0, TILE_PX + 2, TILE_PX).unfold(1, TILE_PX + 2, TILE_PX).permute(3, 4, 0, 1, 2)
-
-
-def _chunks(down: int, across: int, channels: int) -> list[tuple[int, int]]:
-    """Rows of tiles, from and to, whose transformed values fit into the cache."""
-    rows = max(1, CHUNK_VALUES // (36 * across * channels))
-    return [(first, min(down, first + rows)) for first in range(0, down, rows)]
+    return Winograd(weight) if pays else _Direct(weight, stride)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stylize import convolution
+from stylize import convolution, winograd
 from stylize.convolution import Border, Geometry, padded_conv2d, suits, upsample_to
 from stylize.generators import GENERATORS, GeneratorConfig, build_generator
 from stylize.norms import NORMS, instance_statistics
@@ -60,7 +60,7 @@ def test_padded_convolution_and_its_gradients_equal_those_of_float64(
 ) -> None:
     if strip == "strips":
         monkeypatch.setattr(convolution, "STRIP_VALUES", 1)
-        monkeypatch.setattr(convolution, "CHUNK_VALUES", 1)
+        monkeypatch.setattr(winograd, "CHUNK_VALUES", 1)
         monkeypatch.setattr(convolution, "UNFOLDED_VALUES", 1)
     x, weight, bias, geometry = arguments_of(kind, border)
     x = x[: 1 if strip == "one image" else 2]

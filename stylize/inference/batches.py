@@ -18,6 +18,7 @@ from stylize.inference.plans import Room
 from stylize.inference.stylizer import Paint, Stylizer, pictures_together
 from stylize.rasters import Raster, raster_of
 from stylize.rows import RowStore
+from stylize.threads import single_core_threads
 
 logger = logging.getLogger("stylize")
 
@@ -161,7 +162,7 @@ def ahead_if_small(jobs: Iterable[J], read: Callable[[J], T], is_small: Callable
     def read_if_small(job: J) -> list[T]:
         return [read(job)] if is_small(job) else []
 
-    with _thread_for_files() as thread:
+    with single_core_threads(1) as thread:  # while the network paints in the others
         coming: deque[tuple[J, Future[list[T]]]] = deque()
         for job in jobs:
             coming.append((job, thread.submit(read_if_small, job)))
@@ -182,7 +183,7 @@ def behind_if_small(pieces: Iterable[Piece], write: Callable[[Piece], None]) -> 
         waiting.clear()
 
     waiting: list[tuple[Piece, Future[None]]] = []
-    with _thread_for_files() as thread:
+    with single_core_threads(1) as thread:  # while the network paints in the others
         for piece in pieces:
             yield from written()
             if piece.raster is None or is_small_size(piece.raster.size, piece.raster.frames):
@@ -191,23 +192,6 @@ def behind_if_small(pieces: Iterable[Piece], write: Callable[[Piece], None]) -> 
                 write(piece)
                 yield piece
         yield from written()
-
-
-def _thread_for_files() -> ThreadPoolExecutor:
-    """One thread, in which torch uses no others.
-
-    OpenMP would count those, and let the threads that paint sleep whenever they wait for each other, which is often.
-    """
-    threads = torch.get_num_threads()
-    executor = ThreadPoolExecutor(1)
-    executor.submit(_use_one_thread_).result()
-    torch.set_num_threads(threads)  # torch's number for new threads is what was set last, in whichever
-    return executor
-
-
-def _use_one_thread_() -> None:
-    torch.set_num_threads(1)
-    torch.get_num_threads()  # a thread takes the number over when it is first asked for it
 
 
 def is_small_size(size: tuple[int, int], frames: int) -> bool:

@@ -1,0 +1,370 @@
+"""Winograd's algorithm F(4×4, 3×3) for convolutions of float32 maps on CPUs, forward and backward.
+
+An image is cut into tiles of 6×6 px that overlap by two. Each tile, for each channel, becomes 36 values (the input
+transform); the sum over channels is then a product of matrices for each of the 36; and 36 values become 4×4 px of the
+result (the output transform). That is 36 multiplications for 16 px in place of 144, and additions that grow with the
+number of channels, not with its square.
+
+Floor: the products of matrices, C·K·36/16 multiplications a pixel. The transforms read an image once and write it once,
+but what they make is 2.25 times as large: it must not leave the cache. So a thread takes some rows of tiles through all
+three steps, then the next ones. Threads are Python's; each has the library's products for itself alone.
+
+The transforms are compiled for the processor at hand when they are first needed, and kept on disk.
+
+Source: Lavin & Gray 2015, arXiv:1509.09308, section 4.3.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple, TypeVar, cast
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from stylize.threads import single_core_threads
+
+Values = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.int64]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+TILE_PX = 4
+CHUNK_VALUES = 5 << 17  # of transformed tiles: 2.5 MiB, a share of the cache
+
+_KERNEL = torch.tensor(
+    [
+        [1 / 4, 0.0, 0.0],
+        [-1 / 6, -1 / 6, -1 / 6],
+        [-1 / 6, 1 / 6, -1 / 6],
+        [1 / 24, 1 / 12, 1 / 6],
+        [1 / 24, -1 / 12, 1 / 6],
+        [0.0, 0.0, 1.0],
+    ]
+)
+KERNEL_TRANSFORM = torch.kron(_KERNEL, _KERNEL)  # a kernel of 3×3, flat → 36
+
+
+class Bordered(NamedTuple):
+    """An image with a border around it that nobody writes down.
+
+    Attributes:
+        values: `(H, W, C)`, contiguous.
+        rows: Which row of the values stands in which row of the bordered image; −1 for zeros.
+        columns: The same for its columns.
+    """
+
+    values: Tensor
+    rows: Indices
+    columns: Indices
+
+
+class Winograd:
+    """A 3×3 convolution of stride 1.
+
+    Args:
+        weight: `(K, C, 3, 3)`.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight.detach()
+
+    def convolve(self, source: Bordered, bias: Tensor | None, out: Tensor) -> None:
+        """An image of which `(H + 2, W + 2, C)` stand between its borders → `out`, `(H, W, K)`."""
+        offset = np.zeros(len(self.weight), np.float32) if bias is None else bias.detach().contiguous().numpy()
+        _convolve(source, self._forward, offset, out)
+
+    def convolve_back(self, gradient: Tensor, size: tuple[int, int, int]) -> Tensor:
+        """The gradient of the result `(H, W, K)` → that of the bordered image, of `size` `(H + 2, W + 2, C)`."""
+        result = gradient.new_empty(size)
+        framed = Bordered(gradient.contiguous(), *(_framed(side, 2) for side in gradient.shape[:2]))
+        _convolve(framed, self._backward, np.zeros(size[2], np.float32), result)
+        return result
+
+    def weight_gradient(self, source: Bordered, gradient: Tensor) -> Tensor:
+        """The bordered image and the gradient `(H, W, K)` of the result → that of the weights, `(K, C, 3, 3)`."""
+        outputs, inputs = self.weight.shape[:2]
+        (down, across), threads = _tiles(gradient.shape), torch.get_num_threads()
+        image, rows, columns = _as_arrays(source, down, across)
+        towards = gradient.contiguous().numpy()
+        chunks = _chunks(down, across, max(inputs, outputs), threads)
+        totals = torch.zeros(min(threads, len(chunks)), 36, inputs, outputs)
+
+        def add(thread: int) -> None:
+            for first, last in chunks[thread :: len(totals)]:
+                of_inputs = _scratch("values", 36, (last - first) * across, inputs)
+                of_outputs = _scratch("products", 36, (last - first) * across, outputs)
+                _transform_tiles(image, rows, columns, first, last, of_inputs.numpy(), _patch(6, 6, inputs))
+                _transform_blocks(towards, first, last, of_outputs.numpy(), _patch(6, 4, outputs))
+                totals[thread].baddbmm_(of_inputs.transpose(1, 2), of_outputs)
+
+        _in_threads(add, len(totals))
+        total = totals.sum(0).view(36, -1)
+        return (KERNEL_TRANSFORM.t() @ total).view(3, 3, inputs, outputs).permute(3, 2, 0, 1)
+
+    @cached_property
+    def _forward(self) -> Tensor:
+        """`(36, C, K)`."""
+        return _transformed(self.weight.permute(2, 3, 1, 0))
+
+    @cached_property
+    def _backward(self) -> Tensor:
+        """`(36, K, C)`: that of the kernels turned by half a turn."""
+        return _transformed(self.weight.flip(2, 3).permute(2, 3, 0, 1))
+
+
+def _transformed(kernels: Tensor) -> Tensor:
+    """`(3, 3, A, B)` → `(36, A, B)`."""
+    return (KERNEL_TRANSFORM @ kernels.reshape(9, -1)).view(36, *kernels.shape[2:])
+
+
+def _convolve(source: Bordered, kernel: Tensor, offset: Values, out: Tensor) -> None:
+    inputs, outputs = kernel.shape[1:]
+    (down, across), result = _tiles(out.shape), out.numpy()
+    image, rows, columns = _as_arrays(source, down, across)
+    threads = torch.get_num_threads()
+    chunks = _chunks(down, across, max(inputs, outputs), threads)
+    left = iter(chunks)
+
+    def convolve(_: int) -> None:
+        for first, last in left:
+            tiles = _scratch("values", 36, (last - first) * across, inputs)
+            products = _scratch("products", 36, (last - first) * across, outputs)
+            _transform_tiles(image, rows, columns, first, last, tiles.numpy(), _patch(6, 6, inputs))
+            torch.bmm(tiles, kernel, out=products)
+            _transform_products(products.numpy(), first, last, offset, result, _patch(4, 6, outputs))
+
+    _in_threads(convolve, min(threads, len(chunks)))
+
+
+def _tiles(shape: torch.Size) -> tuple[int, int]:
+    """How many tiles stand above and beside each other in a result `(H, W, …)`."""
+    return -(-shape[0] // TILE_PX), -(-shape[1] // TILE_PX)
+
+
+def _framed(length: int, width: int) -> Indices:
+    """Which position of a row of this length stands where, in a frame of zeros of this width."""
+    return np.pad(np.arange(length), width, constant_values=-1)
+
+
+def _as_arrays(source: Bordered, down: int, across: int) -> tuple[Values, Indices, Indices]:
+    """The source for the compiled functions; rows and columns end where the last tile does."""
+    sides = ((source.rows, down), (source.columns, across))
+    rows, columns = (np.pad(i, (0, TILE_PX * n + 2 - len(i)), constant_values=-1) for i, n in sides)
+    return source.values.numpy(), rows, columns
+
+
+def _chunks(down: int, across: int, channels: int, threads: int) -> list[tuple[int, int]]:
+    """Rows of tiles, from and to, whose transformed values fit into the cache; as many for each of the threads."""
+    fitting = max(1, CHUNK_VALUES // (36 * across * channels))
+    rounds = -(-down // (fitting * threads))
+    rows = -(-down // (rounds * threads))
+    return [(first, min(down, first + rows)) for first in range(0, down, rows)]
+
+
+# --- Threads -------------------------------------------------------------------------------------------------------
+
+
+def _in_threads(work: Callable[[int], None], count: int) -> None:
+    """Call `work` with 0 … `count` − 1, at the same time."""
+    if count == 1:
+        work(0)
+    else:
+        list(_pool(count, os.getpid()).map(work, range(count)))
+
+
+@lru_cache(1)
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    # A process that was forked has none of the threads; so the number of the process is asked for, too.
+    return single_core_threads(threads)
+
+
+_held = threading.local()
+
+
+def _scratch(name: str, *shape: int) -> Tensor:
+    """Room of this shape, with anything in it, that belongs to this thread until it asks for that name again."""
+    values = math.prod(shape)
+    room: Tensor | None = getattr(_held, name, None)
+    if room is None or len(room) < values:
+        room = torch.empty(values)
+        setattr(_held, name, room)
+    return room[:values].view(shape)
+
+
+def _patch(*shape: int) -> Values:
+    return cast(Values, _scratch("patch", *shape).numpy())
+
+
+# --- The transforms, compiled --------------------------------------------------------------------------------------
+
+
+def _compiled(function: Function) -> Function:
+    options: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}}
+    try:
+        return cast(Function, numba.njit(cache=True, **options)(function))
+    except RuntimeError:  # there is no folder for it that may be written to
+        return cast(Function, numba.njit(**options)(function))
+
+
+@_compiled
+def _transform_tiles(
+    image: Values, rows: Indices, columns: Indices, first: int, last: int, result: Values, patch: Values
+) -> None:  # pragma: no cover (compiled)
+    """Bordered tiles of 6×6 px of the rows of tiles `first` to `last` − 1 → `(36, tiles, C)`; `patch` is `(6, 6, C)`."""
+    two, four, five = np.float32(2), np.float32(4), np.float32(5)
+    channels = image.shape[2]
+    across = (len(columns) - 2) // 4
+    for down in range(first, last):
+        r0, r1, r2 = rows[4 * down], rows[4 * down + 1], rows[4 * down + 2]
+        r3, r4, r5 = rows[4 * down + 3], rows[4 * down + 4], rows[4 * down + 5]
+        inside = min(r0, r1, r2, r3, r4, r5) >= 0
+        for beside in range(across):
+            tile = (down - first) * across + beside
+            for j in range(6):
+                column = columns[4 * beside + j]
+                if column < 0:
+                    for i in range(6):
+                        for c in range(channels):
+                            patch[i, j, c] = 0
+                elif inside:
+                    for c in range(channels):
+                        p, q, r = image[r0, column, c], image[r1, column, c], image[r2, column, c]
+                        s, t, u = image[r3, column, c], image[r4, column, c], image[r5, column, c]
+                        even, odd, outer, inner = t - four * r, s - four * q, t - r, two * (s - q)
+                        patch[0, j, c] = four * p - five * r + t
+                        patch[1, j, c] = even + odd
+                        patch[2, j, c] = even - odd
+                        patch[3, j, c] = outer + inner
+                        patch[4, j, c] = outer - inner
+                        patch[5, j, c] = four * q - five * s + u
+                else:
+                    for c in range(channels):
+                        p = image[r0, column, c] if r0 >= 0 else np.float32(0)
+                        q = image[r1, column, c] if r1 >= 0 else np.float32(0)
+                        r = image[r2, column, c] if r2 >= 0 else np.float32(0)
+                        s = image[r3, column, c] if r3 >= 0 else np.float32(0)
+                        t = image[r4, column, c] if r4 >= 0 else np.float32(0)
+                        u = image[r5, column, c] if r5 >= 0 else np.float32(0)
+                        even, odd, outer, inner = t - four * r, s - four * q, t - r, two * (s - q)
+                        patch[0, j, c] = four * p - five * r + t
+                        patch[1, j, c] = even + odd
+                        patch[2, j, c] = even - odd
+                        patch[3, j, c] = outer + inner
+                        patch[4, j, c] = outer - inner
+                        patch[5, j, c] = four * q - five * s + u
+            for i in range(6):
+                for c in range(channels):
+                    p, q, r = patch[i, 0, c], patch[i, 1, c], patch[i, 2, c]
+                    s, t, u = patch[i, 3, c], patch[i, 4, c], patch[i, 5, c]
+                    even, odd, outer, inner = t - four * r, s - four * q, t - r, two * (s - q)
+                    result[6 * i, tile, c] = four * p - five * r + t
+                    result[6 * i + 1, tile, c] = even + odd
+                    result[6 * i + 2, tile, c] = even - odd
+                    result[6 * i + 3, tile, c] = outer + inner
+                    result[6 * i + 4, tile, c] = outer - inner
+                    result[6 * i + 5, tile, c] = four * q - five * s + u
+
+
+@_compiled
+def _transform_products(
+    products: Values, first: int, last: int, offset: Values, result: Values, patch: Values
+) -> None:  # pragma: no cover (compiled)
+    """`(36, tiles, K)` → the rows of tiles `first` to `last` − 1 of the result, `(H, W, K)`; `patch` is `(4, 6, K)`."""
+    two, four, eight = np.float32(2), np.float32(4), np.float32(8)
+    height, width, channels = result.shape
+    across = (width + 3) // 4
+    for down in range(first, last):
+        for beside in range(across):
+            tile = (down - first) * across + beside
+            for j in range(6):
+                for c in range(channels):
+                    p, q, r = products[j, tile, c], products[6 + j, tile, c], products[12 + j, tile, c]
+                    s, t, u = products[18 + j, tile, c], products[24 + j, tile, c], products[30 + j, tile, c]
+                    even, odd, outer, inner = q + r, q - r, s + t, s - t
+                    patch[0, j, c] = p + even + outer
+                    patch[1, j, c] = odd + two * inner
+                    patch[2, j, c] = even + four * outer
+                    patch[3, j, c] = odd + eight * inner + u
+            whole = 4 * beside + 4 <= width
+            for i in range(min(4, height - 4 * down)):
+                y, x = 4 * down + i, 4 * beside
+                for c in range(channels):
+                    p, q, r = patch[i, 0, c] + offset[c], patch[i, 1, c], patch[i, 2, c]
+                    s, t, u = patch[i, 3, c], patch[i, 4, c], patch[i, 5, c] + offset[c]
+                    even, odd, outer, inner = q + r, q - r, s + t, s - t
+                    if whole:
+                        result[y, x, c] = p + even + outer
+                        result[y, x + 1, c] = odd + two * inner + offset[c]
+                        result[y, x + 2, c] = even + four * outer + offset[c]
+                        result[y, x + 3, c] = odd + eight * inner + u
+                    else:
+                        result[y, x, c] = p + even + outer
+                        if x + 1 < width:
+                            result[y, x + 1, c] = odd + two * inner + offset[c]
+                        if x + 2 < width:
+                            result[y, x + 2, c] = even + four * outer + offset[c]
+
+
+@_compiled
+def _transform_blocks(
+    gradient: Values, first: int, last: int, result: Values, patch: Values
+) -> None:  # pragma: no cover (compiled)
+    """The adjoint of `_transform_products`: blocks of 4×4 px of `(H, W, K)` → `(36, tiles, K)`; `patch` is `(6, 4, K)`."""
+    two, four, eight = np.float32(2), np.float32(4), np.float32(8)
+    height, width, channels = gradient.shape
+    across = (width + 3) // 4
+    for down in range(first, last):
+        y = 4 * down
+        for beside in range(across):
+            tile = (down - first) * across + beside
+            for j in range(4):
+                x = 4 * beside + j
+                if x >= width:
+                    for i in range(6):
+                        for c in range(channels):
+                            patch[i, j, c] = 0
+                elif y + 4 <= height:
+                    for c in range(channels):
+                        p, q, r, s = (
+                            gradient[y, x, c],
+                            gradient[y + 1, x, c],
+                            gradient[y + 2, x, c],
+                            gradient[y + 3, x, c],
+                        )
+                        even, odd, outer, inner = p + r, q + s, p + four * r, two * q + eight * s
+                        patch[0, j, c] = p
+                        patch[1, j, c] = even + odd
+                        patch[2, j, c] = even - odd
+                        patch[3, j, c] = outer + inner
+                        patch[4, j, c] = outer - inner
+                        patch[5, j, c] = s
+                else:
+                    for c in range(channels):
+                        p = gradient[y, x, c]
+                        q = gradient[y + 1, x, c] if y + 1 < height else np.float32(0)
+                        r = gradient[y + 2, x, c] if y + 2 < height else np.float32(0)
+                        even, outer, inner = p + r, p + four * r, two * q
+                        patch[0, j, c] = p
+                        patch[1, j, c] = even + q
+                        patch[2, j, c] = even - q
+                        patch[3, j, c] = outer + inner
+                        patch[4, j, c] = outer - inner
+                        patch[5, j, c] = 0
+            for i in range(6):
+                for c in range(channels):
+                    p, q, r, s = patch[i, 0, c], patch[i, 1, c], patch[i, 2, c], patch[i, 3, c]
+                    even, odd, outer, inner = p + r, q + s, p + four * r, two * q + eight * s
+                    result[6 * i, tile, c] = p
+                    result[6 * i + 1, tile, c] = even + odd
+                    result[6 * i + 2, tile, c] = even - odd
+                    result[6 * i + 3, tile, c] = outer + inner
+                    result[6 * i + 4, tile, c] = outer - inner
+                    result[6 * i + 5, tile, c] = s
