@@ -20,16 +20,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from stylize.winograd import TILE_PX, Bordered, Indices, Winograd
+from stylize.winograd import TILE_PX, Bordered, Indices, Winograd, winograd_of
 
 Border = Literal["reflect", "replicate", "constant"]
 Enlargement = Literal["bilinear", "nearest"]
 
 aten = torch.ops.aten
 
-STRIP_VALUES = 1 << 20  # of bordered maps: 4 MiB
+STRIP_VALUES = 1 << 20  # of bordered maps or of the result: 4 MiB
 UNFOLDED_VALUES = 1 << 20
-WINOGRAD_PAYS_FROM = 64 * 128  # products of channels; below, the transforms cost more than they save
+WINOGRAD_PAYS_FROM = 32 * 64  # products of channels; below, the transforms cost more than they save
 
 
 class Geometry(NamedTuple):
@@ -263,7 +263,7 @@ def _convolve_strips(
 ) -> None:
     """The rows from `rows[0]` to before `rows[1]` of the result into `out`, as many at a time as stay in the cache."""
     first, last = rows
-    strip_px = _strip_rows(window.shape, geometry)
+    strip_px = _strip_rows(window.shape, geometry, out.shape[-1])
     if isinstance(kernel, Winograd) and geometry.size is None:
         strip_px = last - first  # nothing is written down that should stay in the cache
     for start in range(first, last, strip_px):
@@ -275,10 +275,10 @@ def _convolve_strips(
             kernel.convolve(_bordered(window, geometry, start, end), bias, target)
 
 
-def _strip_rows(shape: tuple[int, int, int], geometry: Geometry) -> int:
+def _strip_rows(shape: tuple[int, int, int], geometry: Geometry, outputs: int) -> int:
     """How many rows of the result of an image `(H, W, C)` to compute at a time."""
     width = geometry.enlarged(shape)[1]
-    rows = STRIP_VALUES // (width * shape[-1] * geometry.stride)
+    rows = STRIP_VALUES // (width * max(shape[-1] * geometry.stride, outputs // geometry.stride))
     return max(1, rows // TILE_PX) * TILE_PX
 
 
@@ -428,6 +428,37 @@ class _Direct(_Library):
         return _unfolded_product(gradient, bordered, kernel_px, self.stride).permute(0, 3, 1, 2)
 
 
+class _Narrow(_Direct):
+    """A large kernel for few results, which would leave most of a vector's lanes empty.
+
+    Each row of the kernel becomes a convolution of one row, with results of its own; these are added up row by row.
+    """
+
+    LANES = 32
+
+    def __init__(self, weight: Tensor, stride: int) -> None:
+        super().__init__(weight, stride)
+        outputs, inputs, kernel_px, _ = weight.shape
+        by_row = weight.permute(2, 0, 1, 3).reshape(kernel_px * outputs, inputs, 1, kernel_px)
+        empty = weight.new_zeros(self.LANES - len(by_row), *by_row.shape[1:])
+        self.by_row = torch.cat([by_row, empty]).contiguous(memory_format=torch.channels_last)
+
+    @classmethod
+    def suits(cls, weight: Tensor, stride: int) -> bool:
+        """Whether it is the faster way."""
+        outputs, _, kernel_px, _ = weight.shape
+        return stride == 1 and kernel_px > 3 and outputs * kernel_px <= cls.LANES
+
+    def __call__(self, bordered: Tensor, bias: Tensor | None) -> Tensor:
+        outputs, _, kernel_px, _ = self.weight.shape
+        rows = _by_pixel(F.conv2d(_as_maps(bordered), self.by_row))[0]
+        height = len(rows) - kernel_px + 1
+        result = rows[:height, :, :outputs] + (0 if bias is None else bias)
+        for row in range(1, kernel_px):
+            result += rows[row : row + height, :, row * outputs : (row + 1) * outputs]
+        return _as_maps(result)
+
+
 def _unfolded_product(pixels: Tensor, source: Tensor, kernel_px: int, stride: int) -> Tensor:
     """Σ over pixels of their values times the window of the source there: `(H, W, A)`, … → `(A, k, k, C)`."""
     (height, width, values), channels = pixels.shape, source.shape[-1]
@@ -447,5 +478,6 @@ def _kernel(weight: Tensor, channels: int, stride: int) -> _Library | Winograd:
     outputs, inputs, kernel_px, _ = weight.shape
     if inputs != channels:
         return _Library(weight, stride, groups=channels)
-    pays = kernel_px == 3 and stride == 1 and outputs * inputs >= WINOGRAD_PAYS_FROM
-    return Winograd(weight) if pays else _Direct(weight, stride)
+    if kernel_px == 3 and stride == 1 and outputs * inputs >= WINOGRAD_PAYS_FROM:
+        return winograd_of(weight)
+    return _Narrow(weight, stride) if _Narrow.suits(weight, stride) else _Direct(weight, stride)

@@ -1,11 +1,26 @@
-"""Threads in which torch computes on one core, beside or in place of those of its own."""
+"""Threads in which torch computes on one core, in place of those of its own or beside them.
+
+Nothing of torch is imported before it is needed: what its own threads do is chosen before it comes.
+"""
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
-import torch
+# How often a waiting thread of GNU's OpenMP asks before it sleeps. Its own choice takes some milliseconds, and in these
+# a core from the threads here.
+SHORT_SPINS = {"GOMP_SPINCOUNT": "1000"}
+
+
+def let_waiting_threads_sleep() -> None:
+    """Let torch's threads sleep soon when they have nothing to do. Before torch is imported.
+
+    Who has set the variable already is left to it. Where OpenMP is not GNU's, nothing changes.
+    """
+    for name, value in SHORT_SPINS.items():
+        os.environ.setdefault(name, value)
 
 
 def single_core_threads(count: int) -> ThreadPoolExecutor:
@@ -13,6 +28,8 @@ def single_core_threads(count: int) -> ThreadPoolExecutor:
 
     OpenMP would count those, and let the threads that compute sleep whenever they wait for each other, which is often.
     """
+    import torch
+
     threads = torch.get_num_threads()
     executor, all_there = ThreadPoolExecutor(count), Barrier(count)
 

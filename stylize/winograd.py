@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, TypeVar, cast
@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from stylize.threads import single_core_threads
 
@@ -118,6 +119,20 @@ class Winograd:
     def _backward(self) -> Tensor:
         """`(36, K, C)`: that of the kernels turned by half a turn."""
         return _transformed(self.weight.flip(2, 3).permute(2, 3, 0, 1))
+
+
+def winograd_of(weight: Tensor) -> Winograd:
+    """The convolution with these weights; frozen ones are transformed once, and again when they have changed."""
+    if weight.requires_grad or weight.is_inference():
+        return Winograd(weight)
+    state = (weight.data_ptr(), weight._version)
+    known = _frozen.get(weight)
+    if known is None or known[0] != state:
+        known = _frozen[weight] = (state, Winograd(weight))
+    return known[1]
+
+
+_frozen: MutableMapping[Tensor, tuple[tuple[int, int], Winograd]] = WeakIdKeyDictionary()
 
 
 def _transformed(kernels: Tensor) -> Tensor:
@@ -218,7 +233,7 @@ def _compiled(function: Function) -> Function:
 def _transform_tiles(
     image: Values, rows: Indices, columns: Indices, first: int, last: int, result: Values, patch: Values
 ) -> None:  # pragma: no cover (compiled)
-    """Bordered tiles of 6×6 px of the rows of tiles `first` to `last` − 1 → `(36, tiles, C)`; `patch` is `(6, 6, C)`."""
+    """Tiles of 6×6 px, in the rows of tiles `first` to `last` − 1, → `(36, tiles, C)`; `patch` is `(6, 6, C)`."""
     two, four, five = np.float32(2), np.float32(4), np.float32(5)
     channels = image.shape[2]
     across = (len(columns) - 2) // 4
@@ -317,7 +332,7 @@ def _transform_products(
 def _transform_blocks(
     gradient: Values, first: int, last: int, result: Values, patch: Values
 ) -> None:  # pragma: no cover (compiled)
-    """The adjoint of `_transform_products`: blocks of 4×4 px of `(H, W, K)` → `(36, tiles, K)`; `patch` is `(6, 4, K)`."""
+    """The adjoint of `_transform_products`: blocks of 4×4 px → `(36, tiles, K)`; `patch` is `(6, 4, K)`."""
     two, four, eight = np.float32(2), np.float32(4), np.float32(8)
     height, width, channels = gradient.shape
     across = (width + 3) // 4

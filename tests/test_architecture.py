@@ -20,7 +20,9 @@ MAY_IMPORT = {
     "stylize.rasters": {"errors", "files", "images", "metadata", "rows", "rasters"},
     "stylize.devices": {"errors"},
     "stylize.processes": {"devices"},
-    "stylize.convolution": set(),
+    "stylize.threads": set(),
+    "stylize.winograd": {"threads"},
+    "stylize.convolution": {"winograd"},
     "stylize.norms": {"errors", "processes"},
     "stylize.generators": {"convolution", "errors", "norms", "processes", "generators"},
     "stylize.vgg": {"convolution", "errors"},
@@ -72,6 +74,7 @@ MAY_IMPORT = {
         "model_file",
         "rasters",
         "rows",
+        "threads",
         "inference",
     },
     "stylize.studies": {

@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numba
 import pytest
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ KINDS: tuple[tuple[int, int, int, int, tuple[int, int], tuple[int, int] | None],
     (128, 64, 3, 1, (17, 22), None),
     (128, 96, 3, 1, (9, 10), (17, 20)),
     (64, 128, 3, 1, (5, 7), None),
+    (5, 4, 5, 1, (9, 12), None),
+    (4, 3, 5, 1, (8, 9), (16, 17)),
 )
 TOLERANCE = 2e-5
 
@@ -68,6 +71,58 @@ def test_padded_convolution_and_its_gradients_equal_those_of_float64(
     exact = with_gradients(plainly, x.double(), weight.double(), bias.double(), geometry)
     assert found[0].is_contiguous(memory_format=torch.channels_last)
     assert largest_difference([t.double() for t in found], exact) < TOLERANCE
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_any_number_of_threads_gives_the_same(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "CHUNK_VALUES", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    x, weight, bias, geometry = arguments_of((64, 40, 3, 1, (37, 18), None), "reflect")
+    found = with_gradients(padded_conv2d, x, weight, bias, geometry)
+    exact = with_gradients(plainly, x.double(), weight.double(), bias.double(), geometry)
+    assert largest_difference([t.double() for t in found], exact) < TOLERANCE
+
+
+def test_a_fault_in_a_thread_is_told() -> None:
+    def work(number: int) -> None:
+        if number == 1:
+            raise MemoryError("no room")
+
+    with pytest.raises(MemoryError, match="no room"):
+        winograd._in_threads(work, 2)
+
+
+def test_frozen_weights_are_transformed_once_and_again_when_they_change() -> None:
+    x, weight, bias, geometry = arguments_of((64, 32, 3, 1, (8, 9), None), "constant")
+    kept = winograd.winograd_of(weight)
+    assert winograd.winograd_of(weight) is kept
+    for change in (lambda: weight.mul_(2), lambda: setattr(weight, "data", weight.flip(0))):
+        padded_conv2d(x, weight, bias, geometry)
+        change()
+        found = padded_conv2d(x, weight, bias, geometry)
+        assert largest_difference([found], [plainly(x, weight, bias, geometry)]) < TOLERANCE
+
+
+def test_weights_that_train_are_not_kept() -> None:
+    weight = torch.rand(64, 32, 3, 3, requires_grad=True)
+    assert winograd.winograd_of(weight) is not winograd.winograd_of(weight)
+
+
+def test_without_a_folder_for_compiled_functions_they_are_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = numba.njit
+
+    def njit(cache: bool = False, **options: Any) -> Any:
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return real(**options)
+
+    monkeypatch.setattr(numba, "njit", njit)
+
+    @winograd._compiled
+    def double(x: int) -> int:
+        return 2 * x
+
+    assert double(4) == 8
 
 
 @pytest.mark.parametrize("border", BORDERS)

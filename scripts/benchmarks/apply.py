@@ -20,9 +20,16 @@ from benchmarks.floor import Floor
 from benchmarks.measuring import Memory, free_bytes, number, spread
 from benchmarks.report import Finding, Table, gib, share
 from benchmarks.settings import Settings
-from benchmarks.workloads import PlainApply, Round, StripsApply, StylizeApply, Workload, WorkloadPlayer
-
-from stylize.memory import LARGE_PAGES
+from benchmarks.workloads import (
+    APPLY_MANY,
+    APPLY_ONE,
+    PlainApply,
+    Round,
+    StripsApply,
+    StylizeApply,
+    Workload,
+    WorkloadPlayer,
+)
 
 HEADING = "apply"
 SIZES_PX = (256, 512, 1024, 2048, 4096)
@@ -57,7 +64,7 @@ def run(settings: Settings, floor: Floor) -> Finding:
                 settings.size,
                 flop,
                 first_call=first_call,
-                variables={} if first_call else {"stylize": LARGE_PAGES},  # as `stylize apply` does
+                variables={"stylize": APPLY_ONE if first_call else APPLY_MANY},
             ),
             replace(settings, precision=precision),
             floor,
@@ -138,7 +145,7 @@ def _paint_by_size(
         name = f"sizes, {side_px}², {way}, {precision}"
         click.echo(name, err=True)
         make = partial(WorkloadPlayer, WAYS[way])
-        with remote.Remote(name, make, replace(settings, size=side_px), LARGE_PAGES) as player:
+        with remote.Remote(name, make, replace(settings, size=side_px), APPLY_MANY) as player:
             turns: list[Round] = [player.call("play", settings.steps) for _ in range(settings.rounds)]
         seconds = [statistics.median(turn.seconds) for turn in turns]
         reached = floor.compute_share(painting_flop(1, side_px), statistics.median(seconds), precision)

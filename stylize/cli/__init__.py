@@ -18,6 +18,7 @@ from stylize.cli.optimize import optimize
 from stylize.cli.study import study
 from stylize.cli.train import train
 from stylize.errors import StylizeError
+from stylize.threads import let_waiting_threads_sleep
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -32,6 +33,7 @@ for command in (train, apply, optimize, evaluate, study, import_model, info, lis
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 the user can mend it, 2 wrong usage, 130 interrupted."""
+    let_waiting_threads_sleep()
     show_log()
     try:
         status = cli.main(standalone_mode=False)
