@@ -201,6 +201,13 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     return single_core_threads(threads)
 
 
+def load_compiled_functions() -> None:
+    """Load what is compiled, or compile it: its time and memory are then not part of the first convolution's."""
+    convolution, side_px = Winograd(torch.zeros(1, 1, 3, 3)), TILE_PX + 2
+    image = Bordered(torch.zeros(side_px, side_px, 1), np.arange(side_px), np.arange(side_px))
+    convolution.convolve(image, None, torch.empty(TILE_PX, TILE_PX, 1))
+
+
 _held = threading.local()
 
 

@@ -75,6 +75,7 @@ MAY_IMPORT = {
         "rasters",
         "rows",
         "threads",
+        "winograd",
         "inference",
     },
     "stylize.studies": {

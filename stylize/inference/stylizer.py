@@ -15,6 +15,7 @@ from stylize.devices import choose_memory_format
 from stylize.generators import Generator
 from stylize.images import Picture, limited_size
 from stylize.inference.strokes import enlarged, shrunk_size
+from stylize.winograd import load_compiled_functions
 
 logger = logging.getLogger("stylize")
 
@@ -73,6 +74,8 @@ class Stylizer:
         self.device = device
         self.precision = precision
         self.compiled = frozenset(compiled)
+        if device.type == "cpu" and precision == "fp32":
+            load_compiled_functions()  # before anyone plans what memory is left
         # Every shape by itself: sizes that are known are faster, and those that are rare are not compiled at all.
         self._compiled_network: Callable[[Tensor], Tensor] | None = (
             torch.compile(self.generator, dynamic=False) if compiled else None
