@@ -263,7 +263,7 @@ def _convolve_strips(
 ) -> None:
     """The rows from `rows[0]` to before `rows[1]` of the result into `out`, as many at a time as stay in the cache."""
     first, last = rows
-    strip_px = _strip_rows(window.shape, geometry, out.shape[-1])
+    strip_px = _strip_rows(window.shape, geometry, kernel.values_per_px)
     if isinstance(kernel, Winograd) and geometry.size is None:
         strip_px = last - first  # nothing is written down that should stay in the cache
     for start in range(first, last, strip_px):
@@ -275,10 +275,10 @@ def _convolve_strips(
             kernel.convolve(_bordered(window, geometry, start, end), bias, target)
 
 
-def _strip_rows(shape: tuple[int, int, int], geometry: Geometry, outputs: int) -> int:
-    """How many rows of the result of an image `(H, W, C)` to compute at a time."""
+def _strip_rows(shape: tuple[int, int, int], geometry: Geometry, values_per_px: int) -> int:
+    """How many rows of the result of an image `(H, W, C)` to compute at a time, with so many values a pixel of it."""
     width = geometry.enlarged(shape)[1]
-    rows = STRIP_VALUES // (width * max(shape[-1] * geometry.stride, outputs // geometry.stride))
+    rows = STRIP_VALUES // (width * max(shape[-1] * geometry.stride, values_per_px // geometry.stride))
     return max(1, rows // TILE_PX) * TILE_PX
 
 
@@ -381,12 +381,16 @@ class _Library:
         weight: `(K, C, k, k)`, or depthwise `(C, 1, k, k)`.
         stride: 1 or 2.
         groups: 1, or C.
+
+    Attributes:
+        values_per_px: Of the result, while it is made.
     """
 
     def __init__(self, weight: Tensor, stride: int, groups: int = 1) -> None:
         self.weight = weight.contiguous(memory_format=torch.channels_last)
         self.stride = stride
         self.groups = groups
+        self.values_per_px = len(weight)
 
     def __call__(self, bordered: Tensor, bias: Tensor | None) -> Tensor:
         """`(H, W, C)` → `(1, K, H', W')`."""
@@ -431,7 +435,7 @@ class _Direct(_Library):
 class _Narrow(_Direct):
     """A large kernel for few results, which would leave most of a vector's lanes empty.
 
-    Each row of the kernel becomes a convolution of one row, with results of its own; these are added up row by row.
+    Each column of the kernel becomes a convolution with results of its own; these are added up, moved by a pixel each.
     """
 
     LANES = 32
@@ -439,9 +443,10 @@ class _Narrow(_Direct):
     def __init__(self, weight: Tensor, stride: int) -> None:
         super().__init__(weight, stride)
         outputs, inputs, kernel_px, _ = weight.shape
-        by_row = weight.permute(2, 0, 1, 3).reshape(kernel_px * outputs, inputs, 1, kernel_px)
-        empty = weight.new_zeros(self.LANES - len(by_row), *by_row.shape[1:])
-        self.by_row = torch.cat([by_row, empty]).contiguous(memory_format=torch.channels_last)
+        by_column = weight.permute(3, 0, 1, 2).reshape(kernel_px * outputs, inputs, kernel_px, 1)
+        empty = weight.new_zeros(self.LANES - len(by_column), *by_column.shape[1:])
+        self.by_column = torch.cat([by_column, empty]).contiguous(memory_format=torch.channels_last)
+        self.values_per_px = self.LANES
 
     @classmethod
     def suits(cls, weight: Tensor, stride: int) -> bool:
@@ -451,11 +456,11 @@ class _Narrow(_Direct):
 
     def __call__(self, bordered: Tensor, bias: Tensor | None) -> Tensor:
         outputs, _, kernel_px, _ = self.weight.shape
-        rows = _by_pixel(F.conv2d(_as_maps(bordered), self.by_row))[0]
-        height = len(rows) - kernel_px + 1
-        result = rows[:height, :, :outputs] + (0 if bias is None else bias)
-        for row in range(1, kernel_px):
-            result += rows[row : row + height, :, row * outputs : (row + 1) * outputs]
+        parts = _by_pixel(F.conv2d(_as_maps(bordered), self.by_column))[0]
+        width = parts.shape[1] - kernel_px + 1
+        result = parts[:, :width, :outputs] + (0 if bias is None else bias)
+        for column in range(1, kernel_px):
+            result += parts[:, column : column + width, column * outputs : (column + 1) * outputs]
         return _as_maps(result)
 
 

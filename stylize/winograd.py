@@ -67,15 +67,31 @@ class Bordered(NamedTuple):
     columns: Indices
 
 
+class _Chunk(NamedTuple):
+    # Which rows and columns of tiles, each from and to before.
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    @property
+    def tiles(self) -> int:
+        return (self.bottom - self.top) * (self.right - self.left)
+
+
 class Winograd:
     """A 3×3 convolution of stride 1.
 
     Args:
         weight: `(K, C, 3, 3)`.
+
+    Attributes:
+        values_per_px: Of the result.
     """
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight.detach()
+        self.values_per_px = len(weight)
 
     def convolve(self, source: Bordered, bias: Tensor | None, out: Tensor) -> None:
         """An image of which `(H + 2, W + 2, C)` stand between its borders → `out`, `(H, W, K)`."""
@@ -99,11 +115,11 @@ class Winograd:
         totals = torch.zeros(min(threads, len(chunks)), 36, inputs, outputs)
 
         def add(thread: int) -> None:
-            for first, last in chunks[thread :: len(totals)]:
-                of_inputs = _scratch("values", 36, (last - first) * across, inputs)
-                of_outputs = _scratch("products", 36, (last - first) * across, outputs)
-                _transform_tiles(image, rows, columns, first, last, of_inputs.numpy(), _patch(6, 6, inputs))
-                _transform_blocks(towards, first, last, of_outputs.numpy(), _patch(6, 4, outputs))
+            for chunk in chunks[thread :: len(totals)]:
+                of_inputs = _scratch("values", 36, chunk.tiles, inputs)
+                of_outputs = _scratch("products", 36, chunk.tiles, outputs)
+                _transform_tiles(image, rows, columns, chunk, of_inputs.numpy(), _patch(6, 6, inputs))
+                _transform_blocks(towards, chunk, of_outputs.numpy(), _patch(6, 4, outputs))
                 totals[thread].baddbmm_(of_inputs.transpose(1, 2), of_outputs)
 
         _in_threads(add, len(totals))
@@ -149,12 +165,12 @@ def _convolve(source: Bordered, kernel: Tensor, offset: Values, out: Tensor) -> 
     left = iter(chunks)
 
     def convolve(_: int) -> None:
-        for first, last in left:
-            tiles = _scratch("values", 36, (last - first) * across, inputs)
-            products = _scratch("products", 36, (last - first) * across, outputs)
-            _transform_tiles(image, rows, columns, first, last, tiles.numpy(), _patch(6, 6, inputs))
+        for chunk in left:
+            tiles = _scratch("values", 36, chunk.tiles, inputs)
+            products = _scratch("products", 36, chunk.tiles, outputs)
+            _transform_tiles(image, rows, columns, chunk, tiles.numpy(), _patch(6, 6, inputs))
             torch.bmm(tiles, kernel, out=products)
-            _transform_products(products.numpy(), first, last, offset, result, _patch(4, 6, outputs))
+            _transform_products(products.numpy(), chunk, offset, result, _patch(4, 6, outputs))
 
     _in_threads(convolve, min(threads, len(chunks)))
 
@@ -176,12 +192,17 @@ def _as_arrays(source: Bordered, down: int, across: int) -> tuple[Values, Indice
     return source.values.numpy(), rows, columns
 
 
-def _chunks(down: int, across: int, channels: int, threads: int) -> list[tuple[int, int]]:
-    """Rows of tiles, from and to, whose transformed values fit into the cache; as many for each of the threads."""
-    fitting = max(1, CHUNK_VALUES // (36 * across * channels))
-    rounds = -(-down // (fitting * threads))
-    rows = -(-down // (rounds * threads))
-    return [(first, min(down, first + rows)) for first in range(0, down, rows)]
+def _chunks(down: int, across: int, channels: int, threads: int) -> list[_Chunk]:
+    """Tiles whose transformed values fit into the cache: some rows of them or, of wide images, a part of one row."""
+    fitting = max(1, CHUNK_VALUES // (36 * channels))
+    columns = -(-across // -(-across // fitting))
+    rounds = -(-down // (fitting // columns * threads))
+    rows = -(-down // (rounds * threads))  # as many for each of the threads
+    return [
+        _Chunk(top, min(down, top + rows), left, min(across, left + columns))
+        for top in range(0, down, rows)
+        for left in range(0, across, columns)
+    ]
 
 
 # --- Threads -------------------------------------------------------------------------------------------------------
@@ -216,7 +237,8 @@ def _scratch(name: str, *shape: int) -> Tensor:
     values = math.prod(shape)
     room: Tensor | None = getattr(_held, name, None)
     if room is None or len(room) < values:
-        room = torch.empty(values)
+        with torch.inference_mode(False):  # it is written to outside of that mode, too
+            room = torch.empty(values)
         setattr(_held, name, room)
     return room[:values].view(shape)
 
@@ -238,18 +260,18 @@ def _compiled(function: Function) -> Function:
 
 @_compiled
 def _transform_tiles(
-    image: Values, rows: Indices, columns: Indices, first: int, last: int, result: Values, patch: Values
+    image: Values, rows: Indices, columns: Indices, chunk: _Chunk, result: Values, patch: Values
 ) -> None:  # pragma: no cover (compiled)
-    """Tiles of 6×6 px, in the rows of tiles `first` to `last` − 1, → `(36, tiles, C)`; `patch` is `(6, 6, C)`."""
+    """Tiles of 6×6 px → `(36, tiles, C)`; `patch` is `(6, 6, C)`."""
     two, four, five = np.float32(2), np.float32(4), np.float32(5)
     channels = image.shape[2]
-    across = (len(columns) - 2) // 4
-    for down in range(first, last):
+    wide = chunk.right - chunk.left
+    for down in range(chunk.top, chunk.bottom):
         r0, r1, r2 = rows[4 * down], rows[4 * down + 1], rows[4 * down + 2]
         r3, r4, r5 = rows[4 * down + 3], rows[4 * down + 4], rows[4 * down + 5]
         inside = min(r0, r1, r2, r3, r4, r5) >= 0
-        for beside in range(across):
-            tile = (down - first) * across + beside
+        for beside in range(chunk.left, chunk.right):
+            tile = (down - chunk.top) * wide + beside - chunk.left
             for j in range(6):
                 column = columns[4 * beside + j]
                 if column < 0:
@@ -297,15 +319,15 @@ def _transform_tiles(
 
 @_compiled
 def _transform_products(
-    products: Values, first: int, last: int, offset: Values, result: Values, patch: Values
+    products: Values, chunk: _Chunk, offset: Values, result: Values, patch: Values
 ) -> None:  # pragma: no cover (compiled)
-    """`(36, tiles, K)` → the rows of tiles `first` to `last` − 1 of the result, `(H, W, K)`; `patch` is `(4, 6, K)`."""
+    """`(36, tiles, K)` → their 4×4 px of the result, `(H, W, K)`; `patch` is `(4, 6, K)`."""
     two, four, eight = np.float32(2), np.float32(4), np.float32(8)
     height, width, channels = result.shape
-    across = (width + 3) // 4
-    for down in range(first, last):
-        for beside in range(across):
-            tile = (down - first) * across + beside
+    wide = chunk.right - chunk.left
+    for down in range(chunk.top, chunk.bottom):
+        for beside in range(chunk.left, chunk.right):
+            tile = (down - chunk.top) * wide + beside - chunk.left
             for j in range(6):
                 for c in range(channels):
                     p, q, r = products[j, tile, c], products[6 + j, tile, c], products[12 + j, tile, c]
@@ -337,16 +359,16 @@ def _transform_products(
 
 @_compiled
 def _transform_blocks(
-    gradient: Values, first: int, last: int, result: Values, patch: Values
+    gradient: Values, chunk: _Chunk, result: Values, patch: Values
 ) -> None:  # pragma: no cover (compiled)
     """The adjoint of `_transform_products`: blocks of 4×4 px → `(36, tiles, K)`; `patch` is `(6, 4, K)`."""
     two, four, eight = np.float32(2), np.float32(4), np.float32(8)
     height, width, channels = gradient.shape
-    across = (width + 3) // 4
-    for down in range(first, last):
+    wide = chunk.right - chunk.left
+    for down in range(chunk.top, chunk.bottom):
         y = 4 * down
-        for beside in range(across):
-            tile = (down - first) * across + beside
+        for beside in range(chunk.left, chunk.right):
+            tile = (down - chunk.top) * wide + beside - chunk.left
             for j in range(4):
                 x = 4 * beside + j
                 if x >= width:

@@ -24,6 +24,7 @@ KINDS: tuple[tuple[int, int, int, int, tuple[int, int], tuple[int, int] | None],
     (128, 64, 3, 1, (17, 22), None),
     (128, 96, 3, 1, (9, 10), (17, 20)),
     (64, 128, 3, 1, (5, 7), None),
+    (64, 32, 3, 1, (6, 1203), None),
     (5, 4, 5, 1, (9, 12), None),
     (4, 3, 5, 1, (8, 9), (16, 17)),
 )
@@ -81,6 +82,16 @@ def test_any_number_of_threads_gives_the_same(threads: int, monkeypatch: pytest.
     found = with_gradients(padded_conv2d, x, weight, bias, geometry)
     exact = with_gradients(plainly, x.double(), weight.double(), bias.double(), geometry)
     assert largest_difference([t.double() for t in found], exact) < TOLERANCE
+
+
+def test_after_an_inference_a_convolution_may_train() -> None:
+    x, weight, bias, geometry = arguments_of((64, 48, 3, 1, (4, 4 * 300), None), "reflect")
+    with torch.inference_mode():
+        expected = padded_conv2d(x[:1, :, :4, :4], weight, bias, geometry)  # small enough for the calling thread
+        padded_conv2d(x, weight, bias, geometry)
+    found = padded_conv2d(x[:1, :, :4, :4].clone().requires_grad_(), weight, bias, geometry)
+    found.sum().backward()
+    assert torch.equal(found.detach(), expected)
 
 
 def test_a_fault_in_a_thread_is_told() -> None:

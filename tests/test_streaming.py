@@ -125,7 +125,7 @@ def all_plans(stages: Sequence[Stage], folder: Path) -> Iterator[Plan]:
 def test_in_2_7_and_40_strips_a_picture_has_the_grey_levels_of_the_whole(
     norm: str, image: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plans, "SCRATCH_BYTES", 0)  # else it is most of what these small strips take
+    monkeypatch.setattr(plans, "scratch_bytes", lambda: 0)  # else it is most of what these small strips take
     generator = trained(norm)
     stages = stages_of(generator, image)
     expected = grey_levels(whole(generator, image))

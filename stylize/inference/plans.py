@@ -14,6 +14,7 @@ from stylize.convolution import STRIP_VALUES
 from stylize.errors import StylizeError
 from stylize.generators.base import Stage
 from stylize.memory import available_bytes, own_bytes
+from stylize.winograd import CHUNK_VALUES
 
 CPU = torch.device("cpu")
 GIB = 2**30
@@ -23,8 +24,9 @@ ENOUGH_WORKING_BYTES = 512 * 2**20
 WORTH_KEEPING = 0.75  # of the largest maps: with these in memory the picture could be painted whole
 SHARE_OF_FREE = 0.5
 BYTES_A_PIXEL = 2 * (3 * 4 + 3)  # the photograph and the painted picture, in float32 and as they stand in files
-# Of a convolution: a bordered strip, transformed tiles, products; and what lies idle between the pieces of memory.
+# Of a convolution: a bordered strip, its result; and what lies idle between the pieces of memory.
 SCRATCH_BYTES = 32 * 4 * STRIP_VALUES
+SCRATCH_BYTES_A_THREAD = 2 * 4 * CHUNK_VALUES  # transformed tiles, products
 DISK_BUFFERS = 6  # of two files: what is read, read ahead and still to be written
 
 
@@ -121,7 +123,12 @@ def whole_bytes(values_per_px: float, size: tuple[int, int], dtype: torch.dtype)
         dtype: Of the maps.
     """
     width, height = size
-    return int(width * height * (values_per_px * dtype.itemsize + BYTES_A_PIXEL)) + SCRATCH_BYTES
+    return int(width * height * (values_per_px * dtype.itemsize + BYTES_A_PIXEL)) + scratch_bytes()
+
+
+def scratch_bytes() -> int:
+    """What a convolution takes beside its maps; those of a picture are computed one after the other."""
+    return SCRATCH_BYTES + torch.get_num_threads() * SCRATCH_BYTES_A_THREAD
 
 
 def choose_plan(stages: Sequence[Stage], room: Room, dtype: torch.dtype) -> Plan:
@@ -286,7 +293,7 @@ def working_bytes(plan: Plan, stages: Sequence[Stage], dtype: torch.dtype) -> in
             rows = below
     if isinstance(plan.place, Path):
         most += DISK_BUFFERS * max(stage_rows(stages, i, plan.strip_px) * _row_values(stages[i]) for i in kept)
-    return most * dtype.itemsize + SCRATCH_BYTES
+    return most * dtype.itemsize + scratch_bytes()
 
 
 def _row_values(stage: Stage) -> int:
