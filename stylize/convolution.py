@@ -123,7 +123,7 @@ def suits(x: Tensor, weight: Tensor) -> bool:
     return plain and fits and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
 
 
-def padded_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+def padded_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, *, relu: bool = False) -> Tensor:
     """Enlarge, border and convolve.
 
     Args:
@@ -131,12 +131,13 @@ def padded_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geom
         weight: `(K, C, k, k)`; `(C, 1, k, k)` for a depthwise convolution, each channel with a kernel of its own.
         bias: `(K,)`, or None.
         geometry: How.
+        relu: Whether nothing below 0 comes out.
 
     Returns:
         `(N, K, H', W')` in channels-last layout; the same numbers as of `torch.nn.functional.pad` and `conv2d` but
         for rounding (with Winograd's algorithm about 1e-5 of the largest).
     """
-    result: Tensor = _PaddedConv2d.apply(x, weight, bias, geometry, torch.is_grad_enabled())
+    result: Tensor = _PaddedConv2d.apply(x, weight, bias, geometry, relu, torch.is_grad_enabled())
     return result
 
 
@@ -161,7 +162,7 @@ def convolve_rows(
         bordered = _as_maps(_bordered(window, geometry, first, last))
         return F.conv2d(bordered, weight, bias, geometry.stride, groups=channels // weight.shape[1])
     result = weight.new_empty(last - first, geometry.result_size(window.shape)[1], len(weight))
-    _convolve_strips(window, _kernel(weight, channels, geometry.stride), bias, geometry, rows, result)
+    _convolve_strips(window, _kernel(weight, channels, geometry.stride), bias, geometry, False, rows, result)
     return _as_maps(result)
 
 
@@ -189,44 +190,69 @@ class _PaddedConv2d(torch.autograd.Function):
     # The input is kept as it came, neither enlarged nor bordered, and only where the weights train.
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, trains: bool) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, relu: bool, trains: bool
+    ) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
+        result = _PaddedConv2d._convolved(x, weight, bias, geometry, relu, trains)
         ctx.geometry, ctx.shape = geometry, x.shape
-        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight, result if relu else None)
+        return result
+
+    @staticmethod
+    def _convolved(
+        x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, relu: bool, trains: bool
+    ) -> Tensor:
         kernel = _kernel(weight, x.shape[1], geometry.stride)
         height, width = geometry.result_size(x.shape[2:])
         if trains and len(x) == 1 and isinstance(kernel, _Library):  # small: no strips, so no copy of them
-            return kernel(_bordered(_whole(_by_pixel(x)[0]), geometry, 0, height), bias)
+            small = kernel(_bordered(_whole(_by_pixel(x)[0]), geometry, 0, height), bias)
+            return small.relu_() if relu else small
         result = torch.empty((len(x), len(weight), height, width), memory_format=torch.channels_last)
         for image, out in zip(_by_pixel(x), _by_pixel(result), strict=True):
-            _convolve_strips(_whole(image), kernel, bias, geometry, (0, height), out)
+            _convolve_strips(_whole(image), kernel, bias, geometry, relu, (0, height), out)
         return result
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
-        x, weight = ctx.saved_tensors
-        gradient = _by_pixel(gradients[0].contiguous(memory_format=torch.channels_last))
-        of_x = _input_gradient(gradient, ctx.shape, weight, ctx.geometry) if ctx.needs_input_grad[0] else None
-        of_weight = _weight_gradient(gradient, _by_pixel(x), weight, ctx.geometry) if ctx.needs_input_grad[1] else None
-        of_bias = gradient.sum((0, 1, 2)) if ctx.needs_input_grad[2] else None
-        return of_x, of_weight, of_bias, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, rectified = ctx.saved_tensors
+        gradient = gradients[0].contiguous(memory_format=torch.channels_last)
+        kernel = _kernel(weight, ctx.shape[1], ctx.geometry.stride)
+        if rectified is not None and (any(ctx.needs_input_grad[1:]) or not isinstance(kernel, Winograd)):
+            gradient, rectified = aten.threshold_backward(gradient, rectified, 0), None
+        gradient = _by_pixel(gradient)
+        needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        of_x = _input_gradient(gradient, ctx.shape, kernel, ctx.geometry, rectified) if needs_x else None
+        of_weight = _weight_gradient(gradient, _by_pixel(x), weight, kernel, ctx.geometry) if needs_weight else None
+        of_bias = gradient.sum((0, 1, 2)) if needs_bias else None
+        return of_x, of_weight, of_bias, None, None, None
 
 
-def _input_gradient(gradient: Tensor, shape: torch.Size, weight: Tensor, geometry: Geometry) -> Tensor:
+def _input_gradient(
+    gradient: Tensor, shape: torch.Size, kernel: _Library | Winograd, geometry: Geometry, rectified: Tensor | None
+) -> Tensor:
     n, channels, height, width = shape
-    kernel = _kernel(weight, channels, geometry.stride)
     size = _bordered_size((height, width, channels), geometry)
+
+    def of_image(number: int) -> Tensor:
+        if rectified is not None and isinstance(kernel, Winograd):
+            bordered = kernel.convolve_back(gradient[number], size, _by_pixel(rectified)[number])
+        else:
+            bordered = kernel.convolve_back(gradient[number], size)
+        return _without_border(bordered, geometry, (height, width))
+
     if n == 1:
-        return _as_maps(_without_border(kernel.convolve_back(gradient[0], size), geometry, (height, width)))
+        return _as_maps(of_image(0))
     result = gradient.new_empty(n, height, width, channels)
-    for out, g in zip(result, gradient, strict=True):
-        out.copy_(_without_border(kernel.convolve_back(g, size), geometry, (height, width)))
+    for number, out in enumerate(result):
+        out.copy_(of_image(number))
     return result.permute(0, 3, 1, 2)
 
 
-def _weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    kernel = _kernel(weight, x.shape[-1], geometry.stride)
+def _weight_gradient(
+    gradient: Tensor, x: Tensor, weight: Tensor, kernel: _Library | Winograd, geometry: Geometry
+) -> Tensor:
     result = torch.zeros_like(weight)
     for image, g in zip(x, gradient, strict=True):
         if isinstance(kernel, Winograd):
@@ -258,6 +284,7 @@ def _convolve_strips(
     kernel: _Library | Winograd,
     bias: Tensor | None,
     geometry: Geometry,
+    relu: bool,
     rows: tuple[int, int],
     out: Tensor,
 ) -> None:
@@ -270,9 +297,11 @@ def _convolve_strips(
         end = min(last, start + strip_px)
         target = out[start - first : end - first]
         if isinstance(kernel, Winograd):
-            kernel.convolve(_gathered(window, geometry, start, end), bias, target)
+            kernel.convolve(_gathered(window, geometry, start, end), bias, target, relu)
         else:
             kernel.convolve(_bordered(window, geometry, start, end), bias, target)
+            if relu:
+                target.relu_()
 
 
 def _strip_rows(shape: tuple[int, int, int], geometry: Geometry, values_per_px: int) -> int:

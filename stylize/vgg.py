@@ -138,7 +138,8 @@ class VGG19(nn.Module):
         for layer in LAYERS[:depth]:
             if layer.pool_before:
                 x = self.pool(x, 2)
-            x = F.relu(self.features[layer.key](x), inplace=True)
+            conv = self.features[layer.key]
+            x = conv(x, relu=True) if isinstance(conv, SameSizeConv2d) else F.relu(conv(x), inplace=True)
             if layer.tap in wanted:
                 found[layer.tap] = x
         return found
@@ -162,11 +163,12 @@ class SameSizeConv2d(nn.Conv2d):
         self.replicates = padding == "replication"
         self.geometry = Geometry(3, 1, "replicate" if self.replicates else "constant")
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(N, C, H, W)` to `(N, C', H, W)`."""
+    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
+        """`(N, C, H, W)` to `(N, C', H, W)`, with ReLU or not."""
         if not self.weight.requires_grad and suits(x, self.weight):  # a student in training is derived twice
-            return padded_conv2d(x, self.weight, self.bias, self.geometry)
-        return super().forward(replicate_border(x) if self.replicates else x)
+            return padded_conv2d(x, self.weight, self.bias, self.geometry, relu=relu)
+        result = super().forward(replicate_border(x) if self.replicates else x)
+        return F.relu(result, inplace=True) if relu else result
 
 
 def _separable(in_channels: int, out_channels: int, padding: VGGPadding) -> nn.Module:

@@ -93,16 +93,20 @@ class Winograd:
         self.weight = weight.detach()
         self.values_per_px = len(weight)
 
-    def convolve(self, source: Bordered, bias: Tensor | None, out: Tensor) -> None:
-        """An image of which `(H + 2, W + 2, C)` stand between its borders → `out`, `(H, W, K)`."""
+    def convolve(self, source: Bordered, bias: Tensor | None, out: Tensor, relu: bool = False) -> None:
+        """An image of which `(H + 2, W + 2, C)` stand between its borders → `out`, `(H, W, K)`, with ReLU or not."""
         offset = np.zeros(len(self.weight), np.float32) if bias is None else bias.detach().contiguous().numpy()
-        _convolve(source, self._forward, offset, out)
+        _convolve(source, None, self._forward, offset, 0.0 if relu else -math.inf, out)
 
-    def convolve_back(self, gradient: Tensor, size: tuple[int, int, int]) -> Tensor:
-        """The gradient of the result `(H, W, K)` → that of the bordered image, of `size` `(H + 2, W + 2, C)`."""
+    def convolve_back(self, gradient: Tensor, size: tuple[int, int, int], rectified: Tensor | None = None) -> Tensor:
+        """The gradient of the result `(H, W, K)` → that of the bordered image, of `size` `(H + 2, W + 2, C)`.
+
+        `rectified` is the result, where it went through ReLU.
+        """
         result = gradient.new_empty(size)
         framed = Bordered(gradient.contiguous(), *(_framed(side, 2) for side in gradient.shape[:2]))
-        _convolve(framed, self._backward, np.zeros(size[2], np.float32), result)
+        gate = None if rectified is None else rectified.contiguous().numpy()
+        _convolve(framed, gate, self._backward, np.zeros(size[2], np.float32), -math.inf, result)
         return result
 
     def weight_gradient(self, source: Bordered, gradient: Tensor) -> Tensor:
@@ -118,7 +122,7 @@ class Winograd:
             for chunk in chunks[thread :: len(totals)]:
                 of_inputs = _scratch("values", 36, chunk.tiles, inputs)
                 of_outputs = _scratch("products", 36, chunk.tiles, outputs)
-                _transform_tiles(image, rows, columns, chunk, of_inputs.numpy(), _patch(6, 6, inputs))
+                _transform_tiles(image, None, rows, columns, chunk, of_inputs.numpy(), _patch(6, 6, inputs))
                 _transform_blocks(towards, chunk, of_outputs.numpy(), _patch(6, 4, outputs))
                 totals[thread].baddbmm_(of_inputs.transpose(1, 2), of_outputs)
 
@@ -156,7 +160,7 @@ def _transformed(kernels: Tensor) -> Tensor:
     return (KERNEL_TRANSFORM @ kernels.reshape(9, -1)).view(36, *kernels.shape[2:])
 
 
-def _convolve(source: Bordered, kernel: Tensor, offset: Values, out: Tensor) -> None:
+def _convolve(source: Bordered, gate: Values | None, kernel: Tensor, offset: Values, least: float, out: Tensor) -> None:
     inputs, outputs = kernel.shape[1:]
     (down, across), result = _tiles(out.shape), out.numpy()
     image, rows, columns = _as_arrays(source, down, across)
@@ -168,9 +172,9 @@ def _convolve(source: Bordered, kernel: Tensor, offset: Values, out: Tensor) -> 
         for chunk in left:
             tiles = _scratch("values", 36, chunk.tiles, inputs)
             products = _scratch("products", 36, chunk.tiles, outputs)
-            _transform_tiles(image, rows, columns, chunk, tiles.numpy(), _patch(6, 6, inputs))
+            _transform_tiles(image, gate, rows, columns, chunk, tiles.numpy(), _patch(6, 6, inputs))
             torch.bmm(tiles, kernel, out=products)
-            _transform_products(products.numpy(), chunk, offset, result, _patch(4, 6, outputs))
+            _transform_products(products.numpy(), chunk, offset, np.float32(least), result, _patch(4, 6, outputs))
 
     _in_threads(convolve, min(threads, len(chunks)))
 
@@ -259,10 +263,22 @@ def _compiled(function: Function) -> Function:
 
 
 @_compiled
+def _value(image: Values, gate: Values | None, y: int, x: int, c: int) -> Any:  # pragma: no cover (compiled)
+    if gate is None:  # settled when it is compiled
+        return image[y, x, c]
+    return np.float32(0) if gate[y, x, c] <= 0 else image[y, x, c]
+
+
+@_compiled
+def _at_least(value: np.float32, least: np.float32) -> np.float32:  # pragma: no cover (compiled)
+    return least if value < least else value  # what is no number stays
+
+
+@_compiled
 def _transform_tiles(
-    image: Values, rows: Indices, columns: Indices, chunk: _Chunk, result: Values, patch: Values
+    image: Values, gate: Values | None, rows: Indices, columns: Indices, chunk: _Chunk, result: Values, patch: Values
 ) -> None:  # pragma: no cover (compiled)
-    """Tiles of 6×6 px → `(36, tiles, C)`; `patch` is `(6, 6, C)`."""
+    """Tiles of 6×6 px, zero where the gate is, → `(36, tiles, C)`; `patch` is `(6, 6, C)`."""
     two, four, five = np.float32(2), np.float32(4), np.float32(5)
     channels = image.shape[2]
     wide = chunk.right - chunk.left
@@ -280,8 +296,9 @@ def _transform_tiles(
                             patch[i, j, c] = 0
                 elif inside:
                     for c in range(channels):
-                        p, q, r = image[r0, column, c], image[r1, column, c], image[r2, column, c]
-                        s, t, u = image[r3, column, c], image[r4, column, c], image[r5, column, c]
+                        p, q = _value(image, gate, r0, column, c), _value(image, gate, r1, column, c)
+                        r, s = _value(image, gate, r2, column, c), _value(image, gate, r3, column, c)
+                        t, u = _value(image, gate, r4, column, c), _value(image, gate, r5, column, c)
                         even, odd, outer, inner = t - four * r, s - four * q, t - r, two * (s - q)
                         patch[0, j, c] = four * p - five * r + t
                         patch[1, j, c] = even + odd
@@ -291,12 +308,12 @@ def _transform_tiles(
                         patch[5, j, c] = four * q - five * s + u
                 else:
                     for c in range(channels):
-                        p = image[r0, column, c] if r0 >= 0 else np.float32(0)
-                        q = image[r1, column, c] if r1 >= 0 else np.float32(0)
-                        r = image[r2, column, c] if r2 >= 0 else np.float32(0)
-                        s = image[r3, column, c] if r3 >= 0 else np.float32(0)
-                        t = image[r4, column, c] if r4 >= 0 else np.float32(0)
-                        u = image[r5, column, c] if r5 >= 0 else np.float32(0)
+                        p = _value(image, gate, r0, column, c) if r0 >= 0 else np.float32(0)
+                        q = _value(image, gate, r1, column, c) if r1 >= 0 else np.float32(0)
+                        r = _value(image, gate, r2, column, c) if r2 >= 0 else np.float32(0)
+                        s = _value(image, gate, r3, column, c) if r3 >= 0 else np.float32(0)
+                        t = _value(image, gate, r4, column, c) if r4 >= 0 else np.float32(0)
+                        u = _value(image, gate, r5, column, c) if r5 >= 0 else np.float32(0)
                         even, odd, outer, inner = t - four * r, s - four * q, t - r, two * (s - q)
                         patch[0, j, c] = four * p - five * r + t
                         patch[1, j, c] = even + odd
@@ -319,9 +336,9 @@ def _transform_tiles(
 
 @_compiled
 def _transform_products(
-    products: Values, chunk: _Chunk, offset: Values, result: Values, patch: Values
+    products: Values, chunk: _Chunk, offset: Values, least: np.float32, result: Values, patch: Values
 ) -> None:  # pragma: no cover (compiled)
-    """`(36, tiles, K)` → their 4×4 px of the result, `(H, W, K)`; `patch` is `(4, 6, K)`."""
+    """`(36, tiles, K)` → their 4×4 px of the result, `(H, W, K)`, none below `least`; `patch` is `(4, 6, K)`."""
     two, four, eight = np.float32(2), np.float32(4), np.float32(8)
     height, width, channels = result.shape
     wide = chunk.right - chunk.left
@@ -345,16 +362,16 @@ def _transform_products(
                     s, t, u = patch[i, 3, c], patch[i, 4, c], patch[i, 5, c] + offset[c]
                     even, odd, outer, inner = q + r, q - r, s + t, s - t
                     if whole:
-                        result[y, x, c] = p + even + outer
-                        result[y, x + 1, c] = odd + two * inner + offset[c]
-                        result[y, x + 2, c] = even + four * outer + offset[c]
-                        result[y, x + 3, c] = odd + eight * inner + u
+                        result[y, x, c] = _at_least(p + even + outer, least)
+                        result[y, x + 1, c] = _at_least(odd + two * inner + offset[c], least)
+                        result[y, x + 2, c] = _at_least(even + four * outer + offset[c], least)
+                        result[y, x + 3, c] = _at_least(odd + eight * inner + u, least)
                     else:
-                        result[y, x, c] = p + even + outer
+                        result[y, x, c] = _at_least(p + even + outer, least)
                         if x + 1 < width:
-                            result[y, x + 1, c] = odd + two * inner + offset[c]
+                            result[y, x + 1, c] = _at_least(odd + two * inner + offset[c], least)
                         if x + 2 < width:
-                            result[y, x + 2, c] = even + four * outer + offset[c]
+                            result[y, x + 2, c] = _at_least(even + four * outer + offset[c], least)
 
 
 @_compiled

@@ -74,6 +74,30 @@ def test_padded_convolution_and_its_gradients_equal_those_of_float64(
     assert largest_difference([t.double() for t in found], exact) < TOLERANCE
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("count", [1, 2])
+def test_with_relu_result_and_gradients_equal_those_of_float64(kind: Any, count: int, frozen: bool) -> None:
+    x, weight, bias, geometry = arguments_of(kind, "reflect")
+    x = x[:count]
+
+    def rectified(function: Callable[..., Tensor], *leaves: Tensor) -> list[Tensor]:
+        constants = tuple(t.to(leaves[0].dtype) for t in (weight, bias)) if frozen else ()
+        return with_gradients(lambda *given: function(*given, *constants), *leaves)
+
+    leaves = [x] if frozen else [x, weight, bias]
+    found = rectified(lambda *given: padded_conv2d(*given, geometry, relu=True), *leaves)
+    exact = rectified(lambda *given: plainly(*given, geometry).relu(), *(leaf.double() for leaf in leaves))
+    assert float(found[0].min()) == 0
+    assert largest_difference([t.double() for t in found], exact) < TOLERANCE
+
+
+def test_relu_keeps_what_is_no_number() -> None:
+    x, weight, bias, geometry = arguments_of((64, 32, 3, 1, (8, 9), None), "constant")
+    x[0, 0, 4, 4] = float("nan")
+    assert padded_conv2d(x, weight, bias, geometry, relu=True).isnan().any()
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_any_number_of_threads_gives_the_same(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(winograd, "CHUNK_VALUES", 1)
