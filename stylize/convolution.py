@@ -254,11 +254,13 @@ def _weight_gradient(
     gradient: Tensor, x: Tensor, weight: Tensor, kernel: _Library | Winograd, geometry: Geometry
 ) -> Tensor:
     result = torch.zeros_like(weight)
+    if isinstance(kernel, Winograd):
+        totals = None
+        for image, g in zip(x, gradient, strict=True):
+            totals = kernel.tile_products(_gathered(_whole(image), geometry, 0, len(g)), g, totals)
+        return result if totals is None else result.copy_(kernel.weight_gradient(totals))
     for image, g in zip(x, gradient, strict=True):
-        if isinstance(kernel, Winograd):
-            result += kernel.weight_gradient(_gathered(_whole(image), geometry, 0, len(g)), g)
-        else:
-            result += kernel.weight_gradient(_bordered(_whole(image), geometry, 0, len(g)), g)
+        result += kernel.weight_gradient(_bordered(_whole(image), geometry, 0, len(g)), g)
     return result
 
 

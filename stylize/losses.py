@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -237,8 +237,24 @@ def gram_matrix(features: Tensor) -> Tensor:
     """
     # (N, H·W, C): of a channels-last map a view.
     flat = features.float().permute(0, 2, 3, 1).flatten(1, 2)
-    with torch.autocast(flat.device.type, enabled=False):
-        return flat.transpose(1, 2) @ flat / (flat.shape[1] * flat.shape[2])
+    products: Tensor = _ProductsOfChannels.apply(flat)
+    return products / (flat.shape[1] * flat.shape[2])
+
+
+class _ProductsOfChannels(torch.autograd.Function):
+    # (N, P, C) → (N, C, C). By itself autograd computes the gradient as two large products and their sum.
+
+    @staticmethod
+    def forward(ctx: Any, flat: Tensor) -> Tensor:
+        ctx.save_for_backward(flat)
+        with torch.autocast(flat.device.type, enabled=False):
+            return flat.transpose(1, 2) @ flat
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (flat,), (g,) = ctx.saved_tensors, gradients
+        with torch.autocast(flat.device.type, enabled=False):
+            return cast(Tensor, flat @ (g + g.transpose(1, 2)))
 
 
 def channel_balance(gram: Tensor, balance: float) -> Tensor:

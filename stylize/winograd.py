@@ -109,24 +109,32 @@ class Winograd:
         _convolve(framed, gate, self._backward, np.zeros(size[2], np.float32), -math.inf, result)
         return result
 
-    def weight_gradient(self, source: Bordered, gradient: Tensor) -> Tensor:
-        """The bordered image and the gradient `(H, W, K)` of the result → that of the weights, `(K, C, 3, 3)`."""
+    def tile_products(self, source: Bordered, gradient: Tensor, totals: Tensor | None = None) -> Tensor:
+        """Of a bordered image and the gradient `(H, W, K)` of its result: what `weight_gradient` is made of.
+
+        It is added to `totals`, which come from another image of the same size.
+        """
         outputs, inputs = self.weight.shape[:2]
         (down, across), threads = _tiles(gradient.shape), torch.get_num_threads()
         image, rows, columns = _as_arrays(source, down, across)
         towards = gradient.contiguous().numpy()
         chunks = _chunks(down, across, max(inputs, outputs), threads)
-        totals = torch.zeros(min(threads, len(chunks)), 36, inputs, outputs)
+        sums = torch.zeros(min(threads, len(chunks)), 36, inputs, outputs) if totals is None else totals
 
         def add(thread: int) -> None:
-            for chunk in chunks[thread :: len(totals)]:
+            for chunk in chunks[thread :: len(sums)]:
                 of_inputs = _scratch("values", 36, chunk.tiles, inputs)
                 of_outputs = _scratch("products", 36, chunk.tiles, outputs)
                 _transform_tiles(image, None, rows, columns, chunk, of_inputs.numpy(), _patch(6, 6, inputs))
                 _transform_blocks(towards, chunk, of_outputs.numpy(), _patch(6, 4, outputs))
-                totals[thread].baddbmm_(of_inputs.transpose(1, 2), of_outputs)
+                sums[thread].baddbmm_(of_inputs.transpose(1, 2), of_outputs)
 
-        _in_threads(add, len(totals))
+        _in_threads(add, len(sums))
+        return sums
+
+    def weight_gradient(self, totals: Tensor) -> Tensor:
+        """The products of all images → the gradient of the weights, `(K, C, 3, 3)`."""
+        outputs, inputs = self.weight.shape[:2]
         total = totals.sum(0).view(36, -1)
         return (KERNEL_TRANSFORM.t() @ total).view(3, 3, inputs, outputs).permute(3, 2, 0, 1)
 

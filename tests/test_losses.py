@@ -5,6 +5,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from stylize import losses
 from stylize.errors import StylizeError
 from stylize.losses import (
     LossConfig,
@@ -56,6 +57,17 @@ def test_gram_matrix_is_that_of_each_image_and_does_not_see_positions() -> None:
     shuffled = features.flatten(2)[..., torch.randperm(30)].reshape(3, 4, 6, 5)
     torch.testing.assert_close(gram_matrix(features)[1:2], gram_matrix(features[1:2]))
     torch.testing.assert_close(gram_matrix(shuffled), gram_matrix(features))
+
+
+def test_gram_matrix_has_the_gradients_of_its_formula_the_second_too() -> None:
+    features = torch.rand(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+
+    def double(x: Tensor) -> Tensor:  # gram_matrix itself computes in float32
+        flat = x.permute(0, 2, 3, 1).flatten(1, 2)
+        return losses._ProductsOfChannels.apply(flat)
+
+    torch.autograd.gradcheck(double, features)
+    torch.autograd.gradgradcheck(double, features)
 
 
 def test_gram_matrix_is_float32_under_autocast() -> None:
