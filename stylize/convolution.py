@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from stylize.products import PANEL, in_panels, multiply
+from stylize.threads import in_threads
 from stylize.winograd import TILE_PX, Bordered, Indices, Winograd, winograd_of
 
 Border = Literal["reflect", "replicate", "constant"]
@@ -28,7 +30,7 @@ Enlargement = Literal["bilinear", "nearest"]
 aten = torch.ops.aten
 
 STRIP_VALUES = 1 << 20  # of bordered maps or of the result: 4 MiB
-UNFOLDED_VALUES = 1 << 20
+WINDOWED_VALUES = 1 << 18
 WINOGRAD_PAYS_FROM = 32 * 64  # products of channels; below, the transforms cost more than they save
 
 
@@ -458,9 +460,9 @@ class _Direct(_Library):
             height, width = bordered.shape[:2]
             frame_px = kernel_px - 1
             framed = _grown(gradient, height + frame_px, width + frame_px, frame_px)
-            flipped = _unfolded_product(bordered, framed, kernel_px, 1)
+            flipped = _window_products(bordered, framed, kernel_px, 1)
             return flipped.flip(1, 2).permute(3, 0, 1, 2)
-        return _unfolded_product(gradient, bordered, kernel_px, self.stride).permute(0, 3, 1, 2)
+        return _window_products(gradient, bordered, kernel_px, self.stride).permute(0, 3, 1, 2)
 
 
 class _Narrow(_Direct):
@@ -495,19 +497,33 @@ class _Narrow(_Direct):
         return _as_maps(result)
 
 
-def _unfolded_product(pixels: Tensor, source: Tensor, kernel_px: int, stride: int) -> Tensor:
-    """Σ over pixels of their values times the window of the source there: `(H, W, A)`, … → `(A, k, k, C)`."""
-    (height, width, values), channels = pixels.shape, source.shape[-1]
-    row = source.stride(0)
+def _window_products(pixels: Tensor, source: Tensor, kernel_px: int, stride: int) -> Tensor:
+    """Σ over pixels of their values times the window of the source there: `(H, W, A)`, … → `(A, k, k, C)`.
+
+    A window's rows lie in the source as they are: so many values from each pixel on.
+    """
+    (height, width, values), (_, source_width, channels) = pixels.shape, source.shape
+    side, row = kernel_px * channels, source_width * channels
+    if in_panels(side) > side:  # what is read beyond the last window
+        source = F.pad(source.flatten(), (0, in_panels(side) - side))
     windows = source.as_strided(
-        (height, width, kernel_px, kernel_px * channels), (stride * row, stride * channels, row, 1)
+        (kernel_px, height, in_panels(side) // PANEL, width, PANEL), (row, stride * row, PANEL, stride * channels, 1)
     )
-    total = pixels.new_zeros(values, kernel_px * kernel_px * channels)
-    rows = max(1, UNFOLDED_VALUES // (width * total.shape[1]))
-    for first in range(0, height, rows):
-        part = windows[first : first + rows].reshape(-1, total.shape[1])
-        total.addmm_(pixels[first : first + rows].reshape(-1, values).t(), part)
-    return total.view(values, kernel_px, kernel_px, channels)
+    threads = min(torch.get_num_threads(), height)
+    totals = pixels.new_zeros(threads, kernel_px, values, in_panels(side))
+    rows = max(1, WINDOWED_VALUES // (width * (values + channels)))
+
+    def add_part(thread: int) -> None:
+        last = height * (thread + 1) // threads
+        for first in range(height * thread // threads, last, rows):
+            some = slice(first, min(first + rows, last))
+            of_pixels = pixels[some].transpose(1, 2)
+            for own, total in zip(windows[:, some], totals[thread], strict=True):
+                multiply(of_pixels, own, total.expand(len(of_pixels), -1, -1), add=True)
+
+    in_threads(add_part, threads)
+    total = totals.sum(0)[..., :side].transpose(0, 1)
+    return total.reshape(values, kernel_px, kernel_px, channels)
 
 
 def _kernel(weight: Tensor, channels: int, stride: int) -> _Library | Winograd:

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from stylize import products
 from stylize.errors import StylizeError, unknown_name
 from stylize.vgg import TAPS, VGG19, Pooling, VGGPadding
 
@@ -247,14 +248,19 @@ class _ProductsOfChannels(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, flat: Tensor) -> Tensor:
         ctx.save_for_backward(flat)
+        if products.suit(flat):
+            return torch.stack([products.over_rows(image, image) for image in flat])
         with torch.autocast(flat.device.type, enabled=False):
             return flat.transpose(1, 2) @ flat
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (flat,), (g,) = ctx.saved_tensors, gradients
+        both = g + g.transpose(1, 2)
+        if products.suit(flat):
+            return torch.stack([products.by_rows(image, factor) for image, factor in zip(flat, both, strict=True)])
         with torch.autocast(flat.device.type, enabled=False):
-            return cast(Tensor, flat @ (g + g.transpose(1, 2)))
+            return cast(Tensor, flat @ both)
 
 
 def channel_balance(gram: Tensor, balance: float) -> Tensor:

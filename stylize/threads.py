@@ -1,4 +1,4 @@
-"""Threads in which torch computes on one core, in place of those of its own or beside them.
+"""Threads beside those of torch: in which it computes on one core, or in which compiled functions do.
 
 Nothing of torch is imported before it is needed: what its own threads do is chosen before it comes.
 """
@@ -6,7 +6,9 @@ Nothing of torch is imported before it is needed: what its own threads do is cho
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from threading import Barrier
 
 # How often a waiting thread of GNU's OpenMP asks before it sleeps. Its own choice takes some milliseconds, and in these
@@ -42,3 +44,17 @@ def single_core_threads(count: int) -> ThreadPoolExecutor:
         future.result()
     torch.set_num_threads(threads)  # torch's number for new threads is what was set last, in whichever
     return executor
+
+
+def in_threads(work: Callable[[int], None], count: int) -> None:
+    """Call `work` with 0 to `count` − 1, at the same time; for functions that leave the interpreter's lock alone."""
+    if count == 1:
+        work(0)
+    else:
+        list(_pool(count, os.getpid()).map(work, range(count)))
+
+
+@lru_cache(1)
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    # A process that was forked has none of the threads; so the number of the process is asked for, too.
+    return ThreadPoolExecutor(threads)

@@ -7,9 +7,10 @@ number of channels, not with its square.
 
 Floor: the products of matrices, C·K·36/16 multiplications a pixel. The transforms read an image once and write it once,
 but what they make is 2.25 times as large: it must not leave the cache. So a thread takes some rows of tiles through all
-three steps, then the next ones. Threads are Python's; each has the library's products for itself alone.
+three steps, then the next ones. The threads are Python's; what they do is compiled, and leaves the interpreter's lock
+alone.
 
-The transforms are compiled for the processor at hand when they are first needed, and kept on disk.
+The transforms and the products are compiled for the processor at hand when they are first needed, and kept on disk.
 
 Source: Lavin & Gray 2015, arXiv:1509.09308, section 4.3.
 """
@@ -17,25 +18,21 @@ Source: Lavin & Gray 2015, arXiv:1509.09308, section 4.3.
 from __future__ import annotations
 
 import math
-import os
 import threading
-from collections.abc import Callable, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, lru_cache
-from typing import Any, NamedTuple, TypeVar, cast
+from collections.abc import MutableMapping
+from functools import cached_property
+from typing import Any, NamedTuple, cast
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from stylize.threads import single_core_threads
+from stylize.products import Values, as_panels, compiled, in_panels, multiply, panels
+from stylize.threads import in_threads
 
-Values = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 TILE_PX = 4
 CHUNK_VALUES = 5 << 17  # of transformed tiles: 2.5 MiB, a share of the cache
@@ -119,34 +116,34 @@ class Winograd:
         image, rows, columns = _as_arrays(source, down, across)
         towards = gradient.contiguous().numpy()
         chunks = _chunks(down, across, max(inputs, outputs), threads)
-        sums = torch.zeros(min(threads, len(chunks)), 36, inputs, outputs) if totals is None else totals
+        sums = torch.zeros(min(threads, len(chunks)), 36, inputs, in_panels(outputs)) if totals is None else totals
 
         def add(thread: int) -> None:
             for chunk in chunks[thread :: len(sums)]:
                 of_inputs = _scratch("values", 36, chunk.tiles, inputs)
-                of_outputs = _scratch("products", 36, chunk.tiles, outputs)
+                of_outputs = _scratch("products", 36, chunk.tiles, in_panels(outputs))
                 _transform_tiles(image, None, rows, columns, chunk, of_inputs.numpy(), _patch(6, 6, inputs))
                 _transform_blocks(towards, chunk, of_outputs.numpy(), _patch(6, 4, outputs))
-                sums[thread].baddbmm_(of_inputs.transpose(1, 2), of_outputs)
+                multiply(of_inputs.transpose(1, 2), as_panels(of_outputs), sums[thread], add=True)
 
-        _in_threads(add, len(sums))
+        in_threads(add, len(sums))
         return sums
 
     def weight_gradient(self, totals: Tensor) -> Tensor:
         """The products of all images → the gradient of the weights, `(K, C, 3, 3)`."""
         outputs, inputs = self.weight.shape[:2]
-        total = totals.sum(0).view(36, -1)
+        total = totals.sum(0)[..., :outputs].reshape(36, -1)
         return (KERNEL_TRANSFORM.t() @ total).view(3, 3, inputs, outputs).permute(3, 2, 0, 1)
 
     @cached_property
     def _forward(self) -> Tensor:
-        """`(36, C, K)`."""
-        return _transformed(self.weight.permute(2, 3, 1, 0))
+        """`(36, C, K)`, in panels."""
+        return panels(_transformed(self.weight.permute(2, 3, 1, 0)))
 
     @cached_property
     def _backward(self) -> Tensor:
-        """`(36, K, C)`: that of the kernels turned by half a turn."""
-        return _transformed(self.weight.flip(2, 3).permute(2, 3, 0, 1))
+        """`(36, K, C)`, in panels: that of the kernels turned by half a turn."""
+        return panels(_transformed(self.weight.flip(2, 3).permute(2, 3, 0, 1)))
 
 
 def winograd_of(weight: Tensor) -> Winograd:
@@ -169,7 +166,7 @@ def _transformed(kernels: Tensor) -> Tensor:
 
 
 def _convolve(source: Bordered, gate: Values | None, kernel: Tensor, offset: Values, least: float, out: Tensor) -> None:
-    inputs, outputs = kernel.shape[1:]
+    inputs, outputs = source.values.shape[2], out.shape[2]
     (down, across), result = _tiles(out.shape), out.numpy()
     image, rows, columns = _as_arrays(source, down, across)
     threads = torch.get_num_threads()
@@ -179,12 +176,12 @@ def _convolve(source: Bordered, gate: Values | None, kernel: Tensor, offset: Val
     def convolve(_: int) -> None:
         for chunk in left:
             tiles = _scratch("values", 36, chunk.tiles, inputs)
-            products = _scratch("products", 36, chunk.tiles, outputs)
+            products = _scratch("products", 36, chunk.tiles, in_panels(outputs))
             _transform_tiles(image, gate, rows, columns, chunk, tiles.numpy(), _patch(6, 6, inputs))
-            torch.bmm(tiles, kernel, out=products)
+            multiply(tiles, kernel, products)
             _transform_products(products.numpy(), chunk, offset, np.float32(least), result, _patch(4, 6, outputs))
 
-    _in_threads(convolve, min(threads, len(chunks)))
+    in_threads(convolve, min(threads, len(chunks)))
 
 
 def _tiles(shape: torch.Size) -> tuple[int, int]:
@@ -217,21 +214,7 @@ def _chunks(down: int, across: int, channels: int, threads: int) -> list[_Chunk]
     ]
 
 
-# --- Threads -------------------------------------------------------------------------------------------------------
-
-
-def _in_threads(work: Callable[[int], None], count: int) -> None:
-    """Call `work` with 0 … `count` − 1, at the same time."""
-    if count == 1:
-        work(0)
-    else:
-        list(_pool(count, os.getpid()).map(work, range(count)))
-
-
-@lru_cache(1)
-def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    # A process that was forked has none of the threads; so the number of the process is asked for, too.
-    return single_core_threads(threads)
+# --- Scratch -------------------------------------------------------------------------------------------------------
 
 
 def load_compiled_functions() -> None:
@@ -262,27 +245,19 @@ def _patch(*shape: int) -> Values:
 # --- The transforms, compiled --------------------------------------------------------------------------------------
 
 
-def _compiled(function: Function) -> Function:
-    options: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}}
-    try:
-        return cast(Function, numba.njit(cache=True, **options)(function))
-    except RuntimeError:  # there is no folder for it that may be written to
-        return cast(Function, numba.njit(**options)(function))
-
-
-@_compiled
+@compiled
 def _value(image: Values, gate: Values | None, y: int, x: int, c: int) -> Any:  # pragma: no cover (compiled)
     if gate is None:  # settled when it is compiled
         return image[y, x, c]
     return np.float32(0) if gate[y, x, c] <= 0 else image[y, x, c]
 
 
-@_compiled
+@compiled
 def _at_least(value: np.float32, least: np.float32) -> np.float32:  # pragma: no cover (compiled)
     return least if value < least else value  # what is no number stays
 
 
-@_compiled
+@compiled
 def _transform_tiles(
     image: Values, gate: Values | None, rows: Indices, columns: Indices, chunk: _Chunk, result: Values, patch: Values
 ) -> None:  # pragma: no cover (compiled)
@@ -342,7 +317,7 @@ def _transform_tiles(
                     result[6 * i + 5, tile, c] = four * q - five * s + u
 
 
-@_compiled
+@compiled
 def _transform_products(
     products: Values, chunk: _Chunk, offset: Values, least: np.float32, result: Values, patch: Values
 ) -> None:  # pragma: no cover (compiled)
@@ -382,7 +357,7 @@ def _transform_products(
                             result[y, x + 2, c] = _at_least(even + four * outer + offset[c], least)
 
 
-@_compiled
+@compiled
 def _transform_blocks(
     gradient: Values, chunk: _Chunk, result: Values, patch: Values
 ) -> None:  # pragma: no cover (compiled)

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stylize import convolution, winograd
+from stylize import convolution, products, winograd
 from stylize.convolution import Border, Geometry, padded_conv2d, suits, upsample_to
 from stylize.generators import GENERATORS, GeneratorConfig, build_generator
 from stylize.norms import NORMS, instance_statistics
+from stylize.threads import in_threads
 from stylize.vgg import VGG19, randomize_
 
 BORDERS: tuple[Border, ...] = ("reflect", "replicate", "constant")
@@ -65,7 +66,7 @@ def test_padded_convolution_and_its_gradients_equal_those_of_float64(
     if strip == "strips":
         monkeypatch.setattr(convolution, "STRIP_VALUES", 1)
         monkeypatch.setattr(winograd, "CHUNK_VALUES", 1)
-        monkeypatch.setattr(convolution, "UNFOLDED_VALUES", 1)
+        monkeypatch.setattr(convolution, "WINDOWED_VALUES", 1)
     x, weight, bias, geometry = arguments_of(kind, border)
     x = x[: 1 if strip == "one image" else 2]
     found = with_gradients(padded_conv2d, x, weight, bias, geometry)
@@ -124,7 +125,7 @@ def test_a_fault_in_a_thread_is_told() -> None:
             raise MemoryError("no room")
 
     with pytest.raises(MemoryError, match="no room"):
-        winograd._in_threads(work, 2)
+        in_threads(work, 2)
 
 
 def test_frozen_weights_are_transformed_once_and_again_when_they_change() -> None:
@@ -153,7 +154,7 @@ def test_without_a_folder_for_compiled_functions_they_are_compiled_anew(monkeypa
 
     monkeypatch.setattr(numba, "njit", njit)
 
-    @winograd._compiled
+    @products.compiled
     def double(x: int) -> int:
         return 2 * x
 
