@@ -188,6 +188,45 @@ def _factors(shape: Sequence[int], size: tuple[int, int]) -> tuple[float, float]
     return height, width
 
 
+def replicate_border(x: Tensor) -> Tensor:
+    """One more pixel on every side, the same as its neighbour: `(…, H, W)` to `(…, H + 2, W + 2)`.
+
+    Differs: from `torch.nn.ReplicationPad2d` in its backward pass alone, which torch.compile cannot lower on CPUs.
+    """
+    bordered: Tensor = _ReplicateBorder.apply(x)
+    return bordered
+
+
+class _ReplicateBorder(torch.autograd.Function):
+    # What torch.cat and slices would do by themselves, in one copy each way: theirs make two, and for the gradient
+    # four, each filled with zeros first.
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        bordered = torch.empty(
+            (*x.shape[:-2], height + 2, width + 2), dtype=x.dtype, device=x.device, memory_format=_layout(x)
+        )
+        bordered[..., 1:-1, 1:-1] = x
+        bordered[..., 0, 1:-1], bordered[..., -1, 1:-1] = x[..., 0, :], x[..., -1, :]
+        bordered[..., 0], bordered[..., -1] = bordered[..., 1], bordered[..., -2]
+        return bordered
+
+    @staticmethod
+    def backward(ctx: object, *gradients: Tensor) -> Tensor:
+        (g,) = gradients
+        inner = g[..., 1:-1, 1:-1].clone(memory_format=_layout(g))
+        for row in (0, -1):
+            inner[..., row, :] += g[..., row, 1:-1]
+            inner[..., :, row] += g[..., 1:-1, row]
+            for column in (0, -1):
+                inner[..., row, column] += g[..., row, column]
+        return inner
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    return torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+
+
 class _PaddedConv2d(torch.autograd.Function):
     # The input is kept as it came, neither enlarged nor bordered, and only where the weights train.
 

@@ -38,13 +38,18 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """`fp32` or `bf16`; `auto`: bf16 where the device multiplies it in hardware."""
+    """`fp32` or `bf16`; `auto`: bf16 on GPUs that multiply it in hardware.
+
+    On a CPU fp32 is exact, needs no compiler, and with the convolutions of `stylize.convolution` is the faster of the
+    two even where AVX-512 multiplies bf16 (`scripts/benchmark.py`).
+    """
     if name != "auto":
         return name
-    return "bf16" if _has_bf16(device) else "fp32"
+    return "bf16" if device.type != "cpu" and multiplies_bf16(device) else "fp32"
 
 
-def _has_bf16(device: torch.device) -> bool:
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 in hardware."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
@@ -101,7 +106,7 @@ def why_not_compile(device: torch.device, precision: str) -> str | None:
         return f"it pays on cuda and cpu, not on {device.type}"
     if device.type == "cpu" and precision == "fp32":
         return "in fp32 on cpu too little is gained over the eager convolutions"
-    if device.type == "cpu" and not _has_bf16(device):
+    if device.type == "cpu" and not multiplies_bf16(device):
         return "this cpu does not multiply bf16 in hardware"
     return None if has_compiler(device) else f"no compiler for {device.type} is found"
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stylize.convolution import Geometry, padded_conv2d, suits
+from stylize.convolution import Geometry, padded_conv2d, replicate_border, suits
 from stylize.errors import StylizeError, pick
 
 Pooling = Literal["max", "average"]
@@ -189,45 +189,6 @@ def last_convolution(layer: nn.Module) -> nn.Conv2d:
     conv = layer[-1] if isinstance(layer, nn.Sequential) else layer
     assert isinstance(conv, nn.Conv2d) and conv.bias is not None
     return conv
-
-
-class _ReplicateBorder(torch.autograd.Function):
-    # What torch.cat and slices would do by themselves, in one copy each way: theirs make two, and for the gradient
-    # four, each filled with zeros first.
-    @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        bordered = torch.empty(
-            (*x.shape[:-2], height + 2, width + 2), dtype=x.dtype, device=x.device, memory_format=_layout(x)
-        )
-        bordered[..., 1:-1, 1:-1] = x
-        bordered[..., 0, 1:-1], bordered[..., -1, 1:-1] = x[..., 0, :], x[..., -1, :]
-        bordered[..., 0], bordered[..., -1] = bordered[..., 1], bordered[..., -2]
-        return bordered
-
-    @staticmethod
-    def backward(ctx: object, *gradients: Tensor) -> Tensor:
-        (g,) = gradients
-        inner = g[..., 1:-1, 1:-1].clone(memory_format=_layout(g))
-        for row in (0, -1):
-            inner[..., row, :] += g[..., row, 1:-1]
-            inner[..., :, row] += g[..., 1:-1, row]
-            for column in (0, -1):
-                inner[..., row, column] += g[..., row, column]
-        return inner
-
-
-def _layout(x: Tensor) -> torch.memory_format:
-    return torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-
-
-def replicate_border(x: Tensor) -> Tensor:
-    """One more pixel on every side, the same as its neighbour: `(…, H, W)` to `(…, H + 2, W + 2)`.
-
-    Differs: from `torch.nn.ReplicationPad2d` in its backward pass alone, which torch.compile cannot lower on CPUs.
-    """
-    bordered: Tensor = _ReplicateBorder.apply(x)
-    return bordered
 
 
 def tap_depth(taps: Iterable[str]) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stylize import convolution, products, winograd
-from stylize.convolution import Border, Geometry, padded_conv2d, suits, upsample_to
+from stylize.convolution import Border, Geometry, padded_conv2d, replicate_border, suits, upsample_to
 from stylize.generators import GENERATORS, GeneratorConfig, build_generator
 from stylize.norms import NORMS, instance_statistics
 from stylize.threads import in_threads
@@ -281,3 +281,14 @@ def test_normalizing_in_place_gives_what_a_call_gives(name: str) -> None:
 def test_normalizing_in_place_needs_no_second_map() -> None:
     x = torch.randn(1, 4, 6, 7)
     assert NORMS["instance"](4).eval().normalize_(x).data_ptr() == x.data_ptr()
+
+
+@pytest.mark.parametrize("size", ((5, 7), (1, 4), (1, 1)))
+def test_the_border_is_replicated_forward_and_backward(size: tuple[int, int]) -> None:
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    expected = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    torch.testing.assert_close(replicate_border(x), expected)
+    weights = torch.randn_like(expected)
+    theirs, ours = (torch.autograd.grad((y * weights).sum(), x)[0] for y in (expected, replicate_border(x)))
+    torch.testing.assert_close(ours, theirs)
+    assert torch.autograd.gradgradcheck(lambda y: replicate_border(y).square(), (x,))

@@ -296,7 +296,7 @@ def test_compilation_follows_device_precision_and_megapixels_and_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("stylize.devices.has_compiler", lambda device: True)
-    monkeypatch.setattr("stylize.devices._has_bf16", lambda device: True)
+    monkeypatch.setattr("stylize.devices.multiplies_bf16", lambda device: True)
     square, wide = [(1000, 1000)] * 50, [(2000, 1000)] * 24
     with caplog.at_level(logging.DEBUG, "stylize"):
         assert choose_shapes("auto", CPU, "bf16", square + wide) == {Shape(1, 1000, 1000)}
@@ -337,7 +337,7 @@ def test_at_most_eight_sizes_are_compiled_those_with_the_most_pixels(monkeypatch
 def test_without_what_it_needs_there_is_no_compiler(
     missing: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stylize.devices._has_bf16", lambda device: True)
+    monkeypatch.setattr("stylize.devices.multiplies_bf16", lambda device: True)
     for name in ("importlib.util.find_spec", "shutil.which", "pathlib.Path.exists"):
         monkeypatch.setattr(name, lambda *_, found=name != missing: found or None)
     assert not has_compiler(device)
@@ -349,7 +349,7 @@ def test_without_what_it_needs_there_is_no_compiler(
 
 
 def test_compilation_is_not_for_cpus_without_bf16_nor_for_mps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stylize.devices._has_bf16", lambda device: False)
+    monkeypatch.setattr("stylize.devices.multiplies_bf16", lambda device: False)
     assert why_not_compile(CPU, "bf16") == "this cpu does not multiply bf16 in hardware"
     assert why_not_compile(torch.device("mps"), "bf16") == "it pays on cuda and cpu, not on mps"
 

@@ -31,7 +31,6 @@ from stylize.vgg import (
     natural_noise,
     randomize_,
     read_weights,
-    replicate_border,
     tap_depth,
 )
 
@@ -335,17 +334,6 @@ def test_convolutions_of_low_rank_have_the_channels_that_are_asked_for_between()
     assert shapes == [(2, 4, 1, 1), (3, 2, 3, 3), (6, 3, 1, 1), (6,)]
     with pytest.raises(ValueError, match="got 1 ranks, must be one for each of 2 convolutions"):
         VGG19(2, widths=(4, 4), convolution="low_rank", ranks=[None])
-
-
-@pytest.mark.parametrize("size", ((5, 7), (1, 4), (1, 1)))
-def test_the_border_is_replicated_forward_and_backward(size: tuple[int, int]) -> None:
-    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
-    expected = F.pad(x, (1, 1, 1, 1), mode="replicate")
-    torch.testing.assert_close(replicate_border(x), expected)
-    weights = torch.randn_like(expected)
-    theirs, ours = (torch.autograd.grad((y * weights).sum(), x)[0] for y in (expected, replicate_border(x)))
-    torch.testing.assert_close(ours, theirs)
-    assert torch.autograd.gradgradcheck(lambda y: replicate_border(y).square(), (x,))
 
 
 def test_feature_maps_are_channels_last_and_their_gram_matrices_need_no_copy() -> None:

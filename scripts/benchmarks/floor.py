@@ -18,7 +18,7 @@ from benchmarks.measuring import environment, spread, timed
 from benchmarks.report import Finding, Table
 from benchmarks.settings import Settings
 
-from stylize.devices import choose_precision
+from stylize.devices import multiplies_bf16
 
 PRODUCT_SIDE = {"cpu": 2048, "cuda": 8192}
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}
@@ -62,7 +62,7 @@ class FloorPlayer:
         self.device = settings.torch_device()
         on_cuda = self.device.type == "cuda"
         kinds = ["fp32", *(["tf32"] if on_cuda else [])]
-        if on_cuda or settings.precision == "bf16" or choose_precision("auto", self.device) == "bf16":
+        if on_cuda or settings.precision == "bf16" or multiplies_bf16(self.device):
             kinds.append("bf16")
         self.kinds = kinds
 

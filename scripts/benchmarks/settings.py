@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stylize.devices import choose_device, choose_precision
+from stylize.devices import choose_device, multiplies_bf16
 from stylize.generators import Generator, GeneratorConfig, build_generator
 from stylize.losses import LossConfig
 from stylize.norms import Norm
@@ -78,7 +78,7 @@ class Settings:
         """Those in which stylize is timed."""
         if self.precision != "auto":
             return (self.precision,)
-        return ("fp32", "bf16") if choose_precision("auto", self.torch_device()) == "bf16" else ("fp32",)
+        return ("fp32", "bf16") if multiplies_bf16(self.torch_device()) else ("fp32",)
 
 
 def make_generator(seed: int, norm: str = "instance", width: int = WIDTH) -> Generator:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated, Literal, NamedTuple, Protocol
 
+import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from stylize.convolution import (
     Window,
     convolve_rows,
     padded_conv2d,
+    replicate_border,
     suits,
     upsample_to,
 )
@@ -207,4 +209,8 @@ class PaddedConv2d(nn.Conv2d):
 
     def _pad(self, x: Tensor) -> Tensor:
         border_px = self.geometry.border_px
+        if self.geometry.border == "replicate" and torch.compiler.is_compiling():
+            for _ in range(border_px):
+                x = replicate_border(x)
+            return x
         return nn.functional.pad(x, (border_px,) * 4, self.geometry.border) if border_px else x
