@@ -16,7 +16,7 @@ it, with the same weights: the first repeat of each side must give the same loss
 weights are random and seeded; they do not change the time. Every side has a process of its own, so that its peak
 memory can be told; the sides take turns::
 
-    python scripts/benchmark.py [SUBJECT ...] [--rounds 3] [--steps 1] [--device cuda] [--json FILE]
+    python scripts/benchmark.py [SUBJECT ...] [--rounds 3] [--steps 3] [--device cuda] [--json FILE]
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ side_px = click.IntRange(32)
 @click.command()
 @click.argument("subjects", nargs=-1, type=click.Choice([FLOOR, *SUBJECTS, ALL]))
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Turns of each side.")
-@click.option("--steps", type=click.IntRange(1), default=1, show_default=True, help="Timed repeats in a turn.")
+@click.option("--steps", type=click.IntRange(1), default=3, show_default=True, help="Timed repeats in a turn.")
 @click.option("--batch", type=click.IntRange(1), default=4, show_default=True, help="Crops in a training step.")
 @click.option("--crop", type=side_px, callback=_multiple_of_4, default=256, show_default=True, help="Their side, px.")
 @click.option(

@@ -43,6 +43,16 @@ def keep_freed_memory() -> None:
         library.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
+def return_freed_memory() -> None:
+    """Give the system what the process has freed, where small things had it: after much was loaded or compiled.
+
+    Where the C library is not GNU's, nothing is done.
+    """
+    library = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    if library is not None and hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
+
+
 def use_large_pages() -> None:
     """Let torch ask for large pages: right where sizes vary, and memory is to be given back. Before torch is imported.
 

@@ -35,7 +35,7 @@ from stylize.threads import in_threads
 Indices = npt.NDArray[np.int64]
 
 TILE_PX = 4
-CHUNK_VALUES = 5 << 17  # of transformed tiles: 2.5 MiB, a share of the cache
+CHUNK_VALUES = 5 << 16  # of transformed tiles: 1.25 MiB, a share of the cache
 
 _KERNEL = torch.tensor(
     [

@@ -22,7 +22,7 @@ from stylize.inference.plans import Room, choose_plan
 from stylize.inference.streaming import StripPainter
 from stylize.inference.stylizer import Stylizer
 from stylize.losses import PerceptualLoss
-from stylize.memory import LARGE_PAGES, keep_freed_memory
+from stylize.memory import LARGE_PAGES, keep_freed_memory, return_freed_memory
 from stylize.threads import SHORT_SPINS
 from stylize.training.data import Batches, ContentConfig, CropDataset
 from stylize.training.trainer import ScheduleConfig, TrainConfig, Trainer
@@ -232,6 +232,7 @@ class WorkloadPlayer:
         self.device = settings.torch_device()
         self.workload = make(settings)
         gc.collect()
+        return_freed_memory()  # what it took to make the inputs is not to be measured
         self.gauge = MemoryGauge(self.device)
 
     def play(self, steps: int) -> Round:

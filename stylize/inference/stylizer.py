@@ -15,6 +15,7 @@ from stylize.devices import choose_memory_format
 from stylize.generators import Generator
 from stylize.images import Picture, limited_size
 from stylize.inference.strokes import enlarged, shrunk_size
+from stylize.memory import return_freed_memory
 from stylize.winograd import load_compiled_functions
 
 logger = logging.getLogger("stylize")
@@ -76,6 +77,7 @@ class Stylizer:
         self.compiled = frozenset(compiled)
         if device.type == "cpu" and precision == "fp32":
             load_compiled_functions()  # before anyone plans what memory is left
+            return_freed_memory()
         # Every shape by itself: sizes that are known are faster, and those that are rare are not compiled at all.
         self._compiled_network: Callable[[Tensor], Tensor] | None = (
             torch.compile(self.generator, dynamic=False) if compiled else None
