@@ -34,7 +34,12 @@ from stylize.model_file import load_model
 from stylize.training.data import find_photographs, validation_images
 
 # What tells whether an input is one for stylize's own functions.
-SWITCHES = ("stylize.generators.base.suits", "stylize.vgg.suits", "stylize.norms._is_dense_on_cpu")
+SWITCHES = (
+    "stylize.generators.base.suits",
+    "stylize.vgg.suits",
+    "stylize.norms._is_dense_on_cpu",
+    "stylize.products.suit",
+)
 BY_TORCH_ALONE = f"""
 from unittest import mock
 for switch in {SWITCHES}:
