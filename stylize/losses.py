@@ -257,7 +257,7 @@ class _ProductsOfChannels(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (flat,), (g,) = ctx.saved_tensors, gradients
         both = g + g.transpose(1, 2)
-        if products.suit(flat):
+        if products.suit(flat) and not torch.is_grad_enabled():  # not where it is derived again
             return torch.stack([products.by_rows(image, factor) for image, factor in zip(flat, both, strict=True)])
         with torch.autocast(flat.device.type, enabled=False):
             return cast(Tensor, flat @ both)

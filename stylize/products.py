@@ -101,15 +101,20 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> 
         right: `(P, panels, D, columns)`, see `panels`; neighbouring columns beside each other in memory.
         out: `(P, M, N)`, as many columns as the panels have, neighbouring ones beside each other.
         add: Whether to add.
+
+    Raises:
+        ValueError: Neighbouring columns of `right` or `out` are not beside each other.
     """
+    if not right.stride(-1) == out.stride(-1) == 1:
+        raise ValueError(f"multiply: got the strides {right.stride()} and {out.stride()}, must end in 1")
     strides: tuple[Any, ...] = left.stride(), right.stride(), out.stride()
     _multiply(_flat(left), _flat(right), _flat(out), strides, (*left.shape, right.shape[1]), add)
 
 
 def suit(values: Tensor) -> bool:
-    """Whether the two below are right for matrices of these: float32 on a CPU, and columns that fill panels."""
+    """Whether the two below are right for matrices of these: float32 on a CPU, columns side by side, whole panels."""
     plain = values.device.type == "cpu" and values.dtype == torch.float32 and not torch.compiler.is_compiling()
-    return plain and values.shape[-1] % PANEL == 0
+    return plain and values.stride(-1) == 1 and values.shape[-1] % PANEL == 0
 
 
 def by_rows(left: Tensor, right: Tensor) -> Tensor:

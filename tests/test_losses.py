@@ -15,6 +15,7 @@ from stylize.losses import (
     squared_error,
     total_variation,
 )
+from stylize.products import PANEL, suit
 from stylize.vgg import TAPS, VGG19, load_vgg
 
 STYLE_LAYERS = {"relu1_1": 1.0, "relu2_1": 3.0}
@@ -68,6 +69,23 @@ def test_gram_matrix_has_the_gradients_of_its_formula_the_second_too() -> None:
 
     torch.autograd.gradcheck(double, features)
     torch.autograd.gradgradcheck(double, features)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_gram_matrices_by_compiled_products_have_both_gradients_too(layout: torch.memory_format) -> None:
+    features = torch.randn(2, PANEL, 5, 4).contiguous(memory_format=layout)
+
+    def with_gradients(x: Tensor) -> list[Tensor]:
+        flat = x.detach().permute(0, 2, 3, 1).flatten(1, 2).requires_grad_()
+        products = losses._ProductsOfChannels.apply(flat)
+        energy = products.square().mean()
+        (plain,) = torch.autograd.grad(energy, flat, retain_graph=True)
+        (first,) = torch.autograd.grad(energy, flat, create_graph=True)
+        return [products.detach(), plain, first.detach(), torch.autograd.grad(first.square().sum(), flat)[0]]
+
+    assert suit(features.permute(0, 2, 3, 1)) == (layout is torch.channels_last)
+    for found, exact in zip(with_gradients(features), with_gradients(features.double()), strict=True):
+        torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max()))
 
 
 def test_gram_matrix_is_float32_under_autocast() -> None:

@@ -63,6 +63,14 @@ def test_factors_may_lie_in_memory_in_any_order() -> None:
     assert (room[:, :, :PANEL] == 5).all() and (room[:, :, 3 * PANEL :] == 5).all()
 
 
+def test_columns_that_are_not_beside_each_other_are_refused() -> None:
+    left, right, out = draw(1, 3, 4), draw(1, 4, PANEL), draw(1, 3, PANEL)
+    aside = draw(1, PANEL, 4).transpose(1, 2)
+    for arguments in ((left, as_panels(aside), out), (left, panels(right), aside[:, :3])):
+        with pytest.raises(ValueError, match="must end in 1"):
+            multiply(*arguments)
+
+
 def test_what_is_no_number_stays_none() -> None:
     left = draw(1, 3, 4)
     left[0, 1, 2] = torch.nan
@@ -89,6 +97,7 @@ def test_only_float32_on_a_cpu_whose_columns_fill_panels_suits() -> None:
     assert suit(draw(2, PANEL))
     assert not suit(draw(2, PANEL).double())
     assert not suit(draw(2, PANEL + 1))
+    assert not suit(draw(PANEL, 2).t())
     assert not suit(torch.empty(2, PANEL, device="meta"))
 
 
