@@ -144,7 +144,12 @@ def padded_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geom
 
 
 def convolve_rows(
-    window: Window, weight: Tensor, bias: Tensor | None, geometry: Geometry, rows: tuple[int, int]
+    window: Window,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    rows: tuple[int, int],
+    out: Tensor | None = None,
 ) -> Tensor:
     """Some rows of the enlarged, bordered and convolved image, without a gradient; on any device, in any precision.
 
@@ -154,6 +159,8 @@ def convolve_rows(
         bias: See `padded_conv2d`.
         geometry: How.
         rows: From which to before which row of the result.
+        out: Where the result goes, `(rows, W', K)`; None: it is made. Where the image is enlarged or the stride is 2,
+            each row may lie over those that only rows before it need.
 
     Returns:
         `(1, K, rows, W')` in channels-last layout: the same numbers as of the whole image, but for rounding.
@@ -162,10 +169,12 @@ def convolve_rows(
     first, last = rows
     if not suits(_as_maps(window.values), weight):
         bordered = _as_maps(_bordered(window, geometry, first, last))
-        return F.conv2d(bordered, weight, bias, geometry.stride, groups=channels // weight.shape[1])
-    result = weight.new_empty(last - first, geometry.result_size(window.shape)[1], len(weight))
-    _convolve_strips(window, _kernel(weight, channels, geometry.stride), bias, geometry, False, rows, result)
-    return _as_maps(result)
+        convolved = F.conv2d(bordered, weight, bias, geometry.stride, groups=channels // weight.shape[1])
+        return convolved if out is None else _as_maps(out.copy_(_by_pixel(convolved)[0]))
+    if out is None:
+        out = weight.new_empty(last - first, geometry.result_size(window.shape)[1], len(weight))
+    _convolve_strips(window, _kernel(weight, channels, geometry.stride), bias, geometry, False, rows, out)
+    return _as_maps(out)
 
 
 def upsample_to(x: Tensor, height: int, width: int) -> Tensor:
@@ -333,7 +342,7 @@ def _convolve_strips(
 ) -> None:
     """The rows from `rows[0]` to before `rows[1]` of the result into `out`, as many at a time as stay in the cache."""
     first, last = rows
-    strip_px = _strip_rows(window.shape, geometry, kernel.values_per_px)
+    strip_px = strip_rows(window.shape, geometry, kernel.values_per_px)
     if isinstance(kernel, Winograd) and geometry.size is None:
         strip_px = last - first  # nothing is written down that should stay in the cache
     for start in range(first, last, strip_px):
@@ -347,7 +356,7 @@ def _convolve_strips(
                 target.relu_()
 
 
-def _strip_rows(shape: tuple[int, int, int], geometry: Geometry, values_per_px: int) -> int:
+def strip_rows(shape: tuple[int, int, int], geometry: Geometry, values_per_px: int) -> int:
     """How many rows of the result of an image `(H, W, C)` to compute at a time, with so many values a pixel of it."""
     width = geometry.enlarged(shape)[1]
     rows = STRIP_VALUES // (width * max(shape[-1] * geometry.stride, values_per_px // geometry.stride))

@@ -70,8 +70,8 @@ class RowConvolution(Protocol):
     def __call__(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Convolve the whole image, first enlarged to `size` if one is given."""
 
-    def rows(self, window: Window, rows: tuple[int, int], geometry: Geometry) -> Tensor:
-        """Some rows of the result, `(1, K, rows, W)`, from those of the image that they need."""
+    def rows(self, window: Window, rows: tuple[int, int], geometry: Geometry, out: Tensor | None = None) -> Tensor:
+        """Some rows of the result, `(1, K, rows, W)`, from those of the image that they need; see `convolve_rows`."""
 
 
 class Stage(NamedTuple):
@@ -198,9 +198,9 @@ class PaddedConv2d(nn.Conv2d):
         padded = self._pad(x if size is None else upsample_to(x, *size))
         return nn.functional.conv2d(padded, self.weight, self.bias, self.stride, groups=self.groups)
 
-    def rows(self, window: Window, rows: tuple[int, int], geometry: Geometry) -> Tensor:
+    def rows(self, window: Window, rows: tuple[int, int], geometry: Geometry, out: Tensor | None = None) -> Tensor:
         """Some rows of the result (see `convolve_rows`); the geometry says whether the image is enlarged first."""
-        return convolve_rows(window, self.weight, self.bias, geometry, rows)
+        return convolve_rows(window, self.weight, self.bias, geometry, rows, out)
 
     @property
     def multiplications(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from stylize.convolution import Geometry, Window
+from stylize.convolution import Geometry, Window, strip_rows
 from stylize.generators.base import GeneratorConfig, PaddedConv2d
 from stylize.generators.johnson import JohnsonGenerator
 
@@ -43,10 +43,17 @@ class SeparableConv2d(nn.Module):
         convolved: Tensor = self.pointwise(self.depthwise(x, size))
         return convolved
 
-    def rows(self, window: Window, rows: tuple[int, int], geometry: Geometry) -> Tensor:
+    def rows(self, window: Window, rows: tuple[int, int], geometry: Geometry, out: Tensor | None = None) -> Tensor:
         """Some rows of the result; see `PaddedConv2d.rows`."""
-        convolved: Tensor = self.pointwise(self.depthwise.rows(window, rows, geometry))
-        return convolved
+        if out is None:
+            convolved: Tensor = self.pointwise(self.depthwise.rows(window, rows, geometry))
+            return convolved
+        first, last = rows
+        step = strip_rows(window.shape, geometry, self.out_channels)
+        for start in range(first, last, step):  # the maps between the two are the larger ones
+            strip = self.rows(window, (start, min(start + step, last)), geometry)
+            out[start - first : start - first + step] = strip[0].permute(1, 2, 0)
+        return out[None].permute(0, 3, 1, 2)
 
     @property
     def multiplications(self) -> int:

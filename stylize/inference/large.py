@@ -38,7 +38,8 @@ def fits_whole(stylizer: Stylizer, size: tuple[int, int], paint: Paint, room: Ro
         StylizeError: Its stroke scale is too large for it.
     """
     width, height = size
-    needed = whole_bytes(stylizer.generator.values_per_px, shrunk_size(size, paint.stroke_scale), stylizer.dtype)
+    small = shrunk_size(size, paint.stroke_scale)
+    needed = whole_bytes(stylizer.values_per_px(small), small, stylizer.dtype)
     if paint.stroke_scale != 1:
         needed += ENLARGED_BYTES * width * height
     fits = needed <= room.device_bytes

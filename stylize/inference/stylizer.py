@@ -13,8 +13,10 @@ from torch.nn import functional as F
 
 from stylize.devices import choose_memory_format
 from stylize.generators import Generator
+from stylize.generators.base import check_size
 from stylize.images import Picture, limited_size
 from stylize.inference.strokes import enlarged, shrunk_size
+from stylize.inference.whole import layout_of, paint_whole
 from stylize.memory import return_freed_memory
 from stylize.winograd import load_compiled_functions
 
@@ -134,18 +136,34 @@ class Stylizer:
 
     def _painted(self, photographs: Tensor) -> Tensor:
         with self.autocast():
-            return self._network(photographs.contiguous(memory_format=self.memory_format)).float()
+            return self._network(photographs).float()
+
+    @property
+    def by_stages(self) -> bool:
+        """Whether a picture that is not compiled for is painted stage by stage, if its generator has stages."""
+        return self.device.type == "cpu" and self.precision == "fp32"
+
+    def values_per_px(self, size: tuple[int, int]) -> float:
+        """How many values a pixel of a picture of this width and height all maps have in memory at most."""
+        width, height = size
+        stages = self.generator.stages(height, width) if self.by_stages else None
+        return self.generator.values_per_px if stages is None else layout_of(stages).values / (width * height)
 
     def _network(self, photographs: Tensor) -> Tensor:
         count, _, height, width = photographs.shape
         if self._compiled_network is not None and Shape(count, width, height) in self.compiled:
             try:
-                return self._compiled_network(photographs)
+                return self._compiled_network(photographs.contiguous(memory_format=self.memory_format))
             except RuntimeError as error:  # what torch.compile raises: its compiler may lack anything
                 self._compiled_network = None
                 reason = str(error).strip().partition("\n")[0]
                 logger.warning("--compile: compilation failed (%s); painting without", reason)
-        painted: Tensor = self.generator(photographs)
+        check_size(height, width)
+        stages = self.generator.stages(height, width) if self.by_stages else None
+        if stages is not None:
+            pictures = [paint_whole(stages, photograph[None]) for photograph in photographs]
+            return pictures[0] if count == 1 else torch.cat(pictures)
+        painted: Tensor = self.generator(photographs.contiguous(memory_format=self.memory_format))
         return painted
 
 
