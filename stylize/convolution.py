@@ -11,7 +11,9 @@ many channels. On other devices, and in bfloat16, the libraries' own convolution
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -259,6 +261,9 @@ class _PaddedConv2d(torch.autograd.Function):
             small = kernel(_bordered(_whole(_by_pixel(x)[0]), geometry, 0, height), bias)
             return small.relu_() if relu else small
         result = torch.empty((len(x), len(weight), height, width), memory_format=torch.channels_last)
+        if isinstance(kernel, Winograd) and geometry.size is None:
+            kernel.convolve(_framed(_by_pixel(x), geometry), bias, _by_pixel(result), relu)
+            return result
         for image, out in zip(_by_pixel(x), _by_pixel(result), strict=True):
             _convolve_strips(_whole(image), kernel, bias, geometry, relu, (0, height), out)
         return result
@@ -285,18 +290,19 @@ def _input_gradient(
     n, channels, height, width = shape
     size = _bordered_size((height, width, channels), geometry)
 
-    def of_image(number: int) -> Tensor:
+    def of_images(some: slice) -> Tensor:
         if rectified is not None and isinstance(kernel, Winograd):
-            bordered = kernel.convolve_back(gradient[number], size, _by_pixel(rectified)[number])
+            bordered = kernel.convolve_back(gradient[some], size, _by_pixel(rectified)[some])
         else:
-            bordered = kernel.convolve_back(gradient[number], size)
+            bordered = kernel.convolve_back(gradient[some], size)
         return _without_border(bordered, geometry, (height, width))
 
-    if n == 1:
-        return _as_maps(of_image(0))
+    groups = _groups(n, math.prod(size))
+    if len(groups) == 1:
+        return of_images(groups[0]).permute(0, 3, 1, 2)
     result = gradient.new_empty(n, height, width, channels)
-    for number, out in enumerate(result):
-        out.copy_(of_image(number))
+    for some in groups:
+        result[some] = of_images(some)
     return result.permute(0, 3, 1, 2)
 
 
@@ -304,14 +310,22 @@ def _weight_gradient(
     gradient: Tensor, x: Tensor, weight: Tensor, kernel: _Library | Winograd, geometry: Geometry
 ) -> Tensor:
     result = torch.zeros_like(weight)
+    if isinstance(kernel, Winograd) and geometry.size is None:
+        return result.copy_(kernel.weight_gradient(kernel.tile_products(_framed(x, geometry), gradient)))
     if isinstance(kernel, Winograd):
         totals = None
         for image, g in zip(x, gradient, strict=True):
-            totals = kernel.tile_products(_gathered(_whole(image), geometry, 0, len(g)), g, totals)
+            totals = kernel.tile_products(_gathered(_whole(image), geometry, 0, len(g)), g[None], totals)
         return result if totals is None else result.copy_(kernel.weight_gradient(totals))
     for image, g in zip(x, gradient, strict=True):
         result += kernel.weight_gradient(_bordered(_whole(image), geometry, 0, len(g)), g)
     return result
+
+
+def _groups(count: int, values: int) -> list[slice]:
+    """So many images, each of so many values: as many at a time as stay in the cache."""
+    step = max(1, STRIP_VALUES // values)
+    return [slice(first, min(first + step, count)) for first in range(0, count, step)]
 
 
 def _by_pixel(x: Tensor) -> Tensor:
@@ -349,7 +363,7 @@ def _convolve_strips(
         end = min(last, start + strip_px)
         target = out[start - first : end - first]
         if isinstance(kernel, Winograd):
-            kernel.convolve(_gathered(window, geometry, start, end), bias, target, relu)
+            kernel.convolve(_gathered(window, geometry, start, end), bias, target[None], relu)
         else:
             kernel.convolve(_bordered(window, geometry, start, end), bias, target)
             if relu:
@@ -393,9 +407,19 @@ def _gathered(window: Window, geometry: Geometry, first: int, last: int) -> Bord
     source = window.rows(low, high) if geometry.size is None else _enlarged_rows(window, geometry, low, high)
     rows = _origins(geometry, *geometry.span(first, last), height, low)
     columns = _origins(geometry, -geometry.border_px, width + geometry.border_px, width, 0)
-    return Bordered(source.contiguous(), rows, columns)
+    return Bordered(source.contiguous()[None], rows, columns)
 
 
+def _framed(images: Tensor, geometry: Geometry) -> Bordered:
+    """Whole images `(N, H, W, C)`, contiguous, with their borders, not written down."""
+    border_px = geometry.border_px
+    rows, columns = (
+        _origins(geometry, -border_px, length + border_px, length, 0) for length in (images.shape[1], images.shape[2])
+    )
+    return Bordered(images, rows, columns)
+
+
+@lru_cache(256)
 def _origins(geometry: Geometry, start: int, end: int, length: int, low: int) -> Indices:
     """Where, counted from `low`, the values come from that stand from `start` to before `end`; −1 for zeros."""
     zero = geometry.border == "constant"
@@ -425,30 +449,31 @@ def _sources(low: int, high: int, height: int) -> tuple[int, int]:
 
 
 def _without_border(gradient: Tensor, geometry: Geometry, size: tuple[int, int]) -> Tensor:
-    """The gradient of a bordered image `(H + 2 border, W + 2 border, C)`, used up → that of the image, of this size."""
+    """The gradients of bordered images `(N, H + 2 border, W + 2 border, C)`, used up → of the images, of this size."""
     border_px = geometry.border_px
     height, width = geometry.enlarged(size)
-    inner = gradient[border_px : border_px + height, border_px : border_px + width]
+    inner = gradient[:, border_px : border_px + height, border_px : border_px + width]
     if geometry.border != "constant":
-        columns = gradient[:, border_px : border_px + width]
+        columns = gradient[:, :, border_px : border_px + width]
         for column in _outside(width, border_px):
-            columns[:, geometry.inside(column, width)] += gradient[:, column + border_px]
+            columns[:, :, geometry.inside(column, width)] += gradient[:, :, column + border_px]
         for row in _outside(height, border_px):
-            inner[geometry.inside(row, height)] += columns[row + border_px]
+            inner[:, geometry.inside(row, height)] += columns[:, row + border_px]
     if geometry.size is None:
         return inner
     factors = _factors(size, geometry.size)
-    full = _grown(inner, int(size[0] * factors[0]), int(size[1] * factors[1]))
-    shape = (1, full.shape[-1], *size)
-    return _by_pixel(aten.upsample_bilinear2d_backward(_as_maps(full), full.shape[:2], shape, False, *factors))[0]
+    full = _grown(inner, int(size[0] * factors[0]), int(size[1] * factors[1])).permute(0, 3, 1, 2)
+    shape = (*full.shape[:2], *size)
+    return _by_pixel(aten.upsample_bilinear2d_backward(full, full.shape[2:], shape, False, *factors))
 
 
-def _grown(image: Tensor, height: int, width: int, offset: int = 0) -> Tensor:
-    """`(H, W, C)` → `(height, width, C)`, zeros around the image, which stands `offset` from the upper left corner."""
-    if image.shape[:2] == (height, width):
-        return image.contiguous()
-    grown = image.new_zeros(height, width, image.shape[-1])
-    grown[offset : offset + len(image), offset : offset + image.shape[1]] = image
+def _grown(images: Tensor, height: int, width: int, offset: int = 0) -> Tensor:
+    """`(N, H, W, C)` → `(N, height, width, C)`, zeros around each image, `offset` from the upper left corner."""
+    if images.shape[1:3] == (height, width):
+        return images.contiguous()
+    count, rows, columns, channels = images.shape
+    grown = images.new_zeros(count, height, width, channels)
+    grown[:, offset : offset + rows, offset : offset + columns] = images
     return grown
 
 
@@ -482,18 +507,18 @@ class _Library:
         out.copy_(_by_pixel(self(bordered, bias))[0])
 
     def convolve_back(self, gradient: Tensor, size: tuple[int, int, int]) -> Tensor:
-        """The gradient of the result `(H', W', K)` → that of the bordered image, of `size` `(H, W, C)`."""
-        return _by_pixel(self._gradient(gradient, gradient.new_empty(1).expand(size), 0))[0]
+        """The gradient of the result `(N, H', W', K)` → that of the bordered images, each of `size` `(H, W, C)`."""
+        return _by_pixel(self._gradient(gradient, gradient.new_empty(1).expand(len(gradient), *size), 0))
 
     def weight_gradient(self, bordered: Tensor, gradient: Tensor) -> Tensor:
         """The bordered image and the gradient of the result → that of the weights, of their shape."""
-        return self._gradient(gradient, bordered, 1)
+        return self._gradient(gradient[None], bordered[None], 1)
 
     def _gradient(self, gradient: Tensor, bordered: Tensor, which: int) -> Tensor:
         asked = [which == i for i in range(3)]
         found: Tensor = aten.convolution_backward(
-            _as_maps(gradient), _as_maps(bordered), self.weight, None, [self.stride] * 2, [0, 0], [1, 1], False, [0, 0],
-            self.groups, asked,
+            gradient.permute(0, 3, 1, 2), bordered.permute(0, 3, 1, 2), self.weight, None, [self.stride] * 2, [0, 0],
+            [1, 1], False, [0, 0], self.groups, asked,
         )[which]  # fmt: skip
         return found
 
@@ -507,7 +532,7 @@ class _Direct(_Library):
         if self.stride == 1 and outputs < inputs:  # the smaller side is the one to unfold
             height, width = bordered.shape[:2]
             frame_px = kernel_px - 1
-            framed = _grown(gradient, height + frame_px, width + frame_px, frame_px)
+            (framed,) = _grown(gradient[None], height + frame_px, width + frame_px, frame_px)
             flipped = _window_products(bordered, framed, kernel_px, 1)
             return flipped.flip(1, 2).permute(3, 0, 1, 2)
         return _window_products(gradient, bordered, kernel_px, self.stride).permute(0, 3, 1, 2)

@@ -15,6 +15,8 @@ from stylize import products
 from stylize.errors import StylizeError, unknown_name
 from stylize.vgg import TAPS, VGG19, Pooling, VGGPadding
 
+PIXELS_TOGETHER = 1 << 16  # of small pictures, whose features stand in memory at a time
+
 
 def _known_taps(weights: Mapping[str, float]) -> Mapping[str, float]:
     for tap, weight in weights.items():
@@ -125,8 +127,8 @@ class PerceptualLoss(nn.Module):
     def by_image(self, stylized: Tensor, content: Tensor) -> dict[str, Tensor]:
         """The terms as in a call, one picture after the other; only `total` has a gradient, taken at once.
 
-        So the features of one picture at a time stand in memory, and in the cache. Every term is a mean over pictures:
-        the numbers are the same but for rounding.
+        So the features of one picture at a time stand in memory, and in the cache; of small pictures those of several.
+        Every term is a mean over pictures: the numbers are the same but for rounding.
         """
         names: list[str] = []
         total, others = _MeanOverImages.apply(stylized, content, self, names)
@@ -203,16 +205,19 @@ class _MeanOverImages(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         gradient = torch.empty_like(stylized)
         measured: list[Tensor] = []
-        for i in range(len(stylized)):
+        together = max(1, PIXELS_TOGETHER // (stylized.shape[2] * stylized.shape[3]))
+        for first in range(0, len(stylized), together):
+            some = slice(first, first + together)
             with torch.enable_grad():
-                leaf = stylized[i : i + 1].detach().requires_grad_()
-                terms = loss(leaf, content[i : i + 1])
-                (of_image,) = torch.autograd.grad(terms["total"], leaf)
-            torch.div(of_image, len(stylized), out=gradient[i : i + 1])
+                leaf = stylized[some].detach().requires_grad_()
+                terms = loss(leaf, content[some])
+                (of_images,) = torch.autograd.grad(terms["total"], leaf)
+            share = len(leaf) / len(stylized)
+            torch.mul(of_images, share, out=gradient[some])
             names[:] = terms
-            measured.append(torch.stack([term.detach() for term in terms.values()]))
+            measured.append(share * torch.stack([term.detach() for term in terms.values()]))
         ctx.save_for_backward(gradient)
-        mean = torch.stack(measured).mean(0)
+        mean = torch.stack(measured).sum(0)
         ctx.mark_non_differentiable(mean)
         return mean[names.index("total")].clone(), mean
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 from threading import Barrier
 
@@ -48,10 +48,13 @@ def single_core_threads(count: int) -> ThreadPoolExecutor:
 
 def in_threads(work: Callable[[int], None], count: int) -> None:
     """Call `work` with 0 to `count` − 1, at the same time; for functions that leave the interpreter's lock alone."""
-    if count == 1:
+    others = [_pool(count - 1, os.getpid()).submit(work, number) for number in range(1, count)] if count > 1 else []
+    try:
         work(0)
-    else:
-        list(_pool(count, os.getpid()).map(work, range(count)))
+    finally:
+        wait(others)
+    for other in others:
+        other.result()
 
 
 @lru_cache(1)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import MutableMapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -51,11 +51,11 @@ KERNEL_TRANSFORM = torch.kron(_KERNEL, _KERNEL)  # a kernel of 3×3, flat → 36
 
 
 class Bordered(NamedTuple):
-    """An image with a border around it that nobody writes down.
+    """Images with a border around each that nobody writes down.
 
     Attributes:
-        values: `(H, W, C)`, contiguous.
-        rows: Which row of the values stands in which row of the bordered image; −1 for zeros.
+        values: `(N, H, W, C)`, contiguous.
+        rows: Which row of an image stands in which row of the bordered one; −1 for zeros.
         columns: The same for its columns.
     """
 
@@ -91,39 +91,39 @@ class Winograd:
         self.values_per_px = len(weight)
 
     def convolve(self, source: Bordered, bias: Tensor | None, out: Tensor, relu: bool = False) -> None:
-        """An image of which `(H + 2, W + 2, C)` stand between its borders → `out`, `(H, W, K)`, with ReLU or not."""
+        """Images, with their borders `(N, H + 2, W + 2, C)`, → `out`, `(N, H, W, K)`, contiguous; with ReLU or not."""
         offset = np.zeros(len(self.weight), np.float32) if bias is None else bias.detach().contiguous().numpy()
         _convolve(source, None, self._forward, offset, 0.0 if relu else -math.inf, out)
 
     def convolve_back(self, gradient: Tensor, size: tuple[int, int, int], rectified: Tensor | None = None) -> Tensor:
-        """The gradient of the result `(H, W, K)` → that of the bordered image, of `size` `(H + 2, W + 2, C)`.
+        """The gradient of the result `(N, H, W, K)` → that of the bordered images, each of `size` `(H + 2, W + 2, C)`.
 
         `rectified` is the result, where it went through ReLU.
         """
-        result = gradient.new_empty(size)
-        framed = Bordered(gradient.contiguous(), *(_framed(side, 2) for side in gradient.shape[:2]))
-        gate = None if rectified is None else rectified.contiguous().numpy()
+        result = gradient.new_empty(len(gradient), *size)
+        framed = Bordered(gradient.contiguous(), *(_framed(side, 2) for side in gradient.shape[1:3]))
+        gate = None if rectified is None else rectified.contiguous().flatten(0, 1).numpy()
         _convolve(framed, gate, self._backward, np.zeros(size[2], np.float32), -math.inf, result)
         return result
 
     def tile_products(self, source: Bordered, gradient: Tensor, totals: Tensor | None = None) -> Tensor:
-        """Of a bordered image and the gradient `(H, W, K)` of its result: what `weight_gradient` is made of.
+        """Of bordered images and the gradient `(N, H, W, K)` of their results: what `weight_gradient` is made of.
 
-        It is added to `totals`, which come from another image of the same size.
+        It is added to `totals`, which come from other images of the same size.
         """
         outputs, inputs = self.weight.shape[:2]
-        (down, across), threads = _tiles(gradient.shape), torch.get_num_threads()
-        image, rows, columns = _as_arrays(source, down, across)
-        towards = gradient.contiguous().numpy()
-        chunks = _chunks(down, across, max(inputs, outputs), threads)
+        threads = torch.get_num_threads()
+        tiles = _tiles(source, gradient.shape)
+        images, towards = source.values.flatten(0, 1).numpy(), gradient.contiguous().flatten(0, 1).numpy()
+        chunks = _chunks(*tiles.grid, max(inputs, outputs), threads)
         sums = torch.zeros(min(threads, len(chunks)), 36, inputs, in_panels(outputs)) if totals is None else totals
 
         def add(thread: int) -> None:
             for chunk in chunks[thread :: len(sums)]:
                 of_inputs = _scratch("values", 36, chunk.tiles, inputs)
                 of_outputs = _scratch("products", 36, chunk.tiles, in_panels(outputs))
-                _transform_tiles(image, None, rows, columns, chunk, of_inputs.numpy(), _patch(6, 6, inputs))
-                _transform_blocks(towards, chunk, of_outputs.numpy(), _patch(6, 4, outputs))
+                _transform_tiles(images, None, *tiles.sources, chunk, of_inputs.numpy(), _patch(6, 6, inputs))
+                _transform_blocks(towards, tiles.targets, chunk, of_outputs.numpy(), _patch(6, 4, outputs))
                 multiply(of_inputs.transpose(1, 2), as_panels(of_outputs), sums[thread], add=True)
 
         in_threads(add, len(sums))
@@ -166,39 +166,65 @@ def _transformed(kernels: Tensor) -> Tensor:
 
 
 def _convolve(source: Bordered, gate: Values | None, kernel: Tensor, offset: Values, least: float, out: Tensor) -> None:
-    inputs, outputs = source.values.shape[2], out.shape[2]
-    (down, across), result = _tiles(out.shape), out.numpy()
-    image, rows, columns = _as_arrays(source, down, across)
-    threads = torch.get_num_threads()
-    chunks = _chunks(down, across, max(inputs, outputs), threads)
+    inputs, outputs, threads = source.values.shape[3], out.shape[3], torch.get_num_threads()
+    tiles = _tiles(source, out.shape)
+    images, result = (values.flatten(0, 1).numpy() for values in (source.values, out))
+    chunks = _chunks(*tiles.grid, max(inputs, outputs), threads)
     left = iter(chunks)
 
     def convolve(_: int) -> None:
         for chunk in left:
-            tiles = _scratch("values", 36, chunk.tiles, inputs)
+            values = _scratch("values", 36, chunk.tiles, inputs)
             products = _scratch("products", 36, chunk.tiles, in_panels(outputs))
-            _transform_tiles(image, gate, rows, columns, chunk, tiles.numpy(), _patch(6, 6, inputs))
-            multiply(tiles, kernel, products)
-            _transform_products(products.numpy(), chunk, offset, np.float32(least), result, _patch(4, 6, outputs))
+            _transform_tiles(images, gate, *tiles.sources, chunk, values.numpy(), _patch(6, 6, inputs))
+            multiply(values, kernel, products)
+            _transform_products(
+                products.numpy(), tiles.targets, chunk, offset, np.float32(least), result, _patch(4, 6, outputs)
+            )
 
     in_threads(convolve, min(threads, len(chunks)))
 
 
-def _tiles(shape: torch.Size) -> tuple[int, int]:
-    """How many tiles stand above and beside each other in a result `(H, W, …)`."""
-    return -(-shape[0] // TILE_PX), -(-shape[1] // TILE_PX)
+class _Tiles(NamedTuple):
+    # Those of several images stand above each other, as the images' rows do in memory.
+    # sources: the rows of all images that each row of tiles is made of, `(tiles, 6)`, and columns, `(4 tiles + 2,)`.
+    # targets: the rows of all results that each row of tiles gives, `(tiles, 4)`. −1 where there is none.
+    # grid: how many stand above and beside each other.
+    sources: tuple[Indices, Indices]
+    targets: Indices
+    grid: tuple[int, int]
 
 
+def _tiles(source: Bordered, shape: torch.Size) -> _Tiles:
+    """The tiles for results `(N, H, W, …)`."""
+    count, height, width = shape[:3]
+    down, across = -(-height // TILE_PX), -(-width // TILE_PX)
+    rows = np.full(TILE_PX * down + 2, -1)
+    rows[: len(source.rows)] = source.rows
+    columns = np.full(TILE_PX * across + 2, -1)
+    columns[: len(source.columns)] = source.columns
+    first = TILE_PX * np.arange(down)[:, None]
+    of_result = first + np.arange(TILE_PX)
+    of_result[of_result >= height] = -1
+    return _Tiles(
+        (_of_all(rows[first + np.arange(TILE_PX + 2)], count, source.values.shape[1]), columns),
+        _of_all(of_result, count, height),
+        (count * down, across),
+    )
+
+
+def _of_all(rows: Indices, count: int, height: int) -> Indices:
+    """Rows of one image, `(tiles, …)` → of so many that stand above each other."""
+    if count == 1:
+        return rows
+    moved = rows + height * np.arange(count)[:, None, None]
+    return np.where(rows < 0, -1, moved).reshape(-1, rows.shape[1])
+
+
+@lru_cache(64)
 def _framed(length: int, width: int) -> Indices:
     """Which position of a row of this length stands where, in a frame of zeros of this width."""
     return np.pad(np.arange(length), width, constant_values=-1)
-
-
-def _as_arrays(source: Bordered, down: int, across: int) -> tuple[Values, Indices, Indices]:
-    """The source for the compiled functions; rows and columns end where the last tile does."""
-    sides = ((source.rows, down), (source.columns, across))
-    rows, columns = (np.pad(i, (0, TILE_PX * n + 2 - len(i)), constant_values=-1) for i, n in sides)
-    return source.values.numpy(), rows, columns
 
 
 def _chunks(down: int, across: int, channels: int, threads: int) -> list[_Chunk]:
@@ -220,8 +246,8 @@ def _chunks(down: int, across: int, channels: int, threads: int) -> list[_Chunk]
 def load_compiled_functions() -> None:
     """Load what is compiled, or compile it: its time and memory are then not part of the first convolution's."""
     convolution, side_px = Winograd(torch.zeros(1, 1, 3, 3)), TILE_PX + 2
-    image = Bordered(torch.zeros(side_px, side_px, 1), np.arange(side_px), np.arange(side_px))
-    convolution.convolve(image, None, torch.empty(TILE_PX, TILE_PX, 1))
+    image = Bordered(torch.zeros(1, side_px, side_px, 1), np.arange(side_px), np.arange(side_px))
+    convolution.convolve(image, None, torch.empty(1, TILE_PX, TILE_PX, 1))
 
 
 _held = threading.local()
@@ -261,13 +287,13 @@ def _at_least(value: np.float32, least: np.float32) -> np.float32:  # pragma: no
 def _transform_tiles(
     image: Values, gate: Values | None, rows: Indices, columns: Indices, chunk: _Chunk, result: Values, patch: Values
 ) -> None:  # pragma: no cover (compiled)
-    """Tiles of 6×6 px, zero where the gate is, → `(36, tiles, C)`; `patch` is `(6, 6, C)`."""
+    """Tiles of 6×6 px of rows `(N·H, W, C)`, zero where the gate is, → `(36, tiles, C)`; `patch` is `(6, 6, C)`."""
     two, four, five = np.float32(2), np.float32(4), np.float32(5)
     channels = image.shape[2]
     wide = chunk.right - chunk.left
     for down in range(chunk.top, chunk.bottom):
-        r0, r1, r2 = rows[4 * down], rows[4 * down + 1], rows[4 * down + 2]
-        r3, r4, r5 = rows[4 * down + 3], rows[4 * down + 4], rows[4 * down + 5]
+        r0, r1, r2 = rows[down, 0], rows[down, 1], rows[down, 2]
+        r3, r4, r5 = rows[down, 3], rows[down, 4], rows[down, 5]
         inside = min(r0, r1, r2, r3, r4, r5) >= 0
         for beside in range(chunk.left, chunk.right):
             tile = (down - chunk.top) * wide + beside - chunk.left
@@ -319,11 +345,17 @@ def _transform_tiles(
 
 @compiled
 def _transform_products(
-    products: Values, chunk: _Chunk, offset: Values, least: np.float32, result: Values, patch: Values
+    products: Values,
+    targets: Indices,
+    chunk: _Chunk,
+    offset: Values,
+    least: np.float32,
+    result: Values,
+    patch: Values,
 ) -> None:  # pragma: no cover (compiled)
-    """`(36, tiles, K)` → their 4×4 px of the result, `(H, W, K)`, none below `least`; `patch` is `(4, 6, K)`."""
+    """`(36, tiles, K)` → their 4×4 px of the rows `(N·H, W, K)`, none below `least`; `patch` is `(4, 6, K)`."""
     two, four, eight = np.float32(2), np.float32(4), np.float32(8)
-    height, width, channels = result.shape
+    _, width, channels = result.shape
     wide = chunk.right - chunk.left
     for down in range(chunk.top, chunk.bottom):
         for beside in range(chunk.left, chunk.right):
@@ -338,8 +370,10 @@ def _transform_products(
                     patch[2, j, c] = even + four * outer
                     patch[3, j, c] = odd + eight * inner + u
             whole = 4 * beside + 4 <= width
-            for i in range(min(4, height - 4 * down)):
-                y, x = 4 * down + i, 4 * beside
+            for i in range(4):
+                y, x = targets[down, i], 4 * beside
+                if y < 0:
+                    break
                 for c in range(channels):
                     p, q, r = patch[i, 0, c] + offset[c], patch[i, 1, c], patch[i, 2, c]
                     s, t, u = patch[i, 3, c], patch[i, 4, c], patch[i, 5, c] + offset[c]
@@ -359,14 +393,14 @@ def _transform_products(
 
 @compiled
 def _transform_blocks(
-    gradient: Values, chunk: _Chunk, result: Values, patch: Values
+    gradient: Values, targets: Indices, chunk: _Chunk, result: Values, patch: Values
 ) -> None:  # pragma: no cover (compiled)
     """The adjoint of `_transform_products`: blocks of 4×4 px → `(36, tiles, K)`; `patch` is `(6, 4, K)`."""
     two, four, eight = np.float32(2), np.float32(4), np.float32(8)
-    height, width, channels = gradient.shape
+    _, width, channels = gradient.shape
     wide = chunk.right - chunk.left
     for down in range(chunk.top, chunk.bottom):
-        y = 4 * down
+        y, y1, y2, y3 = targets[down, 0], targets[down, 1], targets[down, 2], targets[down, 3]
         for beside in range(chunk.left, chunk.right):
             tile = (down - chunk.top) * wide + beside - chunk.left
             for j in range(4):
@@ -375,14 +409,9 @@ def _transform_blocks(
                     for i in range(6):
                         for c in range(channels):
                             patch[i, j, c] = 0
-                elif y + 4 <= height:
+                elif y3 >= 0:
                     for c in range(channels):
-                        p, q, r, s = (
-                            gradient[y, x, c],
-                            gradient[y + 1, x, c],
-                            gradient[y + 2, x, c],
-                            gradient[y + 3, x, c],
-                        )
+                        p, q, r, s = gradient[y, x, c], gradient[y1, x, c], gradient[y2, x, c], gradient[y3, x, c]
                         even, odd, outer, inner = p + r, q + s, p + four * r, two * q + eight * s
                         patch[0, j, c] = p
                         patch[1, j, c] = even + odd
@@ -393,8 +422,8 @@ def _transform_blocks(
                 else:
                     for c in range(channels):
                         p = gradient[y, x, c]
-                        q = gradient[y + 1, x, c] if y + 1 < height else np.float32(0)
-                        r = gradient[y + 2, x, c] if y + 2 < height else np.float32(0)
+                        q = gradient[y1, x, c] if y1 >= 0 else np.float32(0)
+                        r = gradient[y2, x, c] if y2 >= 0 else np.float32(0)
                         even, outer, inner = p + r, p + four * r, two * q
                         patch[0, j, c] = p
                         patch[1, j, c] = even + q

@@ -280,11 +280,20 @@ def test_style_targets_are_computed_once(vgg: VGG19) -> None:
     assert calls == [("relu1_2",), ("relu1_1", "relu2_1", "relu1_2")] * 3
 
 
+@pytest.mark.parametrize(("together", "calls"), [(1, [1, 1, 1]), (2, [2, 1]), (3, [3])])
 @pytest.mark.parametrize("scale", ["relative", "raw"])
-def test_image_by_image_the_terms_and_the_gradient_are_those_of_a_call(vgg: VGG19, scale: str) -> None:
+def test_image_by_image_the_terms_and_the_gradient_are_those_of_a_call(
+    vgg: VGG19, scale: str, together: int, calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     loss = PerceptualLoss(vgg, config(scale=scale, tv_weight=0.3), [photos(1)[0]])
-    stylized, content = torch.rand_like(photos()).requires_grad_(), photos()
-    called, by_image = loss(stylized, content), loss.by_image(stylized, content)
+    content = photos(3)
+    stylized = torch.rand_like(content).requires_grad_()
+    called = loss(stylized, content)
+    seen: list[int] = []
+    vgg.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    monkeypatch.setattr("stylize.losses.PIXELS_TOGETHER", together * content.shape[2] * content.shape[3])
+    by_image = loss.by_image(stylized, content)
+    assert seen == [count for count in calls for _ in range(2)]  # the photographs, what is made of them
     torch.testing.assert_close(by_image, called, rtol=1e-4, atol=1e-7)
     expected, found = (torch.autograd.grad(2 * terms["total"], stylized)[0] for terms in (called, by_image))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
