@@ -134,6 +134,15 @@ class PerceptualLoss(nn.Module):
         total, others = _MeanOverImages.apply(stylized, content, self, names)
         return dict(zip(names, others.unbind(), strict=True)) | {"total": total}
 
+    def prepare(self) -> None:
+        """Make what the convolutions keep of frozen weights now, not between the maps of a step.
+
+        There it would lie in the midst of what is freed after it, and leave the memory in pieces.
+        """
+        side_px = least_side_px(self.config)
+        nothing = self.vgg.mean.new_zeros(1, 3, side_px, side_px)
+        self.by_image(nothing, nothing)
+
     def towards(self, content: Tensor) -> Callable[[Tensor], dict[str, Tensor]]:
         """The call with its photographs fixed: their features are computed once."""
         with torch.no_grad():
@@ -263,7 +272,10 @@ class _ProductsOfChannels(torch.autograd.Function):
         (flat,), (g,) = ctx.saved_tensors, gradients
         both = g + g.transpose(1, 2)
         if products.suit(flat) and not torch.is_grad_enabled():  # not where it is derived again
-            return torch.stack([products.by_rows(image, factor) for image, factor in zip(flat, both, strict=True)])
+            gradient = torch.empty_like(flat)
+            for image, factor, out in zip(flat, both, gradient, strict=True):
+                products.by_rows(image, factor, out)
+            return gradient
         with torch.autocast(flat.device.type, enabled=False):
             return cast(Tensor, flat @ both)
 

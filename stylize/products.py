@@ -117,10 +117,9 @@ def suit(values: Tensor) -> bool:
     return plain and values.stride(-1) == 1 and values.shape[-1] % PANEL == 0
 
 
-def by_rows(left: Tensor, right: Tensor) -> Tensor:
-    """`left @ right` of many rows, on all cores: `(P, M)`, `(M, N)` → `(P, N)`."""
+def by_rows(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """`out = left @ right` of many rows, on all cores: `(P, M)`, `(M, N)` → `(P, N)`."""
     left, factor = left.detach(), panels(right.detach()[None])
-    out = left.new_empty(len(left), right.shape[1])
     parts, height = _parts(len(left), right.numel()), _cached_rows(left, out)
 
     def multiply_part(number: int) -> None:
@@ -128,7 +127,6 @@ def by_rows(left: Tensor, right: Tensor) -> Tensor:
             multiply(some, factor.expand(len(some), -1, -1, -1), result)
 
     in_threads(multiply_part, len(parts))
-    return out
 
 
 def over_rows(left: Tensor, right: Tensor) -> Tensor:

@@ -88,7 +88,8 @@ def test_products_by_and_over_rows_equal_those_of_float64(
     monkeypatch.setattr(products, "LEAST_MULTIPLICATIONS", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     left, right, factor = draw(rows, 3 * PANEL), draw(rows, PANEL), draw(3 * PANEL, PANEL)
-    assert_equal_to(by_rows(left, factor), left.double() @ factor.double())
+    by_rows(left, factor, result := torch.empty(rows, PANEL))
+    assert_equal_to(result, left.double() @ factor.double())
     assert_equal_to(over_rows(left, right), left.double().t() @ right.double())
     assert torch.equal(over_rows(left, right), over_rows(left, right))
 

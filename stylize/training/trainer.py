@@ -28,6 +28,7 @@ from stylize.devices import (
 from stylize.errors import StylizeError
 from stylize.generators import Generator
 from stylize.losses import PerceptualLoss
+from stylize.memory import return_freed_memory
 from stylize.training.checkpoint import checkpoint_path, newest_checkpoint, save_checkpoint
 from stylize.training.data import Batches
 from stylize.training.last_good import LastGood
@@ -148,6 +149,9 @@ class Trainer:
         self._told_compilation = not self.compiled
         self._network = processes.synchronized(generator)
         self._image_by_image = self.device.type == "cpu" and self.precision == "fp32" and not self.compiled
+        if self._image_by_image:
+            loss.prepare()
+            return_freed_memory()
         self._terms = torch.compile(self._forward) if self.compiled else self._forward
         self.last_good = LastGood(generator, self.optimizer)
         self.saved_step: int | None = None
