@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from stylize.products import PANEL, in_panels, multiply
 from stylize.threads import in_threads
+from stylize.vectors import LANES
 from stylize.winograd import TILE_PX, Bordered, Indices, Winograd, winograd_of
 
 Border = Literal["reflect", "replicate", "constant"]
@@ -603,6 +604,6 @@ def _kernel(weight: Tensor, channels: int, stride: int) -> _Library | Winograd:
     outputs, inputs, kernel_px, _ = weight.shape
     if inputs != channels:
         return _Library(weight, stride, groups=channels)
-    if kernel_px == 3 and stride == 1 and outputs * inputs >= WINOGRAD_PAYS_FROM:
+    if kernel_px == 3 and stride == 1 and outputs * inputs >= WINOGRAD_PAYS_FROM and min(outputs, inputs) >= LANES:
         return winograd_of(weight)
     return _Narrow(weight, stride) if _Narrow.suits(weight, stride) else _Direct(weight, stride)

@@ -9,15 +9,11 @@ comes back as pages of 4 KiB that the system first has to find and clear, one by
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
-
-# torch's own switch: from 2 MiB on, its tensors ask for pages of 2 MiB.
-LARGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 
 # Of malloc.h: what may be set, and how much.
 M_TRIM_THRESHOLD = -1
@@ -51,15 +47,6 @@ def return_freed_memory() -> None:
     library = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
     if library is not None and hasattr(library, "malloc_trim"):
         library.malloc_trim(0)
-
-
-def use_large_pages() -> None:
-    """Let torch ask for large pages: right where sizes vary, and memory is to be given back. Before torch is imported.
-
-    Who has set the variable already is left to it. Where the system has no such pages, nothing changes.
-    """
-    for name, value in LARGE_PAGES.items():
-        os.environ.setdefault(name, value)
 
 
 def available_bytes() -> int:

@@ -21,7 +21,7 @@ import math
 import threading
 from collections.abc import MutableMapping
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,11 +31,13 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from stylize.products import Values, as_panels, compiled, in_panels, multiply, panels
 from stylize.threads import in_threads
+from stylize.vectors import LANES, everywhere, larger, load, store, where_positive
 
 Indices = npt.NDArray[np.int64]
 
 TILE_PX = 4
 CHUNK_VALUES = 5 << 16  # of transformed tiles: 1.25 MiB, a share of the cache
+LINE_VALUES = 16  # of the cache: 64 bytes
 
 _KERNEL = torch.tensor(
     [
@@ -80,7 +82,7 @@ class Winograd:
     """A 3×3 convolution of stride 1.
 
     Args:
-        weight: `(K, C, 3, 3)`.
+        weight: `(K, C, 3, 3)`, K and C at least `LANES`.
 
     Attributes:
         values_per_px: Of the result.
@@ -92,7 +94,7 @@ class Winograd:
 
     def convolve(self, source: Bordered, bias: Tensor | None, out: Tensor, relu: bool = False) -> None:
         """Images, with their borders `(N, H + 2, W + 2, C)`, → `out`, `(N, H, W, K)`, contiguous; with ReLU or not."""
-        offset = np.zeros(len(self.weight), np.float32) if bias is None else bias.detach().contiguous().numpy()
+        offset = out.new_zeros(len(self.weight)) if bias is None else bias.detach().contiguous()
         _convolve(source, None, self._forward, offset, 0.0 if relu else -math.inf, out)
 
     def convolve_back(self, gradient: Tensor, size: tuple[int, int, int], rectified: Tensor | None = None) -> Tensor:
@@ -103,7 +105,7 @@ class Winograd:
         result = gradient.new_empty(len(gradient), *size)
         framed = Bordered(gradient.contiguous(), *(_framed(side, 2) for side in gradient.shape[1:3]))
         gate = None if rectified is None else rectified.contiguous().flatten(0, 1).numpy()
-        _convolve(framed, gate, self._backward, np.zeros(size[2], np.float32), -math.inf, result)
+        _convolve(framed, gate, self._backward, gradient.new_zeros(size[2]), -math.inf, result)
         return result
 
     def tile_products(self, source: Bordered, gradient: Tensor, totals: Tensor | None = None) -> Tensor:
@@ -120,10 +122,10 @@ class Winograd:
 
         def add(thread: int) -> None:
             for chunk in chunks[thread :: len(sums)]:
-                of_inputs = _scratch("values", 36, chunk.tiles, inputs)
-                of_outputs = _scratch("products", 36, chunk.tiles, in_panels(outputs))
-                _transform_tiles(images, None, *tiles.sources, chunk, of_inputs.numpy(), _patch(6, 6, inputs))
-                _transform_blocks(towards, tiles.targets, chunk, of_outputs.numpy(), _patch(6, 4, outputs))
+                of_inputs = _scratch("values", chunk.tiles, inputs)
+                of_outputs = _scratch("products", chunk.tiles, in_panels(outputs))
+                _transform_tiles(images, None, *tiles.sources, chunk, of_inputs.numpy())
+                _transform_blocks(towards, tiles.targets, chunk, of_outputs.numpy())
                 multiply(of_inputs.transpose(1, 2), as_panels(of_outputs), sums[thread], add=True)
 
         in_threads(add, len(sums))
@@ -165,22 +167,23 @@ def _transformed(kernels: Tensor) -> Tensor:
     return (KERNEL_TRANSFORM @ kernels.reshape(9, -1)).view(36, *kernels.shape[2:])
 
 
-def _convolve(source: Bordered, gate: Values | None, kernel: Tensor, offset: Values, least: float, out: Tensor) -> None:
+def _convolve(
+    source: Bordered, gate: Values | None, kernel: Tensor, offsets: Tensor, least: float, out: Tensor
+) -> None:
     inputs, outputs, threads = source.values.shape[3], out.shape[3], torch.get_num_threads()
     tiles = _tiles(source, out.shape)
     images, result = (values.flatten(0, 1).numpy() for values in (source.values, out))
+    offset = offsets.view(1, 1, -1).numpy()
     chunks = _chunks(*tiles.grid, max(inputs, outputs), threads)
     left = iter(chunks)
 
     def convolve(_: int) -> None:
         for chunk in left:
-            values = _scratch("values", 36, chunk.tiles, inputs)
-            products = _scratch("products", 36, chunk.tiles, in_panels(outputs))
-            _transform_tiles(images, gate, *tiles.sources, chunk, values.numpy(), _patch(6, 6, inputs))
+            values = _scratch("values", chunk.tiles, inputs)
+            products = _scratch("products", chunk.tiles, in_panels(outputs))
+            _transform_tiles(images, gate, *tiles.sources, chunk, values.numpy())
             multiply(values, kernel, products)
-            _transform_products(
-                products.numpy(), tiles.targets, chunk, offset, np.float32(least), result, _patch(4, 6, outputs)
-            )
+            _transform_products(products.numpy(), tiles.targets, chunk, offset, least, result)
 
     in_threads(convolve, min(threads, len(chunks)))
 
@@ -245,199 +248,205 @@ def _chunks(down: int, across: int, channels: int, threads: int) -> list[_Chunk]
 
 def load_compiled_functions() -> None:
     """Load what is compiled, or compile it: its time and memory are then not part of the first convolution's."""
-    convolution, side_px = Winograd(torch.zeros(1, 1, 3, 3)), TILE_PX + 2
-    image = Bordered(torch.zeros(1, side_px, side_px, 1), np.arange(side_px), np.arange(side_px))
-    convolution.convolve(image, None, torch.empty(1, TILE_PX, TILE_PX, 1))
+    convolution, side_px = Winograd(torch.zeros(LANES, LANES, 3, 3)), TILE_PX + 2
+    image = Bordered(torch.zeros(1, side_px, side_px, LANES), np.arange(side_px), np.arange(side_px))
+    convolution.convolve(image, None, torch.empty(1, TILE_PX, TILE_PX, LANES))
 
 
 _held = threading.local()
 
 
-def _scratch(name: str, *shape: int) -> Tensor:
-    """Room of this shape, with anything in it, that belongs to this thread until it asks for that name again."""
-    values = math.prod(shape)
+def _scratch(name: str, tiles: int, channels: int) -> Tensor:
+    """Room for `(36, tiles, channels)`, with anything in it; this thread's until it asks for that name again.
+
+    The 36 begin in lines of the cache that have different places there: an odd number of lines apart. Were they 4 KiB
+    apart, as they often would be, each would push the others out.
+    """
+    lines = -(-tiles * channels // LINE_VALUES)
+    step = LINE_VALUES * (lines + 1 + lines % 2)
     room: Tensor | None = getattr(_held, name, None)
-    if room is None or len(room) < values:
+    if room is None or len(room) < 36 * step:
         with torch.inference_mode(False):  # it is written to outside of that mode, too
-            room = torch.empty(values)
+            room = torch.empty(36 * step)
         setattr(_held, name, room)
-    return room[:values].view(shape)
-
-
-def _patch(*shape: int) -> Values:
-    return cast(Values, _scratch("patch", *shape).numpy())
+    return room.as_strided((36, tiles, channels), (step, channels, 1))
 
 
 # --- The transforms, compiled --------------------------------------------------------------------------------------
+#
+# As many channels at a time as a vector has lanes; the last ones may overlap those before. All of a tile stands in
+# registers, or in what the compiler keeps beside them.
 
 
 @compiled
-def _value(image: Values, gate: Values | None, y: int, x: int, c: int) -> Any:  # pragma: no cover (compiled)
+def _load(image: Values, gate: Values | None, y: int, x: int, c: int) -> Any:  # pragma: no cover (compiled)
+    if y < 0 or x < 0:
+        return everywhere(0.0)
     if gate is None:  # settled when it is compiled
-        return image[y, x, c]
-    return np.float32(0) if gate[y, x, c] <= 0 else image[y, x, c]
+        return load(image, y, x, c)
+    return where_positive(load(image, y, x, c), load(gate, y, x, c))
 
 
 @compiled
-def _at_least(value: np.float32, least: np.float32) -> np.float32:  # pragma: no cover (compiled)
-    return least if value < least else value  # what is no number stays
+def _of_tile(p: Any, q: Any, r: Any, s: Any, t: Any, u: Any) -> tuple[Any, ...]:  # pragma: no cover (compiled)
+    """Six pixels in a row → six values."""
+    even, odd, outer, inner = t - 4.0 * r, s - 4.0 * q, t - r, 2.0 * (s - q)
+    return 4.0 * p - 5.0 * r + t, even + odd, even - odd, outer + inner, outer - inner, 4.0 * q - 5.0 * s + u
+
+
+@compiled
+def _of_products(p: Any, q: Any, r: Any, s: Any, t: Any, u: Any) -> tuple[Any, ...]:  # pragma: no cover (compiled)
+    """Six values → four pixels in a row."""
+    even, odd, outer, inner = q + r, q - r, s + t, s - t
+    return p + even + outer, odd + 2.0 * inner, even + 4.0 * outer, odd + 8.0 * inner + u
+
+
+@compiled
+def _of_block(p: Any, q: Any, r: Any, s: Any) -> tuple[Any, ...]:  # pragma: no cover (compiled)
+    """The adjoint of `_of_products`."""
+    even, odd, outer, inner = p + r, q + s, p + 4.0 * r, 2.0 * q + 8.0 * s
+    return p, even + odd, even - odd, outer + inner, outer - inner, s
+
+
+@compiled
+def _store_six(result: Values, first: int, tile: int, c: int, six: tuple[Any, ...]) -> None:  # pragma: no cover
+    store(result, first, tile, c, six[0])
+    store(result, first + 1, tile, c, six[1])
+    store(result, first + 2, tile, c, six[2])
+    store(result, first + 3, tile, c, six[3])
+    store(result, first + 4, tile, c, six[4])
+    store(result, first + 5, tile, c, six[5])
+
+
+@compiled
+def _tile_column(
+    image: Values, gate: Values | None, rows: Indices, down: int, x: int, c: int
+) -> tuple[Any, ...]:  # pragma: no cover (compiled)
+    return _of_tile(
+        _load(image, gate, rows[down, 0], x, c),
+        _load(image, gate, rows[down, 1], x, c),
+        _load(image, gate, rows[down, 2], x, c),
+        _load(image, gate, rows[down, 3], x, c),
+        _load(image, gate, rows[down, 4], x, c),
+        _load(image, gate, rows[down, 5], x, c),
+    )
 
 
 @compiled
 def _transform_tiles(
-    image: Values, gate: Values | None, rows: Indices, columns: Indices, chunk: _Chunk, result: Values, patch: Values
+    image: Values, gate: Values | None, rows: Indices, columns: Indices, chunk: _Chunk, result: Values
 ) -> None:  # pragma: no cover (compiled)
-    """Tiles of 6×6 px of rows `(N·H, W, C)`, zero where the gate is, → `(36, tiles, C)`; `patch` is `(6, 6, C)`."""
-    two, four, five = np.float32(2), np.float32(4), np.float32(5)
+    """Tiles of 6×6 px of rows `(N·H, W, C)`, zero where the gate is, → `(36, tiles, C)`."""
     channels = image.shape[2]
     wide = chunk.right - chunk.left
     for down in range(chunk.top, chunk.bottom):
-        r0, r1, r2 = rows[down, 0], rows[down, 1], rows[down, 2]
-        r3, r4, r5 = rows[down, 3], rows[down, 4], rows[down, 5]
-        inside = min(r0, r1, r2, r3, r4, r5) >= 0
         for beside in range(chunk.left, chunk.right):
-            tile = (down - chunk.top) * wide + beside - chunk.left
-            for j in range(6):
-                column = columns[4 * beside + j]
-                if column < 0:
-                    for i in range(6):
-                        for c in range(channels):
-                            patch[i, j, c] = 0
-                elif inside:
-                    for c in range(channels):
-                        p, q = _value(image, gate, r0, column, c), _value(image, gate, r1, column, c)
-                        r, s = _value(image, gate, r2, column, c), _value(image, gate, r3, column, c)
-                        t, u = _value(image, gate, r4, column, c), _value(image, gate, r5, column, c)
-                        even, odd, outer, inner = t - four * r, s - four * q, t - r, two * (s - q)
-                        patch[0, j, c] = four * p - five * r + t
-                        patch[1, j, c] = even + odd
-                        patch[2, j, c] = even - odd
-                        patch[3, j, c] = outer + inner
-                        patch[4, j, c] = outer - inner
-                        patch[5, j, c] = four * q - five * s + u
-                else:
-                    for c in range(channels):
-                        p = _value(image, gate, r0, column, c) if r0 >= 0 else np.float32(0)
-                        q = _value(image, gate, r1, column, c) if r1 >= 0 else np.float32(0)
-                        r = _value(image, gate, r2, column, c) if r2 >= 0 else np.float32(0)
-                        s = _value(image, gate, r3, column, c) if r3 >= 0 else np.float32(0)
-                        t = _value(image, gate, r4, column, c) if r4 >= 0 else np.float32(0)
-                        u = _value(image, gate, r5, column, c) if r5 >= 0 else np.float32(0)
-                        even, odd, outer, inner = t - four * r, s - four * q, t - r, two * (s - q)
-                        patch[0, j, c] = four * p - five * r + t
-                        patch[1, j, c] = even + odd
-                        patch[2, j, c] = even - odd
-                        patch[3, j, c] = outer + inner
-                        patch[4, j, c] = outer - inner
-                        patch[5, j, c] = four * q - five * s + u
-            for i in range(6):
-                for c in range(channels):
-                    p, q, r = patch[i, 0, c], patch[i, 1, c], patch[i, 2, c]
-                    s, t, u = patch[i, 3, c], patch[i, 4, c], patch[i, 5, c]
-                    even, odd, outer, inner = t - four * r, s - four * q, t - r, two * (s - q)
-                    result[6 * i, tile, c] = four * p - five * r + t
-                    result[6 * i + 1, tile, c] = even + odd
-                    result[6 * i + 2, tile, c] = even - odd
-                    result[6 * i + 3, tile, c] = outer + inner
-                    result[6 * i + 4, tile, c] = outer - inner
-                    result[6 * i + 5, tile, c] = four * q - five * s + u
+            tile, x = (down - chunk.top) * wide + beside - chunk.left, 4 * beside
+            for following in range(0, channels, LANES):
+                c = min(following, channels - LANES)
+                p = _tile_column(image, gate, rows, down, columns[x], c)
+                q = _tile_column(image, gate, rows, down, columns[x + 1], c)
+                r = _tile_column(image, gate, rows, down, columns[x + 2], c)
+                s = _tile_column(image, gate, rows, down, columns[x + 3], c)
+                t = _tile_column(image, gate, rows, down, columns[x + 4], c)
+                u = _tile_column(image, gate, rows, down, columns[x + 5], c)
+                _store_six(result, 0, tile, c, _of_tile(p[0], q[0], r[0], s[0], t[0], u[0]))
+                _store_six(result, 6, tile, c, _of_tile(p[1], q[1], r[1], s[1], t[1], u[1]))
+                _store_six(result, 12, tile, c, _of_tile(p[2], q[2], r[2], s[2], t[2], u[2]))
+                _store_six(result, 18, tile, c, _of_tile(p[3], q[3], r[3], s[3], t[3], u[3]))
+                _store_six(result, 24, tile, c, _of_tile(p[4], q[4], r[4], s[4], t[4], u[4]))
+                _store_six(result, 30, tile, c, _of_tile(p[5], q[5], r[5], s[5], t[5], u[5]))
+
+
+@compiled
+def _products_column(products: Values, j: int, tile: int, c: int) -> tuple[Any, ...]:  # pragma: no cover (compiled)
+    return _of_products(
+        load(products, j, tile, c),
+        load(products, 6 + j, tile, c),
+        load(products, 12 + j, tile, c),
+        load(products, 18 + j, tile, c),
+        load(products, 24 + j, tile, c),
+        load(products, 30 + j, tile, c),
+    )
+
+
+@compiled
+def _store_pixels(
+    result: Values, y: int, x: int, c: int, four: tuple[Any, ...], offset: Any, least: Any
+) -> None:  # pragma: no cover (compiled)
+    """As many of four pixels as there are."""
+    width = result.shape[1]
+    if y >= 0:
+        store(result, y, x, c, larger(four[0] + offset, least))
+        if x + 1 < width:
+            store(result, y, x + 1, c, larger(four[1] + offset, least))
+        if x + 2 < width:
+            store(result, y, x + 2, c, larger(four[2] + offset, least))
+        if x + 3 < width:
+            store(result, y, x + 3, c, larger(four[3] + offset, least))
 
 
 @compiled
 def _transform_products(
-    products: Values,
-    targets: Indices,
-    chunk: _Chunk,
-    offset: Values,
-    least: np.float32,
-    result: Values,
-    patch: Values,
+    products: Values, targets: Indices, chunk: _Chunk, offset: Values, least: float, result: Values
 ) -> None:  # pragma: no cover (compiled)
-    """`(36, tiles, K)` → their 4×4 px of the rows `(N·H, W, K)`, none below `least`; `patch` is `(4, 6, K)`."""
-    two, four, eight = np.float32(2), np.float32(4), np.float32(8)
-    _, width, channels = result.shape
+    """`(36, tiles, K)` → their 4×4 px of the rows `(N·H, W, K)`, none below `least`."""
+    channels = result.shape[2]
     wide = chunk.right - chunk.left
     for down in range(chunk.top, chunk.bottom):
         for beside in range(chunk.left, chunk.right):
-            tile = (down - chunk.top) * wide + beside - chunk.left
-            for j in range(6):
-                for c in range(channels):
-                    p, q, r = products[j, tile, c], products[6 + j, tile, c], products[12 + j, tile, c]
-                    s, t, u = products[18 + j, tile, c], products[24 + j, tile, c], products[30 + j, tile, c]
-                    even, odd, outer, inner = q + r, q - r, s + t, s - t
-                    patch[0, j, c] = p + even + outer
-                    patch[1, j, c] = odd + two * inner
-                    patch[2, j, c] = even + four * outer
-                    patch[3, j, c] = odd + eight * inner + u
-            whole = 4 * beside + 4 <= width
-            for i in range(4):
-                y, x = targets[down, i], 4 * beside
-                if y < 0:
-                    break
-                for c in range(channels):
-                    p, q, r = patch[i, 0, c] + offset[c], patch[i, 1, c], patch[i, 2, c]
-                    s, t, u = patch[i, 3, c], patch[i, 4, c], patch[i, 5, c] + offset[c]
-                    even, odd, outer, inner = q + r, q - r, s + t, s - t
-                    if whole:
-                        result[y, x, c] = _at_least(p + even + outer, least)
-                        result[y, x + 1, c] = _at_least(odd + two * inner + offset[c], least)
-                        result[y, x + 2, c] = _at_least(even + four * outer + offset[c], least)
-                        result[y, x + 3, c] = _at_least(odd + eight * inner + u, least)
-                    else:
-                        result[y, x, c] = _at_least(p + even + outer, least)
-                        if x + 1 < width:
-                            result[y, x + 1, c] = _at_least(odd + two * inner + offset[c], least)
-                        if x + 2 < width:
-                            result[y, x + 2, c] = _at_least(even + four * outer + offset[c], least)
+            tile, x = (down - chunk.top) * wide + beside - chunk.left, 4 * beside
+            for following in range(0, channels, LANES):
+                c = min(following, channels - LANES)
+                p = _products_column(products, 0, tile, c)
+                q = _products_column(products, 1, tile, c)
+                r = _products_column(products, 2, tile, c)
+                s = _products_column(products, 3, tile, c)
+                t = _products_column(products, 4, tile, c)
+                u = _products_column(products, 5, tile, c)
+                added, floor = load(offset, 0, 0, c), everywhere(least)
+                first = _of_products(p[0], q[0], r[0], s[0], t[0], u[0])
+                _store_pixels(result, targets[down, 0], x, c, first, added, floor)
+                second = _of_products(p[1], q[1], r[1], s[1], t[1], u[1])
+                _store_pixels(result, targets[down, 1], x, c, second, added, floor)
+                third = _of_products(p[2], q[2], r[2], s[2], t[2], u[2])
+                _store_pixels(result, targets[down, 2], x, c, third, added, floor)
+                fourth = _of_products(p[3], q[3], r[3], s[3], t[3], u[3])
+                _store_pixels(result, targets[down, 3], x, c, fourth, added, floor)
+
+
+@compiled
+def _block_column(
+    gradient: Values, targets: Indices, down: int, x: int, c: int
+) -> tuple[Any, ...]:  # pragma: no cover (compiled)
+    column = x if x < gradient.shape[1] else -1
+    return _of_block(
+        _load(gradient, None, targets[down, 0], column, c),
+        _load(gradient, None, targets[down, 1], column, c),
+        _load(gradient, None, targets[down, 2], column, c),
+        _load(gradient, None, targets[down, 3], column, c),
+    )
 
 
 @compiled
 def _transform_blocks(
-    gradient: Values, targets: Indices, chunk: _Chunk, result: Values, patch: Values
+    gradient: Values, targets: Indices, chunk: _Chunk, result: Values
 ) -> None:  # pragma: no cover (compiled)
-    """The adjoint of `_transform_products`: blocks of 4×4 px → `(36, tiles, K)`; `patch` is `(6, 4, K)`."""
-    two, four, eight = np.float32(2), np.float32(4), np.float32(8)
-    _, width, channels = gradient.shape
+    """The adjoint of `_transform_products`: blocks of 4×4 px → `(36, tiles, K)`."""
+    channels = gradient.shape[2]
     wide = chunk.right - chunk.left
     for down in range(chunk.top, chunk.bottom):
-        y, y1, y2, y3 = targets[down, 0], targets[down, 1], targets[down, 2], targets[down, 3]
         for beside in range(chunk.left, chunk.right):
-            tile = (down - chunk.top) * wide + beside - chunk.left
-            for j in range(4):
-                x = 4 * beside + j
-                if x >= width:
-                    for i in range(6):
-                        for c in range(channels):
-                            patch[i, j, c] = 0
-                elif y3 >= 0:
-                    for c in range(channels):
-                        p, q, r, s = gradient[y, x, c], gradient[y1, x, c], gradient[y2, x, c], gradient[y3, x, c]
-                        even, odd, outer, inner = p + r, q + s, p + four * r, two * q + eight * s
-                        patch[0, j, c] = p
-                        patch[1, j, c] = even + odd
-                        patch[2, j, c] = even - odd
-                        patch[3, j, c] = outer + inner
-                        patch[4, j, c] = outer - inner
-                        patch[5, j, c] = s
-                else:
-                    for c in range(channels):
-                        p = gradient[y, x, c]
-                        q = gradient[y1, x, c] if y1 >= 0 else np.float32(0)
-                        r = gradient[y2, x, c] if y2 >= 0 else np.float32(0)
-                        even, outer, inner = p + r, p + four * r, two * q
-                        patch[0, j, c] = p
-                        patch[1, j, c] = even + q
-                        patch[2, j, c] = even - q
-                        patch[3, j, c] = outer + inner
-                        patch[4, j, c] = outer - inner
-                        patch[5, j, c] = 0
-            for i in range(6):
-                for c in range(channels):
-                    p, q, r, s = patch[i, 0, c], patch[i, 1, c], patch[i, 2, c], patch[i, 3, c]
-                    even, odd, outer, inner = p + r, q + s, p + four * r, two * q + eight * s
-                    result[6 * i, tile, c] = p
-                    result[6 * i + 1, tile, c] = even + odd
-                    result[6 * i + 2, tile, c] = even - odd
-                    result[6 * i + 3, tile, c] = outer + inner
-                    result[6 * i + 4, tile, c] = outer - inner
-                    result[6 * i + 5, tile, c] = s
+            tile, x = (down - chunk.top) * wide + beside - chunk.left, 4 * beside
+            for following in range(0, channels, LANES):
+                c = min(following, channels - LANES)
+                p = _block_column(gradient, targets, down, x, c)
+                q = _block_column(gradient, targets, down, x + 1, c)
+                r = _block_column(gradient, targets, down, x + 2, c)
+                s = _block_column(gradient, targets, down, x + 3, c)
+                _store_six(result, 0, tile, c, _of_block(p[0], q[0], r[0], s[0]))
+                _store_six(result, 6, tile, c, _of_block(p[1], q[1], r[1], s[1]))
+                _store_six(result, 12, tile, c, _of_block(p[2], q[2], r[2], s[2]))
+                _store_six(result, 18, tile, c, _of_block(p[3], q[3], r[3], s[3]))
+                _store_six(result, 24, tile, c, _of_block(p[4], q[4], r[4], s[4]))
+                _store_six(result, 30, tile, c, _of_block(p[5], q[5], r[5], s[5]))

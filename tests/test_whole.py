@@ -64,7 +64,7 @@ def test_by_the_algorithm_of_many_channels(monkeypatch: pytest.MonkeyPatch) -> N
     used: list[object] = []
     convolve = Winograd.convolve
     monkeypatch.setattr(Winograd, "convolve", lambda self, *rest: (used.append(self), convolve(self, *rest))[1])
-    assert_painted_as_one(network(), 61, 83)
+    assert_painted_as_one(network(width=16), 61, 83)
     assert used
 
 

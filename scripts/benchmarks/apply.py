@@ -21,8 +21,7 @@ from benchmarks.measuring import Memory, free_bytes, number, spread
 from benchmarks.report import Finding, Table, gib, share
 from benchmarks.settings import Settings
 from benchmarks.workloads import (
-    APPLY_MANY,
-    APPLY_ONE,
+    ENVIRONMENT,
     PlainApply,
     Round,
     StripsApply,
@@ -64,7 +63,7 @@ def run(settings: Settings, floor: Floor) -> Finding:
                 settings.size,
                 flop,
                 first_call=first_call,
-                variables={"stylize": APPLY_ONE if first_call else APPLY_MANY},
+                variables={"stylize": ENVIRONMENT},
             ),
             replace(settings, precision=precision),
             floor,
@@ -145,7 +144,7 @@ def _paint_by_size(
         name = f"sizes, {side_px}², {way}, {precision}"
         click.echo(name, err=True)
         make = partial(WorkloadPlayer, WAYS[way])
-        with remote.Remote(name, make, replace(settings, size=side_px), APPLY_MANY) as player:
+        with remote.Remote(name, make, replace(settings, size=side_px), ENVIRONMENT) as player:
             turns: list[Round] = [player.call("play", settings.steps) for _ in range(settings.rounds)]
         seconds = [statistics.median(turn.seconds) for turn in turns]
         reached = floor.compute_share(painting_flop(1, side_px), statistics.median(seconds), precision)

@@ -29,7 +29,7 @@ from benchmarks.floor import Floor
 from benchmarks.measuring import ratios, spread
 from benchmarks.report import Finding, Table
 from benchmarks.settings import Settings, make_images
-from benchmarks.workloads import TRAIN, Round, StylizeTraining, WorkloadPlayer
+from benchmarks.workloads import ENVIRONMENT, Round, StylizeTraining, WorkloadPlayer
 from PIL import Image
 from torch import Tensor
 
@@ -158,7 +158,7 @@ def run(settings: Settings, floor: Floor) -> Finding:
         large = write_photographs(Path(folder), settings.seed)[:LARGE_COUNT]
         given = replace(settings, photos=settings.photos or Path(folder), precision=precision)
         step = stack.enter_context(
-            remote.Remote("data, training step", partial(WorkloadPlayer, StylizeTraining), given, TRAIN)
+            remote.Remote("data, training step", partial(WorkloadPlayer, StylizeTraining), given, ENVIRONMENT)
         )
         data = stack.enter_context(remote.Remote("data", partial(DataPlayer, large), given))
         difference: float = data.call("difference")

@@ -27,7 +27,7 @@ from benchmarks.floor import Floor
 from benchmarks.measuring import ratios, spread, timed
 from benchmarks.report import Finding, Table
 from benchmarks.settings import Settings, make_generator
-from benchmarks.workloads import APPLY_MANY
+from benchmarks.workloads import ENVIRONMENT
 from torch import Tensor
 
 from stylize.cli.apply import Job, StrokeHint, paint_all
@@ -172,7 +172,7 @@ def write_folder(folder: Path, settings: Settings) -> list[Path]:
 def _paint_folder(width: int, photographs: Sequence[Path], output: Path, settings: Settings) -> Painted:
     name = f"width {width}, {settings.precision}"
     make = partial(FolderPlayer, width, photographs, output)
-    with remote.Remote(f"folder, {name}", make, settings, APPLY_MANY) as player:
+    with remote.Remote(f"folder, {name}", make, settings, ENVIRONMENT) as player:
         difference: float = player.call("difference")
         check_differences(f"folder, {name}", {"picture": difference}, DECODED_DIFFERENCE)
         seconds: list[Seconds] = []

@@ -15,7 +15,7 @@ from benchmarks.counts import training_flop
 from benchmarks.floor import Floor
 from benchmarks.report import Finding
 from benchmarks.settings import Settings
-from benchmarks.workloads import TRAIN, PlainTraining, StylizeTraining
+from benchmarks.workloads import ENVIRONMENT, PlainTraining, StylizeTraining
 
 HEADING = "training step"
 
@@ -44,5 +44,5 @@ def _pair(norm: str, settings: Settings, flop: int) -> Pair:
         side_px=settings.crop,
         flop=flop,
         same=norm == "instance",
-        variables={"stylize": TRAIN},
+        variables={"stylize": ENVIRONMENT},
     )

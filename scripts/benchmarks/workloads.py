@@ -22,16 +22,14 @@ from stylize.inference.plans import Room, choose_plan
 from stylize.inference.streaming import StripPainter
 from stylize.inference.stylizer import Stylizer
 from stylize.losses import PerceptualLoss
-from stylize.memory import LARGE_PAGES, keep_freed_memory, return_freed_memory
+from stylize.memory import keep_freed_memory, return_freed_memory
 from stylize.threads import SHORT_SPINS
 from stylize.training.data import Batches, ContentConfig, CropDataset
 from stylize.training.trainer import ScheduleConfig, TrainConfig, Trainer
 
 LEARNING_RATE = 1e-3
-# Of the environment of the processes, as the commands choose them.
-TRAIN = SHORT_SPINS
-APPLY_ONE = SHORT_SPINS
-APPLY_MANY = {**LARGE_PAGES, **SHORT_SPINS}
+# Of the environment of the processes, as the commands choose it.
+ENVIRONMENT = SHORT_SPINS
 
 
 class Workload:

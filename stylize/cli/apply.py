@@ -15,7 +15,6 @@ import click
 from stylize.cli.options import device_option, verbose_option
 from stylize.cli.places import check_replaceable, make_parent
 from stylize.errors import StylizeError
-from stylize.memory import use_large_pages
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -119,8 +118,6 @@ def apply(
     device: str,
 ) -> None:
     """Paint photographs with a trained model."""
-    if len(inputs) > 1 or inputs[0].is_dir():  # the first large pages take long to find: many pictures repay it
-        use_large_pages()
     from stylize.devices import choose_device, choose_precision, keep_compiled_code
     from stylize.inference.compilation import choose_shapes
     from stylize.inference.models import find_model

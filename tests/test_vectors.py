@@ -1,0 +1,52 @@
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from stylize.vectors import LANES, everywhere, larger, load, store, where_positive
+
+Values = npt.NDArray[np.float32]
+
+
+@numba.njit
+def compute(a: Values, b: Values, out: Values, factor: Any) -> None:  # pragma: no cover (compiled)
+    first, second = load(a, 1, 2, 3), load(b, 0, 1, 1)
+    store(out, 0, 0, 1, first + second)
+    store(out, 1, 0, 1, first - second)
+    store(out, 2, 0, 1, factor * first)
+    store(out, 3, 0, 1, larger(first, everywhere(0.25)))
+    store(out, 4, 0, 1, where_positive(first, second))
+
+
+@pytest.mark.parametrize("factor", [-2.5, np.float32(3.0), 2])
+@pytest.mark.parametrize("layout", ["contiguous", "with gaps"])
+def test_vectors_compute_value_by_value(factor: Any, layout: str) -> None:
+    draw = np.random.default_rng(0)
+    gap = 5 if layout == "with gaps" else 0
+    a, b, out = (
+        draw.normal(size=(rows, 4, LANES + 4 + gap)).astype(np.float32)[..., : LANES + 4] for rows in (3, 3, 5)
+    )
+    b[0, 1, 4], a[1, 2, 5] = 0, np.nan
+    before = out.copy()
+    compute(a, b, out, factor)
+    first, second = a[1, 2, 3 : LANES + 3], b[0, 1, 1 : LANES + 1]
+    expected = (
+        first + second,
+        first - second,
+        np.float32(factor) * first,
+        np.where(first < 0.25, np.float32(0.25), first),
+        np.where(second <= 0, 0, first),
+    )
+    np.testing.assert_array_equal(out[:, 0, 1 : LANES + 1], np.stack(expected))
+    out[:, 0, 1 : LANES + 1] = before[:, 0, 1 : LANES + 1]
+    np.testing.assert_array_equal(out, before)  # nothing else was written
+
+
+def test_other_sums_stay_what_they_are() -> None:
+    @numba.njit
+    def mixed(a: Any, b: Any) -> Any:  # pragma: no cover (compiled)
+        return a + b, a - b, a * b
+
+    assert mixed(2, 0.5) == (2.5, 1.5, 1.0)
