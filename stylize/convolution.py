@@ -34,7 +34,7 @@ aten = torch.ops.aten
 
 STRIP_VALUES = 1 << 20  # of bordered maps or of the result: 4 MiB
 WINDOWED_VALUES = 1 << 18
-WINOGRAD_PAYS_FROM = 32 * 64  # products of channels; below, the transforms cost more than they save
+WINOGRAD_PAYS_FROM = 16 * 16  # products of channels; below, the transforms cost more than they save
 
 
 class Geometry(NamedTuple):

@@ -95,6 +95,15 @@ def test_with_relu_result_and_gradients_equal_those_of_float64(kind: Any, count:
     assert largest_difference([t.double() for t in found], exact) < TOLERANCE
 
 
+@pytest.mark.parametrize("border", ("reflect", "replicate"))
+@pytest.mark.parametrize("side", [(16, 16), (17, 22), (5, 1203)], ids=str)
+def test_a_flat_image_stays_flat_to_the_last_bit(border: Border, side: tuple[int, int]) -> None:
+    _, weight, bias, geometry = arguments_of((64, 72, 3, 1, side, None), border)
+    levels = torch.rand(2, 64, 1, 1)
+    result = padded_conv2d(levels.expand(-1, -1, *side).contiguous(), weight, bias, geometry)
+    assert torch.equal(result, result[..., :1, :1].expand_as(result))
+
+
 def test_relu_keeps_what_is_no_number() -> None:
     x, weight, bias, geometry = arguments_of((64, 32, 3, 1, (8, 9), None), "constant")
     x[0, 0, 4, 4] = float("nan")

@@ -94,8 +94,9 @@ def test_too_small_an_image_is_refused(name: str, height: int, width: int) -> No
 @torch.no_grad()
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("perturbation", (0.0, 0.02, 0.05))
-def test_johnson_paints_a_flat_image_flat(norm: str, perturbation: float) -> None:
-    network = build(norm=norm, width=8).eval()
+@pytest.mark.parametrize("width", (8, 32))  # convolutions of few channels, and of many
+def test_johnson_paints_a_flat_image_flat(norm: str, perturbation: float, width: int) -> None:
+    network = build(norm=norm, width=width).eval()
     perturb_(network, perturbation)
     for levels in ((0.0, 0.0, 0.0), (0.3, 0.5, 0.8), (1.0, 1.0, 1.0)):
         assert spread(network(flat(levels))) <= 1 / 255

@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 from stylize.convolution import Geometry
 from stylize.generators import GENERATORS, GeneratorConfig, build_generator
 from stylize.generators.base import Generator
+from stylize.images import Picture
+from stylize.inference.models import built_in_models
 from stylize.inference.stylizer import Stylizer
 from stylize.inference.whole import Layout, Maps, lay_out, layout_of, paint_whole
+from stylize.model_file import load_model
 from stylize.norms import NORMS
 from stylize.winograd import Winograd
 
@@ -60,7 +63,6 @@ def test_in_many_strips(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_by_the_algorithm_of_many_channels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stylize.convolution.WINOGRAD_PAYS_FROM", 1)
     used: list[object] = []
     convolve = Winograd.convolve
     monkeypatch.setattr(Winograd, "convolve", lambda self, *rest: (used.append(self), convolve(self, *rest))[1])
@@ -69,14 +71,21 @@ def test_by_the_algorithm_of_many_channels(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_stylizer_paints_pictures_together_as_alone() -> None:
-    from stylize.images import Picture
-
     stylizer = Stylizer(network(), torch.device("cpu"))
     pictures = [Picture(torch.rand(3, 40, 52)) for _ in range(3)]
     together = stylizer.paint_many(pictures)
     assert not torch.equal(together[0].rgb, together[1].rgb)
     for picture, painted in zip(pictures, together, strict=True):
         assert torch.equal(stylizer(picture).rgb, painted.rgb)
+
+
+@pytest.mark.parametrize("style", built_in_models())
+def test_a_picture_of_one_colour_is_painted_in_one_colour(style: str) -> None:
+    generator, _ = load_model(built_in_models()[style])
+    stylizer = Stylizer(generator, torch.device("cpu"))
+    for level in (0.0, 0.4, 1.0):
+        painted = stylizer(Picture(torch.full((3, 61, 83), level))).rgb
+        assert (painted.amax((1, 2)) - painted.amin((1, 2))).max() < 0.5 / 255
 
 
 # Where the maps lie
