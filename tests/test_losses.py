@@ -16,7 +16,8 @@ from stylize.losses import (
     total_variation,
 )
 from stylize.products import PANEL, suit
-from stylize.vgg import TAPS, VGG19, load_vgg
+from stylize.vgg import TAPS, VGG19, last_convolution, load_vgg
+from stylize.winograd import winograd_of
 
 STYLE_LAYERS = {"relu1_1": 1.0, "relu2_1": 3.0}
 CONTENT_LAYERS = {"relu1_2": 1.0}
@@ -297,6 +298,14 @@ def test_image_by_image_the_terms_and_the_gradient_are_those_of_a_call(
     torch.testing.assert_close(by_image, called, rtol=1e-4, atol=1e-7)
     expected, found = (torch.autograd.grad(2 * terms["total"], stylized)[0] for terms in (called, by_image))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+
+
+def test_what_the_convolutions_keep_of_frozen_weights_is_there_before_the_first_step(vgg: VGG19) -> None:
+    loss = PerceptualLoss(vgg, config(), [photos(1)[0]])
+    weight = last_convolution(vgg.features["2"]).weight
+    assert "_backward" not in vars(winograd_of(weight))
+    loss.prepare()
+    assert {"_forward", "_backward"} <= set(vars(winograd_of(weight)))
 
 
 def test_content_pass_stops_at_the_content_layer(vgg: VGG19) -> None:
