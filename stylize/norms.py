@@ -9,15 +9,17 @@ To add a kind: write the class, add its line to `NORMS`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from stylize import processes
+from stylize import channelwise, processes
+from stylize.channelwise import Affine
 from stylize.errors import StylizeError, pick
 
 PIXELS_A_SUM = 1 << 12
@@ -72,25 +74,31 @@ class Norm(nn.Module):
         """
         if x.dim() != 4:
             raise StylizeError(f"{type(self).__name__}: got an input of shape {tuple(x.shape)}, must be (N, C, H, W)")
-        statistics = self.frozen if self.frozen is not None else self.measure(x)
-        if self.recording:
-            self.recorded = Statistics(*(s.detach().clone() for s in statistics))
-        return _multiply_add(x, *self.coefficients(statistics))
+        if self._in_one(x):
+            return self._normalized_in_one(x, relu=False)
+        return _multiply_add(x, *self.coefficients(self._statistics(x)))
 
-    def normalize_(self, x: Tensor) -> Tensor:
-        """The same as a call, but `x` may be overwritten, which saves a map: for what nobody else holds."""
+    def normalize_(self, x: Tensor, *, relu: bool = False) -> Tensor:
+        """The same as a call, and ReLU if asked, but `x` may be overwritten: for what nobody else holds."""
+        if self._in_one(x):
+            return self._normalized_in_one(x, relu)
         if torch.is_grad_enabled() or self.training or x.dim() != 4 or x.dtype != torch.float32:
             normalized: Tensor = self(x)
-            return normalized
-        statistics = self.frozen if self.frozen is not None else self.measure(x)
-        if self.recording:
-            self.recorded = Statistics(*(s.detach().clone() for s in statistics))
-        factor, offset = self.coefficients(statistics)
-        return torch.addcmul(offset[:, :, None, None], x, factor[:, :, None, None], out=x)
+        else:
+            factor, offset = self.coefficients(self._statistics(x))
+            if _is_dense_on_cpu(x) and channelwise.suits(x):
+                shape = len(x), x.shape[1]
+                return Affine(factor.expand(shape), offset.expand(shape), relu)(x, out=x)
+            normalized = torch.addcmul(offset[:, :, None, None], x, factor[:, :, None, None], out=x)
+        return torch.relu_(normalized) if relu else normalized
 
     def measure(self, x: Tensor) -> Statistics:
         """The statistics by which `x` `(N, C, H, W)` is to be normalized."""
-        return self.of_images(instance_statistics(x))
+        return self.settle(instance_statistics(x), x.shape[-2:].numel())
+
+    def settle(self, instance: Statistics, pixels: int) -> Statistics:
+        """The same from the statistics of the images, `(N, C)`, of so many pixels each."""
+        return self.of_images(instance)
 
     def of_images(self, instance: Statistics) -> Statistics:
         """The statistics by which images are to be normalized in `eval()`, from those of their channels, `(N, C)`."""
@@ -120,6 +128,27 @@ class Norm(nn.Module):
     def extra_repr(self) -> str:
         flags = f"center={self.bias is not None}, scale={self.weight is not None}"
         return f"{self.num_channels}, {flags}, eps={self.eps}"
+
+    def _statistics(self, x: Tensor) -> Statistics:
+        statistics = self.frozen if self.frozen is not None else self.measure(x)
+        if self.recording:
+            self.recorded = Statistics(*(s.detach().clone() for s in statistics))
+        return statistics
+
+    def _in_one(self, x: Tensor) -> bool:
+        """Whether gradients are wanted, and all can be had at once."""
+        watched = self.recording or self.frozen is not None or not torch.is_grad_enabled()
+        own = self.training or self.needs_images
+        return own and not watched and _is_dense_on_cpu(x) and x.shape[-2:].numel() > 1 and channelwise.suits(x)
+
+    def _normalized_in_one(self, x: Tensor, relu: bool) -> Tensor:
+        pixels = x.shape[-2:].numel()
+
+        def coefficients(instance: Statistics) -> tuple[Tensor, Tensor]:
+            return self.coefficients(self.settle(instance, pixels))
+
+        result: Tensor = _Normalized.apply(x, coefficients, relu, *self.parameters(recurse=False))
+        return result
 
     def _affine(self, factor: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
         if self.weight is not None:
@@ -196,10 +225,15 @@ class BatchNorm(Norm):
         )
 
     def measure(self, x: Tensor) -> Statistics:
-        if not self.training:
-            return self.running_statistics()
-        batch = batch_statistics(instance_statistics(x))
-        self.update_running_(batch, count=processes.count() * x.numel() // self.num_channels)
+        return super().measure(x) if self.training else self.running_statistics()
+
+    def settle(self, instance: Statistics, pixels: int) -> Statistics:
+        return self._of_batch(instance, pixels) if self.training else self.running_statistics()
+
+    def _of_batch(self, instance: Statistics, pixels: int) -> Statistics:
+        """The statistics of the batch, which the running ones have moved towards."""
+        batch = batch_statistics(instance)
+        self.update_running_(batch, count=processes.count() * len(instance.mean) * pixels)
         return batch
 
     def of_images(self, instance: Statistics) -> Statistics:
@@ -246,10 +280,11 @@ class BatchInstanceNorm(BatchNorm):
         return Norm.forward(self, x)
 
     def measure(self, x: Tensor) -> Statistics:
-        instance = instance_statistics(x)
+        return Norm.measure(self, x)
+
+    def settle(self, instance: Statistics, pixels: int) -> Statistics:
         if self.training:
-            self._batch = batch_statistics(instance)
-            self.update_running_(self._batch, count=processes.count() * x.numel() // self.num_channels)
+            self._batch = self._of_batch(instance, pixels)
         return instance
 
     def of_images(self, instance: Statistics) -> Statistics:
@@ -291,8 +326,8 @@ class NoNorm(Norm):
     def forward(self, x: Tensor) -> Tensor:
         return x
 
-    def normalize_(self, x: Tensor) -> Tensor:
-        return x
+    def normalize_(self, x: Tensor, *, relu: bool = False) -> Tensor:
+        return torch.relu_(x) if relu else x
 
     @property
     def needs_images(self) -> bool:
@@ -443,7 +478,48 @@ def _multiply_add(x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
     return torch.addcmul(offset, x, factor)
 
 
-# The reductions are those of torch's batch norm, image by image: its channels-last kernels read the maps once.
+class _Normalized(torch.autograd.Function):
+    # The small graph from the images' statistics to the coefficients is kept, and gone through in the backward pass.
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        coefficients: Callable[[Statistics], tuple[Tensor, Tensor]],
+        relu: bool,
+        *parameters: Tensor,
+    ) -> Tensor:
+        instance = Statistics(*channelwise.measure(x))
+        with torch.enable_grad():
+            for statistic in instance:
+                statistic.requires_grad_()
+            factor, offset = (c.expand(instance.mean.shape) for c in coefficients(instance))
+        ctx.instance, ctx.parameters, ctx.affine = instance, parameters, Affine(factor, offset, relu)
+        ctx.save_for_backward(x)
+        result: Tensor = ctx.affine(x)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        gradient = gradients[0].contiguous(memory_format=torch.channels_last)
+        leaves = (*ctx.instance, *(p for p in ctx.parameters if p.requires_grad))
+        of_leaves = torch.autograd.grad(
+            ctx.affine[:2], leaves, ctx.affine.sums(x, gradient), retain_graph=True, materialize_grads=True
+        )
+        of_mean, of_variance, *of_parameters = of_leaves
+        found = iter(of_parameters)
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            pixels = x.shape[2] * x.shape[3]
+            slope = of_variance * (2 / pixels)
+            of_x = ctx.affine.gradient(x, gradient, slope, of_mean / pixels - slope * ctx.instance.mean)
+        return of_x, None, None, *(next(found) if p.requires_grad else None for p in ctx.parameters)
+
+
+# Where channels do not fill vectors, or do not lie beside each other, the reductions are those of torch's batch norm,
+# image by image.
 
 
 def _image_statistics(image: Tensor) -> Statistics:
@@ -463,7 +539,10 @@ def _image_statistics(image: Tensor) -> Statistics:
 class _InstanceStatistics(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, variance = (torch.stack(values) for values in zip(*map(_image_statistics, x), strict=True))
+        if channelwise.suits(x):
+            mean, variance = channelwise.measure(x)
+        else:
+            mean, variance = (torch.stack(values) for values in zip(*map(_image_statistics, x), strict=True))
         ctx.save_for_backward(x, mean)
         return mean, variance
 

@@ -2,7 +2,7 @@
 
 Compilers find vectors in loops only where they can tell that nothing overlaps, which they often cannot. Functions that
 are written with these leave no doubt. `load` and `store` take places in arrays of three dimensions, whose last is
-contiguous; vectors are added, subtracted, and multiplied by numbers, value by value.
+contiguous; vectors are added, subtracted and multiplied value by value, or multiplied by numbers.
 """
 
 from __future__ import annotations
@@ -134,4 +134,6 @@ def _overloaded_subtract(a: Any, b: Any) -> Callable[[Any, Any], Any] | None:
 
 @overload(operator.mul, strict=False)
 def _overloaded_multiply(a: Any, b: Any) -> Callable[[Any, Any], Any] | None:
+    if a is VECTOR and b is VECTOR:
+        return lambda a, b: _multiply(a, b)
     return (lambda a, b: _multiply(everywhere(a), b)) if isinstance(a, types.Number) and b is VECTOR else None

@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "stylize.vectors": {"products"},
     "stylize.winograd": {"products", "threads", "vectors"},
     "stylize.convolution": {"products", "threads", "vectors", "winograd"},
-    "stylize.norms": {"errors", "processes"},
+    "stylize.channelwise": {"products", "threads", "vectors"},
+    "stylize.norms": {"channelwise", "errors", "processes"},
     "stylize.generators": {"convolution", "errors", "norms", "processes", "generators"},
     "stylize.vgg": {"convolution", "errors"},
     "stylize.losses": {"errors", "products", "vgg"},
@@ -66,6 +67,7 @@ MAY_IMPORT = {
     },
     "stylize.model_file": {"errors", "generators"},
     "stylize.inference": {
+        "channelwise",
         "convolution",
         "devices",
         "errors",

@@ -12,6 +12,7 @@ from stylize.convolution import Border, Geometry, padded_conv2d, replicate_borde
 from stylize.generators import GENERATORS, GeneratorConfig, build_generator
 from stylize.norms import NORMS, instance_statistics
 from stylize.threads import in_threads
+from stylize.vectors import LANES
 from stylize.vgg import VGG19, randomize_
 
 BORDERS: tuple[Border, ...] = ("reflect", "replicate", "constant")
@@ -257,12 +258,15 @@ def test_vgg_gives_the_same_features_and_gradient_by_torch_alone(
 @pytest.mark.parametrize("name", NORMS)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("count", [1, 2])
-def test_norms_and_their_gradients_equal_those_of_float64(name: str, layout: torch.memory_format, count: int) -> None:
+@pytest.mark.parametrize("channels", [4, 2 * LANES])
+def test_norms_and_their_gradients_equal_those_of_float64(
+    name: str, layout: torch.memory_format, count: int, channels: int
+) -> None:
     torch.manual_seed(0)
-    norm = NORMS[name](4)
+    norm = NORMS[name](channels)
     for parameter in norm.parameters():
         nn.init.uniform_(parameter, 0.3, 0.9)
-    x = (torch.randn(count, 4, 12, 15) * 3 + 5).contiguous(memory_format=layout)
+    x = (torch.randn(count, channels, 12, 15) * 3 + 5).contiguous(memory_format=layout)
     found = with_gradients(norm, x)
     exact = with_gradients(norm.double(), x.double())
     assert largest_difference([t.double() for t in found], exact) < TOLERANCE
@@ -280,18 +284,21 @@ def test_statistics_of_a_large_picture_are_exact() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", NORMS)
-def test_normalizing_in_place_gives_what_a_call_gives(name: str) -> None:
+@pytest.mark.parametrize("channels", [4, 2 * LANES])
+@pytest.mark.parametrize("relu", [True, False], ids=("relu", "plain"))
+def test_normalizing_in_place_gives_what_a_call_gives(name: str, channels: int, relu: bool) -> None:
     torch.manual_seed(0)
-    norm = NORMS[name](4).eval()
-    x = torch.randn(2, 4, 6, 7).contiguous(memory_format=torch.channels_last)
-    called = norm(x)
-    torch.testing.assert_close(norm.normalize_(x), called, rtol=1e-5, atol=1e-5)
+    norm = NORMS[name](channels).eval()
+    x = torch.randn(2, channels, 6, 7).contiguous(memory_format=torch.channels_last)
+    called = F.relu(norm(x)) if relu else norm(x)
+    torch.testing.assert_close(norm.normalize_(x, relu=relu), called, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
-def test_normalizing_in_place_needs_no_second_map() -> None:
-    x = torch.randn(1, 4, 6, 7)
-    assert NORMS["instance"](4).eval().normalize_(x).data_ptr() == x.data_ptr()
+@pytest.mark.parametrize("channels", [4, 2 * LANES])
+def test_normalizing_in_place_needs_no_second_map(channels: int) -> None:
+    x = torch.randn(1, channels, 6, 7).contiguous(memory_format=torch.channels_last)
+    assert NORMS["instance"](channels).eval().normalize_(x).data_ptr() == x.data_ptr()
 
 
 @pytest.mark.parametrize("size", ((5, 7), (1, 4), (1, 1)))

@@ -81,7 +81,8 @@ class Stage(NamedTuple):
         conv: The convolution; its input is the result of the stage before, the first one's the image.
         size: Height and width of its result.
         norm: What normalizes that, or None.
-        activation: What is applied after, in place, value by value; or None.
+        relu: Whether the norm is followed by ReLU.
+        activation: What is applied where there is no norm, in place, value by value; or None.
         added: The number of the stage whose result is added at the end, or None.
         enlargement: How its input is first enlarged to `size`, or None.
     """
@@ -89,6 +90,7 @@ class Stage(NamedTuple):
     conv: RowConvolution
     size: tuple[int, int]
     norm: Norm | None = None
+    relu: bool = False
     activation: Callable[[Tensor], Tensor] | None = None
     added: int | None = None
     enlargement: Enlargement | None = None
@@ -99,6 +101,12 @@ class Stage(NamedTuple):
         if self.enlargement is None:
             return self.conv.geometry
         return self.conv.geometry._replace(size=self.size, enlargement=self.enlargement)
+
+    def finished_(self, x: Tensor) -> Tensor:
+        """What the convolution left `(N, C, H, W)`, overwritten by what norm, ReLU and activation make of it."""
+        if self.norm is not None:
+            return self.norm.normalize_(x, relu=self.relu)
+        return x if self.activation is None else self.activation(x)
 
 
 def check_size(height: int, width: int) -> None:

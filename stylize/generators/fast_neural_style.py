@@ -35,7 +35,7 @@ class FastNeuralStyle(JohnsonGenerator):
         rows, columns = halved(half)
         full = (4 * rows, 4 * columns)
         up = self._up((2 * rows, 2 * columns), full, "nearest")
-        return [*self._down((height, width), half), *up, Stage(self.to_rgb, full, None, clamp_)]
+        return [*self._down((height, width), half), *up, Stage(self.to_rgb, full, activation=clamp_)]
 
 
 def clamp_(x: Tensor) -> Tensor:

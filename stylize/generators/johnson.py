@@ -66,7 +66,7 @@ class JohnsonGenerator(Generator):
         return [
             *self._down(full, half),
             *self._up(half, full, "bilinear"),
-            Stage(self.to_rgb, full, None, torch.sigmoid_),
+            Stage(self.to_rgb, full, activation=torch.sigmoid_),
         ]
 
     @property
@@ -114,11 +114,11 @@ class ConvNormReLU(nn.Module):
         self.norm = build_norm(config.norm, out_channels)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        return torch.relu_(self.norm.normalize_(self.conv(x, size)))
+        return self.norm.normalize_(self.conv(x, size), relu=True)
 
     def stage(self, size: tuple[int, int], enlargement: Enlargement | None = None) -> Stage:
         """This layer with a result of that height and width."""
-        return Stage(self.conv, size, self.norm, torch.relu_, enlargement=enlargement)
+        return Stage(self.conv, size, self.norm, relu=True, enlargement=enlargement)
 
 
 class ResidualBlock(nn.Module):

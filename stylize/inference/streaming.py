@@ -169,13 +169,7 @@ class StripPainter:
             return self._read(i, first, last)
         stage = self.stages[i]
         x = self._convolved(i, first, last)
-        if kept is not None:  # these maps are to stay as they are
-            normalized = x if stage.norm is None else stage.norm(x)
-            x = x.clone() if normalized is x else normalized
-        elif stage.norm is not None:
-            x = stage.norm.normalize_(x)
-        if stage.activation is not None:
-            x = stage.activation(x)
+        x = stage.finished_(x if kept is None else x.clone())  # kept maps are to stay as they are
         return x if stage.added is None else x.add_(self._result(stage.added, first, last))
 
     def _read(self, i: int, first: int, last: int) -> Tensor:

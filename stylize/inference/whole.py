@@ -97,10 +97,7 @@ def paint_whole(stages: Sequence[Stage], photograph: Tensor) -> Tensor:
         window = Window(x[0].permute(1, 2, 0), 0, x.shape[2])
         out = _view(room, layout.starts[i], map_shape(stage)) if i < len(layout.starts) else None
         x = stage.conv.rows(window, (0, stage.size[0]), stage.geometry, out)
-        if stage.norm is not None:
-            x = stage.norm.normalize_(x)
-        if stage.activation is not None:
-            x = stage.activation(x)
+        x = stage.finished_(x)
         if stage.added is not None:
             x = x.add_(results[stage.added])
         results.append(x)
