@@ -136,7 +136,8 @@ def _band_px(channels: int) -> int:
     return max(1, BAND_VALUES // channels)
 
 
-# A thread takes every so many-th band, whose pixels it goes through span by span.
+# A thread takes every so many-th band, whose pixels it goes through span by span. A span has sums of its own, which are
+# then added: so few values in a row lose little.
 
 
 @compiled
@@ -151,20 +152,20 @@ def _measure(x: Values, thread: int, threads: int, means: Values, squares: Value
             store(squares, i, band, c, everywhere(0.0))
         for start in range(first, last, SPAN_PX):
             for c in range(0, channels, LANES):
-                total, base = load(means, i, band, c), load(x, i, first, c)  # without it, large means would round
+                total, base = everywhere(0.0), load(x, i, first, c)  # without it, large means would round
                 for p in range(start, min(start + SPAN_PX, last)):
                     total = total + (load(x, i, p, c) - base)
-                store(means, i, band, c, total)
+                store(means, i, band, c, load(means, i, band, c) + total)
         for c in range(0, channels, LANES):
             mean = load(x, i, first, c) + (1.0 / (last - first)) * load(means, i, band, c)
             store(means, i, band, c, mean)
         for start in range(first, last, SPAN_PX):
             for c in range(0, channels, LANES):
-                mean, total = load(means, i, band, c), load(squares, i, band, c)
+                mean, total = load(means, i, band, c), everywhere(0.0)
                 for p in range(start, min(start + SPAN_PX, last)):
                     away = load(x, i, p, c) - mean
                     total = total + away * away
-                store(squares, i, band, c, total)
+                store(squares, i, band, c, load(squares, i, band, c) + total)
 
 
 @compiled
@@ -213,14 +214,14 @@ def _sum(
         for start in range(first, last, SPAN_PX):
             for c in range(0, channels, LANES):
                 a, b, floor = load(factor, i, 0, c), load(offset, i, 0, c), everywhere(least)
-                products, total = load(of_factor, i, band, c), load(of_offset, i, band, c)
+                products, total = everywhere(0.0), everywhere(0.0)
                 for p in range(start, min(start + SPAN_PX, last)):
                     value = load(x, i, p, c)
                     passed = _passed(load(gradient, i, p, c), value, a, b, floor)
                     products = products + passed * value
                     total = total + passed
-                store(of_factor, i, band, c, products)
-                store(of_offset, i, band, c, total)
+                store(of_factor, i, band, c, load(of_factor, i, band, c) + products)
+                store(of_offset, i, band, c, load(of_offset, i, band, c) + total)
 
 
 @compiled
