@@ -86,9 +86,6 @@ class Norm(nn.Module):
             normalized: Tensor = self(x)
         else:
             factor, offset = self.coefficients(self._statistics(x))
-            if _is_dense_on_cpu(x) and channelwise.suits(x):
-                shape = len(x), x.shape[1]
-                return Affine(factor.expand(shape), offset.expand(shape), relu)(x, out=x)
             normalized = torch.addcmul(offset[:, :, None, None], x, factor[:, :, None, None], out=x)
         return torch.relu_(normalized) if relu else normalized
 
@@ -539,10 +536,7 @@ def _image_statistics(image: Tensor) -> Statistics:
 class _InstanceStatistics(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        if channelwise.suits(x):
-            mean, variance = channelwise.measure(x)
-        else:
-            mean, variance = (torch.stack(values) for values in zip(*map(_image_statistics, x), strict=True))
+        mean, variance = (torch.stack(values) for values in zip(*map(_image_statistics, x), strict=True))
         ctx.save_for_backward(x, mean)
         return mean, variance
 

@@ -67,7 +67,6 @@ MAY_IMPORT = {
     },
     "stylize.model_file": {"errors", "generators"},
     "stylize.inference": {
-        "channelwise",
         "convolution",
         "devices",
         "errors",

@@ -169,7 +169,12 @@ class StripPainter:
             return self._read(i, first, last)
         stage = self.stages[i]
         x = self._convolved(i, first, last)
-        x = stage.finished_(x if kept is None else x.clone())  # kept maps are to stay as they are
+        if kept is None or stage.norm is None:
+            x = stage.finished_(x if kept is None else x.clone())
+        else:  # these maps are to stay as they are
+            normalized = stage.norm(x)
+            x = x.clone() if normalized is x else normalized
+            x = x.relu_() if stage.relu else x
         return x if stage.added is None else x.add_(self._result(stage.added, first, last))
 
     def _read(self, i: int, first: int, last: int) -> Tensor:
