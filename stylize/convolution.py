@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from stylize.blocks import BLOCKS
 from stylize.products import PANEL, in_panels, multiply
 from stylize.threads import in_threads
 from stylize.vectors import LANES
@@ -390,7 +391,7 @@ def _bordered(window: Window, geometry: Geometry, first: int, last: int) -> Tens
     start, end = geometry.span(first, last)
     low, high = geometry.enlarged_rows(first, last, height)
     source = window.rows(low, high) if geometry.size is None else _enlarged_rows(window, geometry, low, high)
-    bordered = source.new_empty(end - start, width + 2 * border_px, source.shape[-1])
+    bordered = _room((end - start, width + 2 * border_px, source.shape[-1]), source)
     inner = bordered[:, border_px : border_px + width]
     inner[max(-start, 0) : min(end, height) - start] = source[max(start, 0) - low : min(end, height) - low]
     zero = geometry.border == "constant"
@@ -428,6 +429,11 @@ def _origins(geometry: Geometry, start: int, end: int, length: int, low: int) ->
     return np.array([outer.get(position, position - low) for position in range(start, end)])
 
 
+def _room(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """What is used up within a strip: on a CPU in memory that the next one has again."""
+    return BLOCKS.take(shape, like.dtype) if like.device.type == "cpu" else like.new_empty(shape)
+
+
 def _outside(width: int, border_px: int) -> tuple[int, ...]:
     return (*range(-border_px, 0), *range(width, width + border_px))
 
@@ -438,9 +444,13 @@ def _enlarged_rows(window: Window, geometry: Geometry, low: int, high: int) -> T
     factors = _factors(window.shape, (height, width))
     first, last = _sources(low, high, window.height) if factors[0] == 2 else (low, high)
     offset = int(first * factors[0])
-    aligned = {"align_corners": False} if geometry.enlargement == "bilinear" else {}
     maps = _as_maps(window.rows(first, last))
-    resized = F.interpolate(maps, scale_factor=factors, mode=geometry.enlargement, **aligned)
+    size = [int(side * factor) for side, factor in zip(maps.shape[2:], factors, strict=True)]
+    resized = _as_maps(_room((*size, maps.shape[1]), maps))
+    if geometry.enlargement == "bilinear":
+        aten.upsample_bilinear2d.out(maps, size, False, *factors, out=resized)
+    else:
+        aten.upsample_nearest2d.out(maps, size, *factors, out=resized)
     return _by_pixel(resized)[0, low - offset : high - offset, :width]
 
 

@@ -78,15 +78,22 @@ class Norm(nn.Module):
             return self._normalized_in_one(x, relu=False)
         return _multiply_add(x, *self.coefficients(self._statistics(x)))
 
-    def normalize_(self, x: Tensor, *, relu: bool = False) -> Tensor:
-        """The same as a call, and ReLU if asked, but `x` may be overwritten: for what nobody else holds."""
+    def normalize_(self, x: Tensor, *, relu: bool = False, out: Tensor | None = None) -> Tensor:
+        """The same as a call, and ReLU if asked, but written over `out`, or over `x` if none is given.
+
+        Where that would be of no use, as with gradients, both stay as they are: what counts comes back.
+        """
         if self._in_one(x):
             return self._normalized_in_one(x, relu)
         if torch.is_grad_enabled() or self.training or x.dim() != 4 or x.dtype != torch.float32:
             normalized: Tensor = self(x)
         else:
+            out = x if out is None else out
             factor, offset = self.coefficients(self._statistics(x))
-            normalized = torch.addcmul(offset[:, :, None, None], x, factor[:, :, None, None], out=x)
+            if _is_dense_on_cpu(x) and channelwise.suits(x):
+                shape = len(x), x.shape[1]
+                return Affine(factor.expand(shape), offset.expand(shape), relu)(x, out)
+            normalized = torch.addcmul(offset[:, :, None, None], x, factor[:, :, None, None], out=out)
         return torch.relu_(normalized) if relu else normalized
 
     def measure(self, x: Tensor) -> Statistics:
@@ -323,8 +330,9 @@ class NoNorm(Norm):
     def forward(self, x: Tensor) -> Tensor:
         return x
 
-    def normalize_(self, x: Tensor, *, relu: bool = False) -> Tensor:
-        return torch.relu_(x) if relu else x
+    def normalize_(self, x: Tensor, *, relu: bool = False, out: Tensor | None = None) -> Tensor:
+        result = x if out is None else out.copy_(x)
+        return torch.relu_(result) if relu else result
 
     @property
     def needs_images(self) -> bool:
@@ -536,7 +544,10 @@ def _image_statistics(image: Tensor) -> Statistics:
 class _InstanceStatistics(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, variance = (torch.stack(values) for values in zip(*map(_image_statistics, x), strict=True))
+        if channelwise.suits(x):
+            mean, variance = channelwise.measure(x)
+        else:
+            mean, variance = (torch.stack(values) for values in zip(*map(_image_statistics, x), strict=True))
         ctx.save_for_backward(x, mean)
         return mean, variance
 

@@ -11,22 +11,20 @@ system does at the end of the process.
 from __future__ import annotations
 
 import math
-import mmap
 import os
 import sys
 import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from stylize.blocks import BLOCKS, allocated, piece
 from stylize.errors import StylizeError
 
 CPU = torch.device("cpu")
-SMALL_BYTES = 2**22  # the system's pages would take longer than all that is done with them
 ALIGNMENT_BYTES = 4096  # of what passes the system's cache: offsets, lengths, addresses
 DIRECT = getattr(os, "O_DIRECT", 0)
 WITHOUT_NAME = getattr(os, "O_TMPFILE", 0)
@@ -63,7 +61,7 @@ class RowStore:
             self._file = _RowFile(shape[0], self.row_bytes, place, direct)
         else:
             on_cpu = place is None or place == CPU
-            self._values = _allocated(shape, dtype) if on_cpu else torch.empty(shape, dtype=dtype, device=place)
+            self._values = allocated(shape, dtype) if on_cpu else torch.empty(shape, dtype=dtype, device=place)
 
     @property
     def in_memory(self) -> bool:
@@ -83,7 +81,7 @@ class RowStore:
         if self._values is not None:
             return self._values[first:last]
         assert self._file is not None
-        rows = torch.empty((last - first, *self.shape[1:]), dtype=self.dtype)
+        rows = BLOCKS.take((last - first, *self.shape[1:]), self.dtype)
         self._file.read(first, self._as_bytes(rows))
         return rows
 
@@ -251,7 +249,7 @@ class _RowFile:
         """A buffer `(rows, stride)` at an aligned address; it is kept, for its pages take long to find."""
         needed = rows * self.stride_bytes
         if self._buffers[name].numel() < needed:
-            self._buffers[name] = torch.frombuffer(mmap.mmap(-1, needed), dtype=torch.uint8)
+            self._buffers[name] = torch.frombuffer(piece(needed), dtype=torch.uint8)
         return self._buffers[name][:needed].view(rows, self.stride_bytes)
 
     def _read_into(self, offset: int, wanted: memoryview) -> int:
@@ -267,17 +265,6 @@ class _RowFile:
             return os.pwrite(self.handle, wanted, offset)
         os.lseek(self.handle, offset, os.SEEK_SET)
         return os.write(self.handle, wanted)
-
-
-def _allocated(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Memory straight from the system, which gets it back at once: the C library might keep it for others."""
-    if math.prod(shape) * dtype.itemsize < SMALL_BYTES:
-        return torch.empty(shape, dtype=dtype)
-    pages = mmap.mmap(-1, max(1, math.prod(shape) * dtype.itemsize))
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel without
-            pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=dtype, count=math.prod(shape)).view(shape)
 
 
 def _padded(row_bytes: int) -> int:

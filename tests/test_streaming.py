@@ -270,10 +270,10 @@ def test_where_memory_is_exhausted_strips_become_lower(
     convolution = type(stages[0].conv)
     rows = convolution.rows
 
-    def scarce(self: object, window: object, asked: tuple[int, int], geometry: object) -> Tensor:
+    def scarce(self: object, window: object, asked: tuple[int, int], *others: object) -> Tensor:
         if asked[1] - asked[0] > 40:
             raise torch.OutOfMemoryError("out of memory")
-        painted: Tensor = rows(self, window, asked, geometry)  # type: ignore[arg-type]
+        painted: Tensor = rows(self, window, asked, *others)  # type: ignore[arg-type]
         return painted
 
     monkeypatch.setattr(convolution, "rows", scarce)
@@ -289,7 +289,7 @@ def test_where_memory_is_exhausted_strips_become_lower(
 def test_memory_that_does_not_suffice_for_the_lowest_strip_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     generator, image = random_generator("johnson", "instance"), torch.rand(1, 3, 64, 40)
 
-    def none(self: object, window: object, asked: tuple[int, int], geometry: object) -> Tensor:
+    def none(self: object, window: object, *others: object) -> Tensor:
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(type(stages_of(generator, image)[0].conv), "rows", none)

@@ -102,11 +102,15 @@ class Stage(NamedTuple):
             return self.conv.geometry
         return self.conv.geometry._replace(size=self.size, enlargement=self.enlargement)
 
-    def finished_(self, x: Tensor) -> Tensor:
-        """What the convolution left `(N, C, H, W)`, overwritten by what norm, ReLU and activation make of it."""
+    def finished_(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """What norm, ReLU and activation make of what the convolution left `(N, C, H, W)`.
+
+        It lies in `out`, or is written over `x` if none is given; see `Norm.normalize_`.
+        """
         if self.norm is not None:
-            return self.norm.normalize_(x, relu=self.relu)
-        return x if self.activation is None else self.activation(x)
+            return self.norm.normalize_(x, relu=self.relu, out=out)
+        result = x if out is None else out.copy_(x)
+        return result if self.activation is None else self.activation(result)
 
 
 def check_size(height: int, width: int) -> None:

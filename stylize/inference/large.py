@@ -17,7 +17,6 @@ from stylize.inference.plans import CPU, GIB, Plan, Room, choose_plan, whole_byt
 from stylize.inference.streaming import StripPainter
 from stylize.inference.strokes import Band, Enlargement, shrunk_size, small_rows
 from stylize.inference.stylizer import Paint, Stylizer, finished
-from stylize.memory import keep_freed_memory
 from stylize.rasters import Notes, Raster, raster_of
 from stylize.rows import RowStore
 
@@ -77,7 +76,7 @@ def paint_large(
         StylizeError: The generator cannot paint in strips, the picture is too small for it, or neither memory nor disk
             suffices.
     """
-    keep_freed_memory()  # every strip needs the same
+    stylizer.generator.requires_grad_(False)  # so weights are transformed once, not for every strip
     rows = photograph.rows
     place = None if rows.in_memory else room.folder
     if rows.in_memory:

@@ -25,9 +25,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from stylize.blocks import BLOCKS
 from stylize.convolution import Window
 from stylize.generators.base import Stage
 from stylize.inference.plans import (
+    CPU,
     LEAST_STRIP_PX,
     Plan,
     Sweep,
@@ -94,6 +96,7 @@ class StripPainter:
         for store in (*self._spare, *(kept.store for kept in self._kept.values())):
             store.close()
         self._kept, self._spare = {}, []
+        BLOCKS.clear()
 
     def measure(self) -> Iterator[float]:
         """Take the statistics of the whole picture, one sweep after the other.
@@ -115,6 +118,7 @@ class StripPainter:
         stage = self.stages[sweep.stage]
         height = stage.size[0]
         merged = MergedStatistics()
+        BLOCKS.clear()  # this sweep's are of other sizes
         target = self._target(sweep) if sweep.keeps else None
         for first, convolved in self._by_strips(sweep.stage, self._convolved, height):
             if needs_images(stage):
@@ -158,7 +162,7 @@ class StripPainter:
         low, high = stage.geometry.needed_rows(first, last, height)
         before = self._result(i - 1, low, high)
         window = Window(before.permute(0, 2, 3, 1)[0], low, height)
-        return stage.conv.rows(window, (first, last), stage.geometry)
+        return stage.conv.rows(window, (first, last), stage.geometry, self._room(stage, last - first))
 
     def _result(self, i: int, first: int, last: int) -> Tensor:
         """Rows of the result of stage `i`; of the photograph where there is none before."""
@@ -169,13 +173,18 @@ class StripPainter:
             return self._read(i, first, last)
         stage = self.stages[i]
         x = self._convolved(i, first, last)
-        if kept is None or stage.norm is None:
-            x = stage.finished_(x if kept is None else x.clone())
+        if kept is None:
+            x = stage.finished_(x)
         else:  # these maps are to stay as they are
-            normalized = stage.norm(x)
-            x = x.clone() if normalized is x else normalized
-            x = x.relu_() if stage.relu else x
+            out = self._room(stage, last - first)
+            x = stage.finished_(x.clone()) if out is None else stage.finished_(x, out[None].permute(0, 3, 1, 2))
         return x if stage.added is None else x.add_(self._result(stage.added, first, last))
+
+    def _room(self, stage: Stage, rows: int) -> Tensor | None:
+        """Where so many rows of a stage's maps go, `(rows, W, C)`; None where they come from torch's own memory."""
+        if self.device != CPU or self.dtype != torch.float32:
+            return None
+        return BLOCKS.take((rows, *map_shape(stage)[1:]), self.dtype)
 
     def _read(self, i: int, first: int, last: int) -> Tensor:
         return self._kept[i].store.read(first, last).to(self.device)[None].permute(0, 3, 1, 2)

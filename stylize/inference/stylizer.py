@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stylize import channelwise
 from stylize.devices import choose_memory_format
 from stylize.generators import Generator
 from stylize.generators.base import check_size
@@ -78,6 +79,7 @@ class Stylizer:
         self.precision = precision
         self.compiled = frozenset(compiled)
         if device.type == "cpu" and precision == "fp32":
+            channelwise.load_compiled_functions()
             load_compiled_functions()  # before anyone plans what memory is left
             return_freed_memory()
         # Every shape by itself: sizes that are known are faster, and those that are rare are not compiled at all.
