@@ -176,7 +176,7 @@ def convolve_rows(
         convolved = F.conv2d(bordered, weight, bias, geometry.stride, groups=channels // weight.shape[1])
         return convolved if out is None else _as_maps(out.copy_(_by_pixel(convolved)[0]))
     if out is None:
-        out = weight.new_empty(last - first, geometry.result_size(window.shape)[1], len(weight))
+        out = _room((last - first, geometry.result_size(window.shape)[1], len(weight)), weight)
     _convolve_strips(window, _kernel(weight, channels, geometry.stride), bias, geometry, False, rows, out)
     return _as_maps(out)
 
@@ -446,6 +446,8 @@ def _enlarged_rows(window: Window, geometry: Geometry, low: int, high: int) -> T
     offset = int(first * factors[0])
     maps = _as_maps(window.rows(first, last))
     size = [int(side * factor) for side, factor in zip(maps.shape[2:], factors, strict=True)]
+    if maps.device.type == "cpu":  # where the factors alone say which pixels are made of which
+        size[1] = width
     resized = _as_maps(_room((*size, maps.shape[1]), maps))
     if geometry.enlargement == "bilinear":
         aten.upsample_bilinear2d.out(maps, size, False, *factors, out=resized)
