@@ -108,7 +108,7 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> 
     if not right.stride(-1) == out.stride(-1) == 1:
         raise ValueError(f"multiply: got the strides {right.stride()} and {out.stride()}, must end in 1")
     strides: tuple[Any, ...] = left.stride(), right.stride(), out.stride()
-    _multiply(_flat(left), _flat(right), _flat(out), strides, (*left.shape, right.shape[1]), add)
+    multiply_values(_flat(left), _flat(right), _flat(out), strides, (*left.shape, right.shape[1]), add)
 
 
 def suit(values: Tensor) -> bool:
@@ -169,9 +169,19 @@ def _flat(values: Tensor) -> Values:
 
 
 @compiled
-def _multiply(
+def multiply_values(
     left: Values, right: Values, out: Values, strides: tuple[Any, ...], sizes: tuple[int, ...], add: bool
 ) -> None:  # pragma: no cover (compiled)
+    """What `multiply` does, for compiled functions: arrays of any shape, of which only the beginning is taken.
+
+    Args:
+        left: In it `(P, M, D)`.
+        right: In it `(P, panels, D, columns)`.
+        out: In it `(P, M, N)`.
+        strides: Of each of them, in values, but for neighbouring columns.
+        sizes: P, M, D and panels.
+        add: Whether to add.
+    """
     of_left, of_right, of_out = strides
     count, rows, depth, wide = sizes
     blocks = -(-rows // BLOCK.rows)  # all of nearly the same height: no rows are computed for nothing

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from stylize.products import Values, as_panels, compiled, in_panels, multiply, panels
+from stylize.products import PANEL, Values, compiled, in_panels, multiply_values, panels
 from stylize.threads import in_threads
 from stylize.vectors import LANES, everywhere, larger, load, store, where_positive
 
@@ -37,6 +37,8 @@ Indices = npt.NDArray[np.int64]
 
 TILE_PX = 4
 CHUNK_VALUES = 5 << 16  # of transformed tiles: 1.25 MiB, a share of the cache
+LEAST_TILES = 32  # in a chunk, each of which reads all weights: those of many channels do not fit into the cache
+PARTS = 4  # of the chunks, for each thread: who is done sooner takes more of them
 LINE_VALUES = 16  # of the cache: 64 bytes
 
 _KERNEL = torch.tensor(
@@ -72,10 +74,6 @@ class _Chunk(NamedTuple):
     bottom: int
     left: int
     right: int
-
-    @property
-    def tiles(self) -> int:
-        return (self.bottom - self.top) * (self.right - self.left)
 
 
 class Winograd:
@@ -117,16 +115,14 @@ class Winograd:
         threads = torch.get_num_threads()
         tiles = _tiles(source, gradient.shape)
         images, towards = source.values.flatten(0, 1).numpy(), gradient.contiguous().flatten(0, 1).numpy()
-        chunks = _chunks(*tiles.grid, max(inputs, outputs), threads)
+        chunks = _chunks(*tiles.grid, _fitting(inputs, outputs), threads)
         sums = torch.zeros(min(threads, len(chunks)), 36, inputs, in_panels(outputs)) if totals is None else totals
+        of_threads = sums.numpy()
 
         def add(thread: int) -> None:
-            for chunk in chunks[thread :: len(sums)]:
-                of_inputs = _scratch("values", chunk.tiles, inputs)
-                of_outputs = _scratch("products", chunk.tiles, in_panels(outputs))
-                _transform_tiles(images, None, *tiles.sources, chunk, of_inputs.numpy())
-                _transform_blocks(towards, tiles.targets, chunk, of_outputs.numpy())
-                multiply(of_inputs.transpose(1, 2), as_panels(of_outputs), sums[thread], add=True)
+            room = _scratch("values", chunks, inputs), _scratch("products", chunks, in_panels(outputs))
+            own = chunks[thread :: len(sums)]  # always the same, so that sums are rounded alike
+            _add_tile_products(images, *tiles.sources, towards, tiles.targets, own, *room, of_threads[thread])
 
         in_threads(add, len(sums))
         return sums
@@ -173,17 +169,18 @@ def _convolve(
     inputs, outputs, threads = source.values.shape[3], out.shape[3], torch.get_num_threads()
     tiles = _tiles(source, out.shape)
     images, result = (values.flatten(0, 1).numpy() for values in (source.values, out))
-    offset = offsets.view(1, 1, -1).numpy()
-    chunks = _chunks(*tiles.grid, max(inputs, outputs), threads)
-    left = iter(chunks)
+    offset, weights = offsets.view(1, 1, -1).numpy(), kernel.numpy()
+    chunks = _chunks(*tiles.grid, _fitting(inputs, outputs), threads)
+    step = -(-len(chunks) // (PARTS * threads))
+    left = iter(range(0, len(chunks), step))
 
     def convolve(_: int) -> None:
-        for chunk in left:
-            values = _scratch("values", chunk.tiles, inputs)
-            products = _scratch("products", chunk.tiles, in_panels(outputs))
-            _transform_tiles(images, gate, *tiles.sources, chunk, values.numpy())
-            multiply(values, kernel, products)
-            _transform_products(products.numpy(), tiles.targets, chunk, offset, least, result)
+        room = _scratch("values", chunks, inputs), _scratch("products", chunks, in_panels(outputs))
+        for first in left:
+            some = chunks[first : first + step]
+            _convolve_chunks(
+                images, gate, *tiles.sources, weights, *room, offset, least, tiles.targets, some, result
+            )  # fmt: skip
 
     in_threads(convolve, min(threads, len(chunks)))
 
@@ -231,17 +228,27 @@ def _framed(length: int, width: int) -> Indices:
     return np.pad(np.arange(length), width, constant_values=-1)
 
 
-def _chunks(down: int, across: int, channels: int, threads: int) -> list[_Chunk]:
-    """Tiles whose transformed values fit into the cache: some rows of them or, of wide images, a part of one row."""
-    fitting = max(1, CHUNK_VALUES // (36 * channels))
+def _fitting(inputs: int, outputs: int) -> int:
+    """So many tiles make a chunk."""
+    return max(LEAST_TILES, CHUNK_VALUES // (36 * max(inputs, outputs)))
+
+
+@lru_cache(256)
+def _chunks(down: int, across: int, fitting: int, threads: int) -> Indices:
+    """Of so many tiles, which stand together: some rows of them or, of wide images, a part of one row.
+
+    From and to before which row, from and to before which column each: `(chunks, 4)`. None is larger than the first.
+    """
     columns = -(-across // -(-across // fitting))
     rounds = -(-down // (fitting // columns * threads))
     rows = -(-down // (rounds * threads))  # as many for each of the threads
-    return [
-        _Chunk(top, min(down, top + rows), left, min(across, left + columns))
-        for top in range(0, down, rows)
-        for left in range(0, across, columns)
-    ]
+    return np.array(
+        [
+            (top, min(down, top + rows), left, min(across, left + columns))
+            for top in range(0, down, rows)
+            for left in range(0, across, columns)
+        ]
+    )
 
 
 # --- Scratch -------------------------------------------------------------------------------------------------------
@@ -257,20 +264,21 @@ def load_compiled_functions() -> None:
 _held = threading.local()
 
 
-def _scratch(name: str, tiles: int, channels: int) -> Tensor:
+def _scratch(name: str, chunks: Indices, channels: int) -> Values:
     """Room for `(36, tiles, channels)`, with anything in it; this thread's until it asks for that name again.
 
     The 36 begin in lines of the cache that have different places there: an odd number of lines apart. Were they 4 KiB
     apart, as they often would be, each would push the others out.
     """
+    top, bottom, left, right = chunks[0]
+    tiles = int((bottom - top) * (right - left))
     lines = -(-tiles * channels // LINE_VALUES)
     step = LINE_VALUES * (lines + 1 + lines % 2)
-    room: Tensor | None = getattr(_held, name, None)
+    room: Values | None = getattr(_held, name, None)
     if room is None or len(room) < 36 * step:
-        with torch.inference_mode(False):  # it is written to outside of that mode, too
-            room = torch.empty(36 * step)
+        room = np.empty(36 * step, np.float32)
         setattr(_held, name, room)
-    return room.as_strided((36, tiles, channels), (step, channels, 1))
+    return room[: 36 * step].reshape(36, step)[:, : tiles * channels].reshape(36, tiles, channels)
 
 
 # --- The transforms, compiled --------------------------------------------------------------------------------------
@@ -456,3 +464,61 @@ def _transform_blocks(
                 _store_six(result, 18, tile, c, _of_block(p[3], q[3], r[3], s[3]))
                 _store_six(result, 24, tile, c, _of_block(p[4], q[4], r[4], s[4]))
                 _store_six(result, 30, tile, c, _of_block(p[5], q[5], r[5], s[5]))
+
+
+@compiled
+def _chunk(chunks: Indices, i: int) -> tuple[_Chunk, int]:  # pragma: no cover (compiled)
+    """One of them, and how many tiles it has."""
+    top, bottom, left, right = chunks[i, 0], chunks[i, 1], chunks[i, 2], chunks[i, 3]
+    return _Chunk(top, bottom, left, right), (bottom - top) * (right - left)
+
+
+@compiled
+def _convolve_chunks(
+    images: Values,
+    gate: Values | None,
+    rows: Indices,
+    columns: Indices,
+    weights: Values,
+    values: Values,
+    products: Values,
+    offset: Values,
+    least: float,
+    targets: Indices,
+    chunks: Indices,
+    result: Values,
+) -> None:  # pragma: no cover (compiled)
+    """Chunks of tiles through all three steps, one after the other."""
+    of_values = values.strides[0] // 4, values.shape[2], 1
+    of_weights = weights.strides[0] // 4, weights.strides[1] // 4, PANEL
+    of_products = products.strides[0] // 4, products.shape[2], 1
+    for i in range(len(chunks)):
+        chunk, tiles = _chunk(chunks, i)
+        _transform_tiles(images, gate, rows, columns, chunk, values)
+        sizes = 36, tiles, values.shape[2], weights.shape[1]
+        multiply_values(values, weights, products, (of_values, of_weights, of_products), sizes, False)
+        _transform_products(products, targets, chunk, offset, least, result)
+
+
+@compiled
+def _add_tile_products(
+    images: Values,
+    rows: Indices,
+    columns: Indices,
+    gradient: Values,
+    targets: Indices,
+    chunks: Indices,
+    of_inputs: Values,
+    of_outputs: Values,
+    sums: Values,
+) -> None:  # pragma: no cover (compiled)
+    """What the tiles of some chunks add to `(36, C, K)`."""
+    left = of_inputs.strides[0] // 4, 1, of_inputs.shape[2]
+    right = of_outputs.strides[0] // 4, PANEL, of_outputs.shape[2]
+    out = sums.strides[0] // 4, sums.shape[2], 1
+    for i in range(len(chunks)):
+        chunk, tiles = _chunk(chunks, i)
+        _transform_tiles(images, None, rows, columns, chunk, of_inputs)
+        _transform_blocks(gradient, targets, chunk, of_outputs)
+        sizes = 36, of_inputs.shape[2], tiles, of_outputs.shape[2] // PANEL
+        multiply_values(of_inputs, of_outputs, sums, (left, right, out), sizes, True)

@@ -69,6 +69,7 @@ def test_padded_convolution_and_its_gradients_equal_those_of_float64(
     if strip == "strips":
         monkeypatch.setattr(convolution, "STRIP_VALUES", 1)
         monkeypatch.setattr(winograd, "CHUNK_VALUES", 1)
+        monkeypatch.setattr(winograd, "LEAST_TILES", 1)
         monkeypatch.setattr(convolution, "WINDOWED_VALUES", 1)
     x, weight, bias, geometry = arguments_of(kind, border)
     x = x[: 1 if strip == "one image" else 2]
@@ -114,6 +115,7 @@ def test_relu_keeps_what_is_no_number() -> None:
 @pytest.mark.parametrize("threads", [1, 3])
 def test_any_number_of_threads_gives_the_same(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(winograd, "CHUNK_VALUES", 1)
+    monkeypatch.setattr(winograd, "LEAST_TILES", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     x, weight, bias, geometry = arguments_of((64, 40, 3, 1, (37, 18), None), "reflect")
     found = with_gradients(padded_conv2d, x, weight, bias, geometry)
