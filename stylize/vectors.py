@@ -93,10 +93,33 @@ def _typed_where_positive(typing: Any, vector: Any, gate: Any) -> Any:
     return VECTOR(VECTOR, VECTOR), generate
 
 
+def _typed_largest(typing: Any, a: Any, b: Any) -> Any:
+    """Value by value the larger one; what is no number in either stays."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        a, b = arguments
+        without_b = builder.select(builder.fcmp_unordered("<", a, b), b, a)
+        return builder.select(builder.fcmp_unordered("uno", a, a), a, without_b)
+
+    return VECTOR(VECTOR, VECTOR), generate
+
+
+def _typed_where_equal(typing: Any, a: Any, b: Any, equal: Any, other: Any) -> Any:
+    """The third one's values where the first two are equal, else the fourth's."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        a, b, equal, other = arguments
+        return builder.select(builder.fcmp_ordered("==", a, b), equal, other)
+
+    return VECTOR(VECTOR, VECTOR, VECTOR, VECTOR), generate
+
+
 load: Any = intrinsic(_typed_load)
 store: Any = intrinsic(_typed_store)
 everywhere: Any = intrinsic(_typed_everywhere)
 larger: Any = intrinsic(_typed_larger)
+largest: Any = intrinsic(_typed_largest)
+where_equal: Any = intrinsic(_typed_where_equal)
 where_positive: Any = intrinsic(_typed_where_positive)
 
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from stylize.convolution import Geometry, padded_conv2d, replicate_border, suits
 from stylize.errors import StylizeError, pick
+from stylize.pooling import largest_of_four, takes
 
 Pooling = Literal["max", "average"]
 VGGPadding = Literal["zero", "replication"]
@@ -110,7 +111,7 @@ class VGG19(nn.Module):
                     module = SameSizeConv2d(inputs, outputs, padding)
                 modules[LAYERS[number].key] = module
         self.features = nn.ModuleDict(modules)
-        self.pool = F.max_pool2d if pooling == "max" else F.avg_pool2d
+        self.pooling = pooling
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None], False)
         self.requires_grad_(False)
@@ -137,12 +138,19 @@ class VGG19(nn.Module):
         found, x = {}, ((image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         for layer in LAYERS[:depth]:
             if layer.pool_before:
-                x = self.pool(x, 2)
+                x = self.pool(x)
             conv = self.features[layer.key]
             x = conv(x, relu=True) if isinstance(conv, SameSizeConv2d) else F.relu(conv(x), inplace=True)
             if layer.tap in wanted:
                 found[layer.tap] = x
         return found
+
+    def pool(self, x: Tensor) -> Tensor:
+        """One value of 2×2 px: `(N, C, H, W)` to `(N, C, H // 2, W // 2)`."""
+        if self.pooling == "average":
+            return F.avg_pool2d(x, 2)
+        trains = next(self.parameters()).requires_grad  # a student in training is derived twice
+        return largest_of_four(x) if not trains and takes(x) else F.max_pool2d(x, 2)
 
 
 class SameSizeConv2d(nn.Conv2d):
@@ -455,7 +463,7 @@ def randomize_(vgg: VGG19, seed: int) -> None:
         conv = last_convolution(module)
         bias = cast(Tensor, conv.bias).zero_()
         if layer.pool_before:
-            x = vgg.pool(x, 2)
+            x = vgg.pool(x)
         bias -= module(x).mean((0, 2, 3))
         scale = F.relu(module(x)).mean()
         conv.weight /= scale

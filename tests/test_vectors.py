@@ -5,7 +5,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from stylize.vectors import LANES, everywhere, larger, load, store, where_positive
+from stylize.vectors import LANES, everywhere, larger, largest, load, store, where_equal, where_positive
 
 Values = npt.NDArray[np.float32]
 
@@ -18,6 +18,8 @@ def compute(a: Values, b: Values, out: Values, factor: Any) -> None:  # pragma: 
     store(out, 2, 0, 1, factor * first)
     store(out, 3, 0, 1, larger(first, everywhere(0.25)))
     store(out, 4, 0, 1, where_positive(first, second))
+    store(out, 5, 0, 1, largest(first, second))
+    store(out, 6, 0, 1, where_equal(first, second, everywhere(0.25), second))
 
 
 @pytest.mark.parametrize("factor", [-2.5, np.float32(3.0), 2])
@@ -26,9 +28,10 @@ def test_vectors_compute_value_by_value(factor: Any, layout: str) -> None:
     draw = np.random.default_rng(0)
     gap = 5 if layout == "with gaps" else 0
     a, b, out = (
-        draw.normal(size=(rows, 4, LANES + 4 + gap)).astype(np.float32)[..., : LANES + 4] for rows in (3, 3, 5)
+        draw.normal(size=(rows, 4, LANES + 4 + gap)).astype(np.float32)[..., : LANES + 4] for rows in (3, 3, 7)
     )
     b[0, 1, 4], a[1, 2, 5] = 0, np.nan
+    b[0, 1, 2], b[0, 1, 1] = np.nan, a[1, 2, 3]
     before = out.copy()
     compute(a, b, out, factor)
     first, second = a[1, 2, 3 : LANES + 3], b[0, 1, 1 : LANES + 1]
@@ -38,6 +41,8 @@ def test_vectors_compute_value_by_value(factor: Any, layout: str) -> None:
         np.float32(factor) * first,
         np.where(first < 0.25, np.float32(0.25), first),
         np.where(second <= 0, 0, first),
+        np.maximum(first, second),  # which keeps what is no number, too
+        np.where(first == second, np.float32(0.25), second),
     )
     np.testing.assert_array_equal(out[:, 0, 1 : LANES + 1], np.stack(expected))
     out[:, 0, 1 : LANES + 1] = before[:, 0, 1 : LANES + 1]

@@ -1,0 +1,77 @@
+"""The largest of 2×2 px, and its gradient."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stylize.pooling import largest_of_four, takes
+from stylize.vectors import LANES
+from stylize.vgg import VGG19
+
+SHAPES = ((1, LANES, 2, 2), (2, 2 * LANES, 6, 8), (3, LANES, 7, 8), (2, LANES, 8, 9), (1, 3 * LANES, 33, 17))
+
+
+def draw_maps(shape: tuple[int, ...]) -> Tensor:
+    """As they come from ReLU: of many four pixels all are 0."""
+    torch.manual_seed(0)
+    return torch.randn(shape).relu().contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("layout", ("channels-last", "contiguous", "part of a larger one"))
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_result_and_gradient_are_those_of_torch(shape: tuple[int, ...], layout: str) -> None:
+    x = draw_maps(shape)
+    own, plain = (x.clone(memory_format=torch.channels_last).requires_grad_() for _ in range(2))
+    found, expected = largest_of_four(own), F.max_pool2d(plain, 2)
+    assert torch.equal(found, expected)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    towards = torch.randn(expected.shape)
+    if layout == "part of a larger one":
+        towards = F.pad(towards, (1, 1, 1, 1))
+    if layout != "contiguous":
+        towards = towards.contiguous(memory_format=torch.channels_last)
+    if layout == "part of a larger one":
+        towards = towards[..., 1:-1, 1:-1]
+    found.backward(towards)  # type: ignore[no-untyped-call]
+    expected.backward(towards)  # type: ignore[no-untyped-call]
+    assert own.grad is not None
+    assert plain.grad is not None
+    assert torch.equal(own.grad, plain.grad)
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_what_is_no_number_stays(place: int) -> None:
+    x = draw_maps((1, LANES, 4, 4))
+    x[0, 3, place // 2, place % 2] = float("nan")
+    found = largest_of_four(x)
+    assert found[0, 3, 0, 0].isnan()
+    assert found.isnan().sum() == 1
+
+
+@pytest.mark.parametrize("threads", (1, 3))
+def test_any_number_of_threads_gives_the_same(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    x = draw_maps((2, LANES, 11, 6))
+    assert torch.equal(largest_of_four(x), F.max_pool2d(x, 2))
+
+
+def test_others_are_left_to_torch() -> None:
+    x = draw_maps((1, LANES, 4, 4))
+    assert takes(x)
+    assert not takes(x.contiguous())
+    assert not takes(x.double())
+    assert not takes(x[:, : LANES // 2].contiguous(memory_format=torch.channels_last))
+    assert not takes(x[:, :, :1])
+
+
+def test_a_student_in_training_can_be_derived_twice() -> None:
+    vgg = VGG19(4)
+    image = torch.rand(1, 3, 16, 16, requires_grad=True)
+
+    def curvature() -> Tensor:
+        (gradient,) = torch.autograd.grad(vgg(image, ["relu2_2"])["relu2_2"].sum(), image, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), vgg.features["0"].weight)[0]
+
+    vgg.requires_grad_(True)
+    assert curvature().abs().max() > 0
