@@ -35,6 +35,7 @@ aten = torch.ops.aten
 
 STRIP_VALUES = 1 << 20  # of bordered maps or of the result: 4 MiB
 WINDOWED_VALUES = 1 << 18
+FEW_CHANNELS = 8  # times as many come out
 WINOGRAD_PAYS_FROM = 16 * 16  # products of channels; below, the transforms cost more than they save
 
 
@@ -259,9 +260,11 @@ class _PaddedConv2d(torch.autograd.Function):
     ) -> Tensor:
         kernel = _kernel(weight, x.shape[1], geometry.stride)
         height, width = geometry.result_size(x.shape[2:])
-        if trains and len(x) == 1 and isinstance(kernel, _Library):  # small: no strips, so no copy of them
-            small = kernel(_bordered(_whole(_by_pixel(x)[0]), geometry, 0, height), bias)
-            return small.relu_() if relu else small
+        small = len(x) == 1 or x.shape[1] * FEW_CHANNELS <= len(weight)  # what has a border, beside the result
+        if trains and isinstance(kernel, _Library) and small:  # no strips, so no copy of them
+            bordered = [_bordered(_whole(image), geometry, 0, height) for image in _by_pixel(x)]
+            at_once = kernel(torch.stack(bordered) if len(x) > 1 else bordered[0][None], bias)
+            return at_once.relu_() if relu else at_once
         result = torch.empty((len(x), len(weight), height, width), memory_format=torch.channels_last)
         if isinstance(kernel, Winograd) and geometry.size is None:
             kernel.convolve(_framed(_by_pixel(x), geometry), bias, _by_pixel(result), relu)
@@ -512,12 +515,12 @@ class _Library:
         self.values_per_px = len(weight)
 
     def __call__(self, bordered: Tensor, bias: Tensor | None) -> Tensor:
-        """`(H, W, C)` → `(1, K, H', W')`."""
-        return F.conv2d(_as_maps(bordered), self.weight, bias, self.stride, groups=self.groups)
+        """`(N, H, W, C)` → `(N, K, H', W')`."""
+        return F.conv2d(bordered.permute(0, 3, 1, 2), self.weight, bias, self.stride, groups=self.groups)
 
     def convolve(self, bordered: Tensor, bias: Tensor | None, out: Tensor) -> None:
         """`(H, W, C)` → `(H', W', K)`."""
-        out.copy_(_by_pixel(self(bordered, bias))[0])
+        out.copy_(_by_pixel(self(bordered[None], bias))[0])
 
     def convolve_back(self, gradient: Tensor, size: tuple[int, int, int]) -> Tensor:
         """The gradient of the result `(N, H', W', K)` → that of the bordered images, each of `size` `(H, W, C)`."""
@@ -575,12 +578,12 @@ class _Narrow(_Direct):
 
     def __call__(self, bordered: Tensor, bias: Tensor | None) -> Tensor:
         outputs, _, kernel_px, _ = self.weight.shape
-        parts = _by_pixel(F.conv2d(_as_maps(bordered), self.by_column))[0]
-        width = parts.shape[1] - kernel_px + 1
-        result = parts[:, :width, :outputs] + (0 if bias is None else bias)
+        parts = _by_pixel(F.conv2d(bordered.permute(0, 3, 1, 2), self.by_column))
+        width = parts.shape[2] - kernel_px + 1
+        result = parts[:, :, :width, :outputs] + (0 if bias is None else bias)
         for column in range(1, kernel_px):
-            result += parts[:, column : column + width, column * outputs : (column + 1) * outputs]
-        return _as_maps(result)
+            result += parts[:, :, column : column + width, column * outputs : (column + 1) * outputs]
+        return result.permute(0, 3, 1, 2)
 
 
 def _window_products(pixels: Tensor, source: Tensor, kernel_px: int, stride: int) -> Tensor:
