@@ -37,7 +37,7 @@ Indices = npt.NDArray[np.int64]
 
 TILE_PX = 4
 CHUNK_VALUES = 5 << 16  # of transformed tiles: 1.25 MiB, a share of the cache
-LEAST_TILES = 32  # in a chunk, each of which reads all weights: those of many channels do not fit into the cache
+LEAST_TILES = 48  # in a chunk, each of which reads all weights: those of many channels do not fit into the cache
 PARTS = 4  # of the chunks, for each thread: who is done sooner takes more of them
 LINE_VALUES = 16  # of the cache: 64 bytes
 
