@@ -38,7 +38,7 @@ Indices = npt.NDArray[np.int64]
 TILE_PX = 4
 CHUNK_VALUES = 5 << 16  # of transformed tiles: 1.25 MiB, a share of the cache
 LEAST_TILES = 48  # in a chunk, each of which reads all weights: those of many channels do not fit into the cache
-PARTS = 4  # of the chunks, for each thread: who is done sooner takes more of them
+PARTS = 32  # of the chunks, for each thread: who is done sooner takes more of them
 LINE_VALUES = 16  # of the cache: 64 bytes
 
 _KERNEL = torch.tensor(
@@ -197,18 +197,22 @@ class _Tiles(NamedTuple):
 
 def _tiles(source: Bordered, shape: torch.Size) -> _Tiles:
     """The tiles for results `(N, H, W, …)`."""
-    count, height, width = shape[:3]
+    return _tiles_of(source.rows.tobytes(), source.columns.tobytes(), source.values.shape[1], *shape[:3])
+
+
+@lru_cache(64)
+def _tiles_of(rows: bytes, columns: bytes, source_height: int, count: int, height: int, width: int) -> _Tiles:
     down, across = -(-height // TILE_PX), -(-width // TILE_PX)
     # What the last tiles have beyond the image counts for nothing. It is not zero, which would not be flat.
-    rows, columns = (
+    down_from, across_from = (
         np.pad(places, (0, TILE_PX * tiles + 2 - len(places)), mode="edge")
-        for places, tiles in ((source.rows, down), (source.columns, across))
+        for places, tiles in ((np.frombuffer(rows, np.int64), down), (np.frombuffer(columns, np.int64), across))
     )
     first = TILE_PX * np.arange(down)[:, None]
     of_result = first + np.arange(TILE_PX)
     of_result[of_result >= height] = -1
     return _Tiles(
-        (_of_all(rows[first + np.arange(TILE_PX + 2)], count, source.values.shape[1]), columns),
+        (_of_all(down_from[first + np.arange(TILE_PX + 2)], count, source_height), across_from),
         _of_all(of_result, count, height),
         (count * down, across),
     )
