@@ -200,7 +200,7 @@ class Student:
     ) -> None:
         self.match = config.match
         self.vgg = config.build().to(teacher.mean.device)
-        self.vgg.pool = teacher.pool
+        self.vgg.pooling = teacher.pooling
         self.kept, self.heads = dict[str, Tensor](), nn.ModuleDict()
         if config.start == "teacher":
             self.kept = decompose_(self.vgg, teacher, pictures(), seed)

@@ -53,7 +53,7 @@ def decompose_(student: VGG19, teacher: VGG19, images: Tensor, seed: int) -> dic
     taught = list(inputs)
     for layer, module, width in zip(LAYERS, student.features.values(), student.widths, strict=False):
         if layer.pool_before:
-            inputs, taught = ([teacher.pool(maps, 2) for maps in batches] for batches in (inputs, taught))
+            inputs, taught = ([teacher.pool(maps) for maps in batches] for batches in (inputs, taught))
         responses = [teacher.features[layer.key](maps) for maps in taught]
         taught = [F.relu(response) for response in responses]
         kept[layer.tap] = representatives(torch.cat([gram_matrix(maps) for maps in taught]).mean(0).double(), width)
