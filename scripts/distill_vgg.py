@@ -100,7 +100,7 @@ class StudentConfig(Section):
 
     def build(self) -> VGG19:
         """The network, with any weights."""
-        ranks = [rank and (rank[0], rank[1]) for rank in self.ranks]
+        ranks = [None if rank is None else (rank[0], rank[1]) for rank in self.ranks]
         return VGG19(len(TAPS), widths=self.widths, convolution=self.convolution, ranks=ranks)
 
 
@@ -266,8 +266,9 @@ class Student:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training changes."""
-        parts = {"vgg": self.vgg, "heads": self.heads, "optimizer": self.optimizer}
-        return {name: part.state_dict() for name, part in parts.items()}
+        modules = {"vgg": self.vgg, "heads": self.heads}
+        state: dict[str, Any] = {name: module.state_dict() for name, module in modules.items()}
+        return state | {"optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a state."""
@@ -395,8 +396,10 @@ class Distiller:
         self.pool.scenes, self.pool.filled, self.step = state["pool"], state["pool_filled"], state["step"]
 
     def _mixed(self, photographs: Tensor, styles: Tensor, draw: torch.Generator) -> tuple[Scenes, list[bool]]:
-        crops = (augment(crops, self.config.size, draw).to(self.device) for crops in (photographs, styles))
-        return self.mixture(*crops, draw)
+        contents, paintings = (
+            augment(crops, self.config.size, draw).to(self.device) for crops in (photographs, styles)
+        )
+        return self.mixture(contents, paintings, draw)
 
     def _pictures(self) -> Tensor:
         """What the teacher is decomposed by."""

@@ -23,14 +23,14 @@ def training_flop(batch: int, crop_px: int) -> int:
         content = torch.empty(batch, 3, crop_px, crop_px)
         with FlopCounterMode(display=False) as counter:
             torch.autograd.backward(loss(generator(content), content))
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def painting_flop(images: int, side_px: int) -> int:
     """Of painting: two for each multiply-add of the convolutions."""
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         plain_generator(WIDTH)(torch.empty(images, 3, side_px, side_px))
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def product_flop(side: int) -> int:

@@ -150,12 +150,13 @@ class NormPlayer:
     def _time(self, case: Case, repeats: int) -> Seconds:
         layer, x, output_gradient = self._prepare(case)
         inputs = [x, *layer.parameters()]
-        turns = []
-        for _ in range(repeats + 1):
+
+        def turn() -> tuple[float, float]:
             outputs: list[Tensor] = []
-            forward = timed(lambda outputs=outputs: outputs.append(layer(x)), self.device)
-            backward = timed(partial(torch.autograd.grad, outputs[0], inputs, output_gradient), self.device)
-            turns.append((forward, backward))
+            forward = timed(lambda: outputs.append(layer(x)), self.device)
+            return forward, timed(partial(torch.autograd.grad, outputs[0], inputs, output_gradient), self.device)
+
+        turns = [turn() for _ in range(repeats + 1)]
         return Seconds(*map(statistics.median, zip(*turns[1:], strict=True)))
 
     def _prepare(self, case: Case) -> tuple[nn.Module, Tensor, Tensor]:

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stylize.convolution import replicate_border
 from stylize.losses import gram_matrix
-from stylize.vgg import LAYERS, VGG19, last_convolution, replicate_border
+from stylize.vgg import LAYERS, VGG19, last_convolution
 
 PIXELS = 400  # of every picture and layer
 RIDGE = 1e-5  # of the inputs' mean energy: where pictures say nothing, weights stay the teacher's
@@ -49,7 +50,7 @@ def decompose_(student: VGG19, teacher: VGG19, images: Tensor, seed: int) -> dic
     """
     draw = torch.Generator().manual_seed(seed)
     kept, kept_before = dict[str, Tensor](), torch.arange(3)
-    inputs = [(image - teacher.mean) / teacher.std for image in images.split(16)]
+    inputs = [(image - teacher.mean) / teacher.std for image in torch.split(images, 16)]
     taught = list(inputs)
     for layer, module, width in zip(LAYERS, student.features.values(), student.widths, strict=False):
         if layer.pool_before:
@@ -100,7 +101,7 @@ def _moments(inputs: Sequence[Tensor], responses: Sequence[Tensor], weight: Tens
     x, y = (torch.cat(parts, 1) for parts in (xs, ys))
     mean_x, mean_y = (values.mean(1, dtype=torch.float64) for values in (x, y))
     xx, xy = torch.zeros(2, 1, 1, dtype=torch.float64, device=x.device)
-    for some_x, some_y in zip(x.split(4096, 1), y.split(4096, 1), strict=True):
+    for some_x, some_y in zip(torch.split(x, 4096, 1), torch.split(y, 4096, 1), strict=True):
         some_x, some_y = some_x - mean_x[:, None], some_y - mean_y[:, None]
         xx, xy = xx + some_x @ some_x.T / x.shape[1], xy + some_x @ some_y.T / x.shape[1]
     ridge = RIDGE * xx.diagonal().mean()
@@ -138,7 +139,9 @@ def _input_directions(weights: Tensor, xx: Tensor, count: int) -> Tensor:
     values, vectors = torch.linalg.eigh(centre)
     root, inverse = (vectors * values.clamp_min(1e-9) ** power @ vectors.T for power in (0.5, -0.5))
     sent = root @ weights.reshape(channels, -1)
-    return inverse @ torch.linalg.eigh(sent @ sent.T)[1][:, -count:]
+    _, directions = torch.linalg.eigh(sent @ sent.T)
+    result: Tensor = inverse @ directions[:, -count:]
+    return result
 
 
 def _set_(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
