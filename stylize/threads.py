@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from threading import Barrier
+from queue import SimpleQueue
+from threading import Barrier, Lock, Thread
+from typing import NamedTuple
 
 # How often a waiting thread of GNU's OpenMP asks before it sleeps. Its own choice takes some milliseconds, and in these
 # a core from the threads here.
@@ -48,16 +50,57 @@ def single_core_threads(count: int) -> ThreadPoolExecutor:
 
 def in_threads(work: Callable[[int], None], count: int) -> None:
     """Call `work` with 0 to `count` − 1, at the same time; for functions that leave the interpreter's lock alone."""
-    others = [_pool(count - 1, os.getpid()).submit(work, number) for number in range(1, count)] if count > 1 else []
+    ended: SimpleQueue[BaseException | None] = SimpleQueue()
+    if count > 1:
+        # A process that was forked has none of the threads; so the number of the process is asked for, too.
+        _helpers(os.getpid()).start([_Task(work, number, ended) for number in range(1, count)])
     try:
         work(0)
     finally:
-        wait(others)
-    for other in others:
-        other.result()
+        errors = [ended.get() for _ in range(1, count)]
+    for error in errors:
+        if error is not None:
+            raise error
+
+
+class _Task(NamedTuple):
+    work: Callable[[int], None]
+    number: int
+    ended: SimpleQueue[BaseException | None]  # takes what went wrong, or None
+
+
+class _Helpers:
+    """Threads that wait for tasks: as many as were ever needed at a time.
+
+    An executor's future takes five times as long as the two queues here, which is as long as many a task.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: SimpleQueue[_Task] = SimpleQueue()
+        self._count = 0
+        self._lock = Lock()
+
+    def start(self, tasks: list[_Task]) -> None:
+        with self._lock:
+            for _ in range(self._count, len(tasks)):
+                Thread(target=_serve, args=(self._tasks,), daemon=True).start()
+                self._count += 1
+        for task in tasks:
+            self._tasks.put(task)
+
+
+def _serve(tasks: SimpleQueue[_Task]) -> None:
+    while True:
+        task = tasks.get()
+        error: BaseException | None = None
+        try:
+            task.work(task.number)
+        except BaseException as caught:
+            error = caught
+        task.ended.put(error)
+        del task, error  # with all that they hold, while this waits
 
 
 @lru_cache(1)
-def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    # A process that was forked has none of the threads; so the number of the process is asked for, too.
-    return ThreadPoolExecutor(threads)
+def _helpers(process: int) -> _Helpers:
+    return _Helpers()
