@@ -27,9 +27,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.weak import WeakIdKeyDictionary
 
-from stylize.products import PANEL, Values, compiled, in_panels, multiply_values, panels
+from stylize.products import PANEL, Values, compiled, in_panels, multiply_values
 from stylize.threads import in_threads
 from stylize.vectors import LANES, everywhere, larger, load, store, where_positive
 
@@ -40,18 +41,6 @@ CHUNK_VALUES = 5 << 16  # of transformed tiles: 1.25 MiB, a share of the cache
 LEAST_TILES = 48  # in a chunk, each of which reads all weights: those of many channels do not fit into the cache
 PARTS = 32  # of the chunks, for each thread: who is done sooner takes more of them
 LINE_VALUES = 16  # of the cache: 64 bytes
-
-_KERNEL = torch.tensor(
-    [
-        [1 / 4, 0.0, 0.0],
-        [-1 / 6, -1 / 6, -1 / 6],
-        [-1 / 6, 1 / 6, -1 / 6],
-        [1 / 24, 1 / 12, 1 / 6],
-        [1 / 24, -1 / 12, 1 / 6],
-        [0.0, 0.0, 1.0],
-    ]
-)
-KERNEL_TRANSFORM = torch.kron(_KERNEL, _KERNEL)  # a kernel of 3×3, flat → 36
 
 
 class Bordered(NamedTuple):
@@ -129,19 +118,21 @@ class Winograd:
 
     def weight_gradient(self, totals: Tensor) -> Tensor:
         """The products of all images → the gradient of the weights, `(K, C, 3, 3)`."""
-        outputs, inputs = self.weight.shape[:2]
-        total = totals.sum(0)[..., :outputs].reshape(36, -1)
-        return (KERNEL_TRANSFORM.t() @ total).view(3, 3, inputs, outputs).permute(3, 2, 0, 1)
+        result = torch.empty(3, 3, *totals.shape[2:])
+        of_threads, kernels = totals.flatten(0, 1).numpy(), result.flatten(0, 1).numpy()
+        threads = torch.get_num_threads()
+        in_threads(lambda t: _transform_sums(of_threads, t, threads, kernels), threads)
+        return result[..., : len(self.weight)].permute(3, 2, 0, 1)
 
     @cached_property
     def _forward(self) -> Tensor:
         """`(36, C, K)`, in panels."""
-        return panels(_transformed(self.weight.permute(2, 3, 1, 0)))
+        return _transformed(self.weight.permute(2, 3, 1, 0))
 
     @cached_property
     def _backward(self) -> Tensor:
         """`(36, K, C)`, in panels: that of the kernels turned by half a turn."""
-        return panels(_transformed(self.weight.flip(2, 3).permute(2, 3, 0, 1)))
+        return _transformed(self.weight.flip(2, 3).permute(2, 3, 0, 1))
 
 
 def winograd_of(weight: Tensor) -> Winograd:
@@ -159,8 +150,14 @@ _frozen: MutableMapping[Tensor, tuple[tuple[int, int], Winograd]] = WeakIdKeyDic
 
 
 def _transformed(kernels: Tensor) -> Tensor:
-    """`(3, 3, A, B)` → `(36, A, B)`."""
-    return (KERNEL_TRANSFORM @ kernels.reshape(9, -1)).view(36, *kernels.shape[2:])
+    """`(3, 3, A, B)` → `(36, A, B)`, in panels."""
+    depth, columns = kernels.shape[2:]
+    filled = F.pad(kernels, (0, in_panels(columns) - columns)).flatten(0, 1).contiguous()
+    result = torch.empty(filled.shape[2] // PANEL, 36, depth, PANEL)
+    source, target = filled.numpy(), result.flatten(0, 1).numpy()
+    threads = torch.get_num_threads()
+    in_threads(lambda t: _transform_kernels(source, t, threads, target), threads)
+    return result.transpose(0, 1)
 
 
 def _convolve(
@@ -327,6 +324,21 @@ def _of_block(p: Any, q: Any, r: Any, s: Any) -> tuple[Any, ...]:  # pragma: no 
 
 
 @compiled
+def _of_kernel(p: Any, q: Any, r: Any) -> tuple[Any, ...]:  # pragma: no cover (compiled)
+    """Three weights in a row → six values."""
+    even, odd = (-1 / 6) * (p + r), (1 / 6) * q
+    outer, inner = (1 / 24) * p + (1 / 6) * r, (1 / 12) * q
+    return 0.25 * p, even - odd, even + odd, outer + inner, outer - inner, r
+
+
+@compiled
+def _of_sums(p: Any, q: Any, r: Any, s: Any, t: Any, u: Any) -> tuple[Any, ...]:  # pragma: no cover (compiled)
+    """The adjoint of `_of_kernel`."""
+    near, far = (1 / 6) * (q + r), s + t
+    return 0.25 * p - near + (1 / 24) * far, (1 / 6) * (r - q) + (1 / 12) * (s - t), (1 / 6) * far - near + u
+
+
+@compiled
 def _store_six(result: Values, first: int, tile: int, c: int, six: tuple[Any, ...]) -> None:  # pragma: no cover
     store(result, first, tile, c, six[0])
     store(result, first + 1, tile, c, six[1])
@@ -468,6 +480,72 @@ def _transform_blocks(
                 _store_six(result, 18, tile, c, _of_block(p[3], q[3], r[3], s[3]))
                 _store_six(result, 24, tile, c, _of_block(p[4], q[4], r[4], s[4]))
                 _store_six(result, 30, tile, c, _of_block(p[5], q[5], r[5], s[5]))
+
+
+# --- The transforms of weights, compiled ---------------------------------------------------------------------------
+#
+# A thread takes every so many-th row of channels.
+
+
+@compiled
+def _kernel_column(kernels: Values, j: int, a: int, b: int) -> tuple[Any, ...]:  # pragma: no cover (compiled)
+    return _of_kernel(load(kernels, j, a, b), load(kernels, 3 + j, a, b), load(kernels, 6 + j, a, b))
+
+
+@compiled
+def _transform_kernels(
+    kernels: Values, thread: int, threads: int, result: Values
+) -> None:  # pragma: no cover (compiled)
+    """`(9, A, B)`, B filling whole panels, → `(panels · 36, A, columns)`."""
+    for a in range(thread, kernels.shape[1], threads):
+        for b in range(0, kernels.shape[2], LANES):
+            first, c = 36 * (b // PANEL), b % PANEL
+            p, q = _kernel_column(kernels, 0, a, b), _kernel_column(kernels, 1, a, b)
+            r = _kernel_column(kernels, 2, a, b)
+            _store_six(result, first, a, c, _of_kernel(p[0], q[0], r[0]))
+            _store_six(result, first + 6, a, c, _of_kernel(p[1], q[1], r[1]))
+            _store_six(result, first + 12, a, c, _of_kernel(p[2], q[2], r[2]))
+            _store_six(result, first + 18, a, c, _of_kernel(p[3], q[3], r[3]))
+            _store_six(result, first + 24, a, c, _of_kernel(p[4], q[4], r[4]))
+            _store_six(result, first + 30, a, c, _of_kernel(p[5], q[5], r[5]))
+
+
+@compiled
+def _sum_of(sums: Values, i: int, a: int, b: int) -> Any:  # pragma: no cover (compiled)
+    """Of the parts that were summed apart."""
+    total = load(sums, i, a, b)
+    for further in range(36 + i, len(sums), 36):
+        total = total + load(sums, further, a, b)
+    return total
+
+
+@compiled
+def _sums_column(sums: Values, j: int, a: int, b: int) -> tuple[Any, ...]:  # pragma: no cover (compiled)
+    return _of_sums(
+        _sum_of(sums, j, a, b),
+        _sum_of(sums, 6 + j, a, b),
+        _sum_of(sums, 12 + j, a, b),
+        _sum_of(sums, 18 + j, a, b),
+        _sum_of(sums, 24 + j, a, b),
+        _sum_of(sums, 30 + j, a, b),
+    )
+
+
+@compiled
+def _transform_sums(sums: Values, thread: int, threads: int, result: Values) -> None:  # pragma: no cover (compiled)
+    """The adjoint of `_transform_kernels`, of parts that were summed apart: `(parts · 36, A, B)` → `(9, A, B)`."""
+    for a in range(thread, sums.shape[1], threads):
+        for b in range(0, sums.shape[2], LANES):
+            p, q, r = _sums_column(sums, 0, a, b), _sums_column(sums, 1, a, b), _sums_column(sums, 2, a, b)
+            s, t, u = _sums_column(sums, 3, a, b), _sums_column(sums, 4, a, b), _sums_column(sums, 5, a, b)
+            for i in range(3):
+                row = _of_sums(p[i], q[i], r[i], s[i], t[i], u[i])
+                store(result, 3 * i, a, b, row[0])
+                store(result, 3 * i + 1, a, b, row[1])
+                store(result, 3 * i + 2, a, b, row[2])
+
+
+# --- Chunks of tiles, compiled -------------------------------------------------------------------------------------
 
 
 @compiled
