@@ -105,16 +105,17 @@ class Winograd:
         tiles = _tiles(source, gradient.shape)
         images, towards = source.values.flatten(0, 1).numpy(), gradient.contiguous().flatten(0, 1).numpy()
         chunks = _chunks(*tiles.grid, _fitting(inputs, outputs), threads)
-        sums = torch.zeros(min(threads, len(chunks)), 36, inputs, in_panels(outputs)) if totals is None else totals
-        of_threads = sums.numpy()
+        if totals is None:
+            totals = _apart((min(threads, len(chunks)), 36, inputs, in_panels(outputs))).zero_()
+        of_threads = totals.numpy()
 
         def add(thread: int) -> None:
             room = _scratch("values", chunks, inputs), _scratch("products", chunks, in_panels(outputs))
-            own = chunks[thread :: len(sums)]  # always the same, so that sums are rounded alike
+            own = chunks[thread :: len(of_threads)]  # always the same, so that sums are rounded alike
             _add_tile_products(images, *tiles.sources, towards, tiles.targets, own, *room, of_threads[thread])
 
-        in_threads(add, len(sums))
-        return sums
+        in_threads(add, len(of_threads))
+        return totals
 
     def weight_gradient(self, totals: Tensor) -> Tensor:
         """The products of all images → the gradient of the weights, `(K, C, 3, 3)`."""
@@ -153,11 +154,20 @@ def _transformed(kernels: Tensor) -> Tensor:
     """`(3, 3, A, B)` → `(36, A, B)`, in panels."""
     depth, columns = kernels.shape[2:]
     filled = F.pad(kernels, (0, in_panels(columns) - columns)).flatten(0, 1).contiguous()
-    result = torch.empty(filled.shape[2] // PANEL, 36, depth, PANEL)
+    result = _apart((filled.shape[2] // PANEL, 36, depth, PANEL))
     source, target = filled.numpy(), result.flatten(0, 1).numpy()
     threads = torch.get_num_threads()
     in_threads(lambda t: _transform_kernels(source, t, threads, target), threads)
     return result.transpose(0, 1)
+
+
+def _apart(shape: tuple[int, int, int, int]) -> Tensor:
+    """Room for matrices of which 36 are written at once: not so far apart that they push each other out of the cache.
+
+    See `_scratch`: their rows are often whole multiples of 4 KiB.
+    """
+    parts, values, depth, columns = shape
+    return torch.empty(parts, values, depth + 1, columns)[:, :, :depth]
 
 
 def _convolve(
