@@ -1,10 +1,13 @@
-"""What a norm does with channels-last maps on a CPU, compiled: statistics, multiply-add with ReLU, and their gradients.
+"""What a norm does with maps on a CPU, compiled: statistics, multiply-add with ReLU, and their gradients.
 
 Every value is read once for the statistics, and once more for the multiply-add, which writes it; the gradient of both
 reads the maps and the result's gradient once for two sums by channel, and once more for what it writes. ReLU costs
 nothing more: its mask is computed anew.
 
 Floor: these 3 and 5 passes through memory. The library's own steps, one after the other, are 5 and 12.
+
+The functions are of channels-last maps. A contiguous channel goes through them as a picture of its own, whose pixels
+are as many values as a vector has, and these its channels; what they have by channel is brought together afterwards.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ class Affine(NamedTuple):
         """Maps `(N, C, H, W)`, see `suits`, → the same shape and layout; into `out`, which may be `x`."""
         result = torch.empty_like(x) if out is None else out
         maps, target = _by_image(x), _by_image(result)
-        factor, offset = _by_channel(self.factor), _by_channel(self.offset)
+        factor, offset = _by_channel(self.factor, x), _by_channel(self.offset, x)
         threads = torch.get_num_threads()
         in_threads(lambda t: _multiply_add(maps, factor, offset, self._least, t, threads, target), threads)
         return result
@@ -53,20 +56,20 @@ class Affine(NamedTuple):
     def sums(self, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients of the factor and of the offset from that of `y`: each `(N, C)`."""
         maps, towards = _by_image(x), _by_image(gradient)
-        factor, offset = _by_channel(self.factor), _by_channel(self.offset)
+        factor, offset = _by_channel(self.factor, x), _by_channel(self.offset, x)
         bands = _bands(maps)
         of_factor, of_offset = (np.empty((len(maps), bands, maps.shape[2]), np.float32) for _ in range(2))
         threads = torch.get_num_threads()
         in_threads(
             lambda t: _sum(maps, towards, factor, offset, self._least, t, threads, of_factor, of_offset), threads
         )
-        return _total(of_factor), _total(of_offset)
+        return _total(of_factor, x), _total(of_offset, x)
 
     def gradient(self, x: Tensor, gradient: Tensor, slope: Tensor, constant: Tensor) -> Tensor:
         """The gradient of `x` from that of `y`, and besides `slope · x + constant`, each `(N, C)`."""
         result = torch.empty_like(x)
         maps, towards, target = _by_image(x), _by_image(gradient), _by_image(result)
-        factor, offset, added, fixed = (_by_channel(v) for v in (self.factor, self.offset, slope, constant))
+        factor, offset, added, fixed = (_by_channel(v, x) for v in (self.factor, self.offset, slope, constant))
         threads = torch.get_num_threads()
         in_threads(
             lambda t: _combine(maps, towards, factor, offset, self._least, added, fixed, t, threads, target), threads
@@ -75,8 +78,18 @@ class Affine(NamedTuple):
 
 
 def suits(x: Tensor) -> bool:
-    """Whether these functions take `x`: channels-last maps `(N, C, H, W)` of float32, of whole vectors of channels."""
-    return x.dim() == 4 and x.shape[1] % LANES == 0 and x.numel() > 0 and _is_channels_last(x)
+    """Whether these functions take `x`: maps `(N, C, H, W)` of float32, see `suits_by_pixel`, or contiguous ones whose
+    channels are whole vectors.
+    """
+    if x.dim() != 4 or x.numel() == 0:
+        return False
+    return suits_by_pixel(x) or (x.shape[-2:].numel() % LANES == 0 and x.is_contiguous())
+
+
+def suits_by_pixel(x: Tensor) -> bool:
+    """Whether `x` is channels-last maps `(N, C, H, W)` of which every pixel is whole vectors of channels."""
+    channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return channels_last and x.shape[1] % LANES == 0 and x.numel() > 0
 
 
 def measure(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,13 +105,17 @@ def measure(x: Tensor) -> tuple[Tensor, Tensor]:
     means, squares = (np.empty((count, bands, channels), np.float32) for _ in range(2))
     threads = torch.get_num_threads()
     in_threads(lambda t: _measure(maps, t, threads, means, squares), threads)
-    if bands == 1:
+    by_pixel = suits_by_pixel(x)
+    if bands == 1 and by_pixel:
         return torch.from_numpy(means[:, 0]), torch.from_numpy(squares[:, 0] / np.float32(pixels))
     band_px = _band_px(channels)
-    sizes = np.minimum(band_px, pixels - band_px * np.arange(bands))[None, :, None] / pixels
-    mean = (sizes * means).sum(1, keepdims=True)
-    variance = squares.sum(1, dtype=np.float64) / pixels + (sizes * (means - mean) ** 2).sum(1)
-    return torch.from_numpy(mean[:, 0].astype(np.float32)), torch.from_numpy(variance.astype(np.float32))
+    sizes = np.minimum(band_px, pixels - band_px * np.arange(bands)) / pixels
+    if not by_pixel:  # every lane of a band has statistics of its own
+        means, squares = (v.reshape(count, bands * LANES, 1) for v in (means, squares))
+        sizes, pixels = np.repeat(sizes / LANES, LANES), pixels * LANES
+    mean = (sizes[:, None] * means).sum(1, keepdims=True)
+    variance = squares.sum(1, dtype=np.float64) / pixels + (sizes[:, None] * (means - mean) ** 2).sum(1)
+    return _of_channels(mean, x), _of_channels(variance, x)
 
 
 def load_compiled_functions() -> None:
@@ -107,24 +124,30 @@ def load_compiled_functions() -> None:
     Affine(*measure(maps))(maps)
 
 
-def _is_channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last)
-
-
 def _by_image(x: Tensor) -> Values:
-    """A view: `(N, C, H, W)`, channels-last, → `(N, H·W, C)`."""
-    view: Values = x.detach().permute(0, 2, 3, 1).reshape(len(x), -1, x.shape[1]).numpy()
+    """A view: `(N, C, H, W)`, channels-last, → `(N, H·W, C)`; contiguous, with L lanes: → `(N·C, H·W/L, L)`."""
+    x = x.detach()
+    if suits_by_pixel(x):
+        view: Values = x.permute(0, 2, 3, 1).reshape(len(x), -1, x.shape[1]).numpy()
+    else:
+        view = x.reshape(len(x) * x.shape[1], -1, LANES).numpy()
     return view
 
 
-def _by_channel(values: Tensor) -> Values:
-    """`(N, C)` → `(N, 1, C)`."""
-    array: Values = values.detach().contiguous()[:, None].numpy()
+def _by_channel(values: Tensor, x: Tensor) -> Values:
+    """`(N, C)` → `(N, 1, C)`, of contiguous maps `x` → `(N·C, 1, L)`."""
+    values = values.detach()[:, None] if suits_by_pixel(x) else values.detach().reshape(-1, 1, 1).expand(-1, 1, LANES)
+    array: Values = values.contiguous().numpy()
     return array
 
 
-def _total(of_bands: Values) -> Tensor:
-    return torch.from_numpy(of_bands.sum(1, dtype=np.float64).astype(np.float32))
+def _total(of_bands: Values, x: Tensor) -> Tensor:
+    """`(N, bands, C)` → `(N, C)`, of contiguous maps `x` from `(N·C, bands, L)`."""
+    return _of_channels(of_bands.sum(1 if suits_by_pixel(x) else (1, 2), dtype=np.float64), x)
+
+
+def _of_channels(values: Values, x: Tensor) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32)).reshape(x.shape[:2])
 
 
 def _bands(maps: Values) -> int:

@@ -90,7 +90,7 @@ class Norm(nn.Module):
         else:
             out = x if out is None else out
             factor, offset = self.coefficients(self._statistics(x))
-            if _is_dense_on_cpu(x) and channelwise.suits(x):
+            if _is_dense_on_cpu(x) and channelwise.suits(x) and out.stride() == x.stride():
                 shape = len(x), x.shape[1]
                 return Affine(factor.expand(shape), offset.expand(shape), relu)(x, out)
             normalized = torch.addcmul(offset[:, :, None, None], x, factor[:, :, None, None], out=out)
@@ -508,7 +508,7 @@ class _Normalized(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
-        gradient = gradients[0].contiguous(memory_format=torch.channels_last)
+        gradient = gradients[0].contiguous(memory_format=_layout(x))
         leaves = (*ctx.instance, *(p for p in ctx.parameters if p.requires_grad))
         of_leaves = torch.autograd.grad(
             ctx.affine[:2], leaves, ctx.affine.sums(x, gradient), retain_graph=True, materialize_grads=True
@@ -523,8 +523,8 @@ class _Normalized(torch.autograd.Function):
         return of_x, None, None, *(next(found) if p.requires_grad else None for p in ctx.parameters)
 
 
-# Where channels do not fill vectors, or do not lie beside each other, the reductions are those of torch's batch norm,
-# image by image.
+# Where neither the channels of a pixel nor the pixels of a channel fill vectors, the reductions are those of torch's
+# batch norm, image by image.
 
 
 def _image_statistics(image: Tensor) -> Statistics:

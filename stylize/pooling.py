@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from stylize.channelwise import suits
+from stylize.channelwise import suits_by_pixel
 from stylize.products import Values, compiled
 from stylize.threads import in_threads
 from stylize.vectors import LANES, everywhere, largest, load, store, where_equal
 
 
 def takes(x: Tensor) -> bool:
-    """Whether `largest_of_four` takes `x`: see `channelwise.suits`; at least 2 px high and wide."""
+    """Whether `largest_of_four` takes `x`: see `channelwise.suits_by_pixel`; at least 2 px high and wide."""
     plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
-    return plain and min(x.shape[-2:]) >= 2 and suits(x)
+    return plain and min(x.shape[-2:]) >= 2 and suits_by_pixel(x)
 
 
 def largest_of_four(x: Tensor) -> Tensor:
