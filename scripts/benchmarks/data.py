@@ -14,12 +14,12 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import click
 import numpy as np
@@ -31,7 +31,6 @@ from benchmarks.report import Finding, Table
 from benchmarks.settings import Settings, make_images
 from benchmarks.workloads import ENVIRONMENT, Round, StylizeTraining, WorkloadPlayer
 from PIL import Image
-from torch import Tensor
 
 from stylize.images import read_rgb, to_image
 from stylize.training.data import Batches, ContentConfig, CropDataset, find_photographs
@@ -107,7 +106,8 @@ class DataPlayer:
             start = time.perf_counter()
             count = sum(len(crops) for crops in itertools.islice(batches, self.batches))
             seconds = time.perf_counter() - start
-            cast(Generator[Tensor], batches).close()
+            for _ in batches:  # a spawned worker that ends while it hands over a batch may abort in C++, loudly
+                pass
         return count / seconds
 
     def decode(self) -> Decoded:
