@@ -238,6 +238,39 @@ def test_a_network_of_the_usual_width_stays_below_what_is_allowed_every_time(fol
     assert max(peak_gib(*arguments) for _ in range(2)) < allowed  # a heap in pieces would not be so every time
 
 
+# Prints what the process has after every strip: 150 of a sweep, as of a picture a hundred times as large.
+MANY_STRIPS = """
+import pathlib, torch
+from stylize.generators import GeneratorConfig, build_generator
+from stylize.inference.plans import CPU, Room, choose_plan
+from stylize.inference.streaming import StripPainter
+from stylize.inference.stylizer import Stylizer
+from stylize.memory import keep_freed_memory, own_bytes
+
+keep_freed_memory()
+width, height = 6000, 1200
+stylizer = Stylizer(build_generator(GeneratorConfig(width=16)), CPU)
+stylizer.generator.requires_grad_(False)
+stages = stylizer.generator.stages(height, width)
+room = Room(CPU, 2**31, 2**31, pathlib.Path(), 2**31)
+plan = choose_plan(stages, room, torch.float32)._replace(strip_px=8)
+photograph = torch.rand(1, 3, height, width).contiguous(memory_format=torch.channels_last)
+with (
+    torch.inference_mode(),
+    StripPainter(stages, plan, lambda a, b: photograph[:, :, a:b], height, CPU, torch.float32) as painter,
+):
+    for strip, _ in zip(range(150), painter.measure()):
+        print(own_bytes())
+"""
+
+
+def test_memory_does_not_grow_from_strip_to_strip() -> None:
+    done = subprocess.run([sys.executable, "-c", MANY_STRIPS], check=True, capture_output=True, text=True)
+    held = [int(line) / MIB for line in done.stdout.split()]
+    assert len(held) == 150
+    assert held[-1] - held[20] < 60  # more than 100 where nothing is returned, and 5000 of 400 megapixels
+
+
 def test_a_whole_picture_for_which_a_device_has_no_memory_is_painted_in_strips(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

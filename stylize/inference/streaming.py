@@ -38,12 +38,17 @@ from stylize.inference.plans import (
     needs_images,
     stage_rows,
 )
+from stylize.memory import return_freed_memory
 from stylize.norms import MergedStatistics
 from stylize.rows import RowStore
 
 logger = logging.getLogger("stylize")
 
 Rows = Callable[[int, int], Tensor]
+
+# What the library's convolutions take for themselves leaves gaps in the C library's heap, some megabytes a strip
+# (`stylize.blocks`); all that it has free goes back to the system now and then, which takes some milliseconds.
+STRIPS_BEFORE_RETURN = 8
 
 
 class _Kept(NamedTuple):
@@ -138,7 +143,7 @@ class StripPainter:
         self, i: int, compute: Callable[[int, int, int], Tensor], height: int
     ) -> Iterator[tuple[int, Tensor]]:
         """A stage's rows, computed strip by strip; where a GPU's memory does not suffice, in lower ones."""
-        first = 0
+        first = strips = 0
         while first < height:
             rows = stage_rows(self.stages, i, self.strip_px)
             last = min(height, first + rows)
@@ -151,7 +156,9 @@ class StripPainter:
                 logger.warning("the memory of %s is exhausted; going on in strips of %d px", self.device, self.strip_px)
                 continue
             yield first, computed
-            first = last
+            first, strips = last, strips + 1
+            if strips % STRIPS_BEFORE_RETURN == 0:
+                return_freed_memory()
 
     def _convolved(self, i: int, first: int, last: int) -> Tensor:
         """Rows of what the convolution of stage `i` leaves."""
