@@ -104,7 +104,7 @@ side_px = click.IntRange(32)
 @click.option(
     "--photos",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Photographs for the data path; default: generated ones.",
+    help="Photographs for the data path, and to compare precisions by; default: generated ones.",
 )
 @click.option(
     "--pictures", type=click.IntRange(1), default=500, show_default=True, help="In the folder that is painted."

@@ -19,6 +19,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from stylize.images import Picture, write_picture
+from stylize.inference.models import built_in_models
+
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "performance.md"
 NORMS = ("instance", "batch_instance")
@@ -236,6 +239,22 @@ def test_sides_that_compute_something_else_are_not_compared(in_this_process: Non
 
     with pytest.raises(click.ClickException, match=r"^apply, fp32: the sides differ in the picture by 0\.\d+, must be"):
         compare(Pair("apply", {"plain": plain, "stylize": StylizeApply}, 1, 32, 1), settings, floor)
+
+
+def test_pictures_in_bfloat16_have_the_levels_of_float32_and_others_are_refused(
+    tmp_path: Path, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import apply
+
+    for seed in range(2):
+        write_picture(tmp_path / f"{seed}.png", Picture(apply.make_images(1, 48, seed)[0]))
+    style, model = next(iter(built_in_models().items()))
+    found = apply.roughness(style, model, "bf16", replace(settings, photos=tmp_path))
+    assert found.pictures == 2 and 0 < found.mean <= found.worst_mean < 1 <= found.most < 64
+    assert str(found).startswith(f"{style}, bf16: 2 pictures differ from those in fp32 by 0.")
+    monkeypatch.setattr(apply, "MOST_LEVELS", found.mean / 2)
+    with pytest.raises(click.ClickException, match=f"^apply, {style}: in bf16 a picture differs by 0"):
+        apply.roughness(style, model, "bf16", replace(settings, photos=tmp_path))
 
 
 def test_a_difference_that_is_no_number_is_refused(script: ModuleType) -> None:

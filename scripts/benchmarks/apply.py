@@ -7,10 +7,11 @@ everything and holds the model. `many images` is the steady state.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import click
 from benchmarks import remote
@@ -19,7 +20,7 @@ from benchmarks.counts import painting_flop
 from benchmarks.floor import Floor
 from benchmarks.measuring import Memory, free_bytes, number, spread
 from benchmarks.report import Finding, Table, gib, share
-from benchmarks.settings import Settings
+from benchmarks.settings import Settings, make_images
 from benchmarks.workloads import (
     ENVIRONMENT,
     PlainApply,
@@ -29,8 +30,17 @@ from benchmarks.workloads import (
     Workload,
     WorkloadPlayer,
 )
+from torch import Tensor
+
+from stylize.images import Picture, read_picture
+from stylize.inference.models import built_in_models
+from stylize.inference.stylizer import Paint, Stylizer
+from stylize.model_file import load_model
+from stylize.training.data import ContentConfig, find_photographs
 
 HEADING = "apply"
+MOST_PICTURES = 32  # of a folder, to compare precisions
+MOST_LEVELS = 1.0  # by which a picture may differ from float32's, in the mean
 SIZES_PX = (256, 512, 1024, 2048, 4096)
 # The ways to paint an image of any size, by name.
 WAYS: Mapping[str, Callable[[Settings], Workload]] = {
@@ -71,11 +81,87 @@ def run(settings: Settings, floor: Floor) -> Finding:
         for name, first_call in (("one image", True), ("many images", False))
         for precision in settings.precisions()
     ]
+    levels = [
+        roughness(style, path, precision, settings)
+        for style, path in built_in_models().items()
+        for precision in settings.precisions()
+        if precision != "fp32"
+    ]
     return Finding(
-        [f"{HEADING}: 1 × {settings.size}², {flop / 1e9:.4g} GFLOP", *choices_note(comparisons)],
+        [
+            f"{HEADING}: 1 × {settings.size}², {flop / 1e9:.4g} GFLOP",
+            *choices_note(comparisons),
+            *(str(roughness) for roughness in levels),
+        ],
         [table(HEADING, comparisons)],
-        {"flop": flop, "rows": [comparison.numbers() for comparison in comparisons]},
+        {
+            "flop": flop,
+            "rows": [comparison.numbers() for comparison in comparisons],
+            "levels": [roughness._asdict() for roughness in levels],
+        },
     )
+
+
+class Roughness(NamedTuple):
+    """What a precision changes in the pictures of a trained model, in grey levels of 255, after rounding to them.
+
+    Attributes:
+        style: Of the model.
+        precision: That is compared with float32.
+        pictures: How many.
+        mean: Over all values of all pictures.
+        worst_mean: Over those of the picture that differs most.
+        most: Of any value.
+    """
+
+    style: str
+    precision: str
+    pictures: int
+    mean: float
+    worst_mean: float
+    most: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.style}, {self.precision}: {self.pictures} pictures differ from those in fp32 by "
+            f"{number(self.mean)} grey levels in the mean, the worst by {number(self.worst_mean)}; "
+            f"a value by {self.most:.0f} at most"
+        )
+
+
+def roughness(style: str, model: Path, precision: str, settings: Settings) -> Roughness:
+    """Paint `settings.photos`, or a generated image, in float32 and in that precision.
+
+    Raises:
+        click.ClickException: A picture differs by more than a level in the mean.
+    """
+    exact, rough = (Stylizer(load_model(model)[0], settings.torch_device(), kind) for kind in ("fp32", precision))
+    found = [_levels_apart(exact, rough, picture, settings.size) for picture in _pictures(settings)]
+    of_pictures = [float(apart.mean()) for apart in found]
+    values = sum(apart.numel() for apart in found)
+    mean = sum(float(apart.sum()) for apart in found) / values
+    most = max(float(apart.max()) for apart in found)
+    if not max(of_pictures) <= MOST_LEVELS:
+        raise click.ClickException(
+            f"apply, {style}: in {precision} a picture differs by {number(max(of_pictures))} grey levels in the mean, "
+            f"must be at most {MOST_LEVELS}"
+        )
+    return Roughness(style, precision, len(found), mean, max(of_pictures), most)
+
+
+def _levels_apart(exact: Stylizer, rough: Stylizer, picture: Picture, side_px: int) -> Tensor:
+    paint = Paint(max_size_px=side_px)
+    first, second = ((stylizer(picture, paint).rgb.double() * 255).round() for stylizer in (exact, rough))
+    return (first - second).abs()
+
+
+def _pictures(settings: Settings) -> Iterator[Picture]:
+    if settings.photos is None:
+        yield Picture(make_images(1, settings.size, settings.seed + 3)[0])
+        return
+    files = find_photographs(ContentConfig(path=str(settings.photos), validation=0), settings.seed).training
+    for file in files[:MOST_PICTURES]:
+        yield read_picture(file)
 
 
 @dataclass(frozen=True)
