@@ -253,7 +253,7 @@ def test_pictures_in_bfloat16_have_the_levels_of_float32_and_others_are_refused(
     assert found.pictures == 2 and 0 < found.mean <= found.worst_mean < 1 <= found.most < 64
     assert str(found).startswith(f"{style}, bf16: 2 pictures differ from those in fp32 by 0.")
     monkeypatch.setattr(apply, "MOST_LEVELS", found.mean / 2)
-    with pytest.raises(click.ClickException, match=f"^apply, {style}: in bf16 a picture differs by 0"):
+    with pytest.raises(click.ClickException, match=f"^apply, {style}: in bf16 pictures differ by 0"):
         apply.roughness(style, model, "bf16", replace(settings, photos=tmp_path))
 
 

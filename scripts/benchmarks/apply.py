@@ -40,7 +40,7 @@ from stylize.training.data import ContentConfig, find_photographs
 
 HEADING = "apply"
 MOST_PICTURES = 32  # of a folder, to compare precisions
-MOST_LEVELS = 1.0  # by which a picture may differ from float32's, in the mean
+MOST_LEVELS = 1.0  # by which pictures may differ from those in float32, in the mean
 SIZES_PX = (256, 512, 1024, 2048, 4096)
 # The ways to paint an image of any size, by name.
 WAYS: Mapping[str, Callable[[Settings], Workload]] = {
@@ -133,7 +133,7 @@ def roughness(style: str, model: Path, precision: str, settings: Settings) -> Ro
     """Paint `settings.photos`, or a generated image, in float32 and in that precision.
 
     Raises:
-        click.ClickException: A picture differs by more than a level in the mean.
+        click.ClickException: They differ by more than a level in the mean.
     """
     exact, rough = (Stylizer(load_model(model)[0], settings.torch_device(), kind) for kind in ("fp32", precision))
     found = [_levels_apart(exact, rough, picture, settings.size) for picture in _pictures(settings)]
@@ -141,9 +141,9 @@ def roughness(style: str, model: Path, precision: str, settings: Settings) -> Ro
     values = sum(apart.numel() for apart in found)
     mean = sum(float(apart.sum()) for apart in found) / values
     most = max(float(apart.max()) for apart in found)
-    if not max(of_pictures) <= MOST_LEVELS:
+    if not mean <= MOST_LEVELS:
         raise click.ClickException(
-            f"apply, {style}: in {precision} a picture differs by {number(max(of_pictures))} grey levels in the mean, "
+            f"apply, {style}: in {precision} pictures differ by {number(mean)} grey levels in the mean, "
             f"must be at most {MOST_LEVELS}"
         )
     return Roughness(style, precision, len(found), mean, max(of_pictures), most)
