@@ -81,9 +81,8 @@ def suits(x: Tensor) -> bool:
     """Whether these functions take `x`: maps `(N, C, H, W)` of float32, see `suits_by_pixel`, or contiguous ones whose
     channels are whole vectors.
     """
-    if x.dim() != 4 or x.numel() == 0:
-        return False
-    return suits_by_pixel(x) or (x.shape[-2:].numel() % LANES == 0 and x.is_contiguous())
+    by_channel = x.dim() == 4 and x.numel() > 0 and x.shape[-2:].numel() % LANES == 0 and x.is_contiguous()
+    return by_channel or suits_by_pixel(x)
 
 
 def suits_by_pixel(x: Tensor) -> bool:
@@ -164,7 +163,7 @@ def _band_px(channels: int) -> int:
 
 
 @compiled
-def _measure(x: Values, thread: int, threads: int, means: Values, squares: Values) -> None:  # pragma: no cover
+def _measure(x: Values, thread: int, threads: int, means: Values, squares: Values) -> None:
     count, pixels, channels = x.shape
     bands, band_px = means.shape[1], _band_px(channels)
     for item in range(thread, count * bands, threads):
@@ -194,7 +193,7 @@ def _measure(x: Values, thread: int, threads: int, means: Values, squares: Value
 @compiled
 def _multiply_add(
     x: Values, factor: Values, offset: Values, least: float, thread: int, threads: int, result: Values
-) -> None:  # pragma: no cover (compiled)
+) -> None:
     count, pixels, channels = x.shape
     band_px = _band_px(channels)
     bands = -(-pixels // band_px)
@@ -209,7 +208,7 @@ def _multiply_add(
 
 
 @compiled
-def _passed(gradient: Any, x: Any, a: Any, b: Any, floor: Any) -> Any:  # pragma: no cover (compiled)
+def _passed(gradient: Any, x: Any, a: Any, b: Any, floor: Any) -> Any:
     """What ReLU lets through of the gradient."""
     return where_positive(gradient, (a * x + b) - floor)
 
@@ -225,7 +224,7 @@ def _sum(
     threads: int,
     of_factor: Values,
     of_offset: Values,
-) -> None:  # pragma: no cover (compiled)
+) -> None:
     count, pixels, channels = x.shape
     bands, band_px = of_factor.shape[1], _band_px(channels)
     for item in range(thread, count * bands, threads):
@@ -259,7 +258,7 @@ def _combine(
     thread: int,
     threads: int,
     result: Values,
-) -> None:  # pragma: no cover (compiled)
+) -> None:
     count, pixels, channels = x.shape
     band_px = _band_px(channels)
     bands = -(-pixels // band_px)

@@ -70,7 +70,7 @@ def _by_image(x: Tensor) -> Values:
 
 
 @compiled
-def _pool(x: Values, thread: int, threads: int, result: Values) -> None:  # pragma: no cover (compiled)
+def _pool(x: Values, thread: int, threads: int, result: Values) -> None:
     count, height, width, channels = result.shape
     for item in range(thread, count * height, threads):
         image, y = item // height, item % height
@@ -83,9 +83,7 @@ def _pool(x: Values, thread: int, threads: int, result: Values) -> None:  # prag
 
 
 @compiled
-def _pool_back(
-    x: Values, gradient: Values, thread: int, threads: int, result: Values
-) -> None:  # pragma: no cover (compiled)
+def _pool_back(x: Values, gradient: Values, thread: int, threads: int, result: Values) -> None:
     count, height, width, channels = gradient.shape
     for item in range(thread, count * height, threads):
         image, y = item // height, item % height

@@ -171,7 +171,7 @@ def _flat(values: Tensor) -> Values:
 @compiled
 def multiply_values(
     left: Values, right: Values, out: Values, strides: tuple[Any, ...], sizes: tuple[int, ...], add: bool
-) -> None:  # pragma: no cover (compiled)
+) -> None:
     """What `multiply` does, for compiled functions: arrays of any shape, of which only the beginning is taken.
 
     Args:

@@ -299,7 +299,7 @@ def _scratch(name: str, chunks: Indices, channels: int) -> Values:
 
 
 @compiled
-def _load(image: Values, gate: Values | None, y: int, x: int, c: int) -> Any:  # pragma: no cover (compiled)
+def _load(image: Values, gate: Values | None, y: int, x: int, c: int) -> Any:
     if y < 0 or x < 0:
         return everywhere(0.0)
     if gate is None:  # settled when it is compiled
@@ -308,7 +308,7 @@ def _load(image: Values, gate: Values | None, y: int, x: int, c: int) -> Any:  #
 
 
 @compiled
-def _of_tile(p: Any, q: Any, r: Any, s: Any, t: Any, u: Any) -> tuple[Any, ...]:  # pragma: no cover (compiled)
+def _of_tile(p: Any, q: Any, r: Any, s: Any, t: Any, u: Any) -> tuple[Any, ...]:
     """Six pixels in a row → six values, of which all but one are exactly 0 where the pixels are the same.
 
     So a flat image stays flat to the last bit. Instance norm, which sees nothing but the rounding there, would make
@@ -320,21 +320,21 @@ def _of_tile(p: Any, q: Any, r: Any, s: Any, t: Any, u: Any) -> tuple[Any, ...]:
 
 
 @compiled
-def _of_products(p: Any, q: Any, r: Any, s: Any, t: Any, u: Any) -> tuple[Any, ...]:  # pragma: no cover (compiled)
+def _of_products(p: Any, q: Any, r: Any, s: Any, t: Any, u: Any) -> tuple[Any, ...]:
     """Six values → four pixels in a row."""
     even, odd, outer, inner = q + r, q - r, s + t, s - t
     return p + even + outer, odd + 2.0 * inner, even + 4.0 * outer, odd + 8.0 * inner + u
 
 
 @compiled
-def _of_block(p: Any, q: Any, r: Any, s: Any) -> tuple[Any, ...]:  # pragma: no cover (compiled)
+def _of_block(p: Any, q: Any, r: Any, s: Any) -> tuple[Any, ...]:
     """The adjoint of `_of_products`."""
     even, odd, outer, inner = p + r, q + s, p + 4.0 * r, 2.0 * q + 8.0 * s
     return p, even + odd, even - odd, outer + inner, outer - inner, s
 
 
 @compiled
-def _of_kernel(p: Any, q: Any, r: Any) -> tuple[Any, ...]:  # pragma: no cover (compiled)
+def _of_kernel(p: Any, q: Any, r: Any) -> tuple[Any, ...]:
     """Three weights in a row → six values."""
     even, odd = (-1 / 6) * (p + r), (1 / 6) * q
     outer, inner = (1 / 24) * p + (1 / 6) * r, (1 / 12) * q
@@ -342,14 +342,14 @@ def _of_kernel(p: Any, q: Any, r: Any) -> tuple[Any, ...]:  # pragma: no cover (
 
 
 @compiled
-def _of_sums(p: Any, q: Any, r: Any, s: Any, t: Any, u: Any) -> tuple[Any, ...]:  # pragma: no cover (compiled)
+def _of_sums(p: Any, q: Any, r: Any, s: Any, t: Any, u: Any) -> tuple[Any, ...]:
     """The adjoint of `_of_kernel`."""
     near, far = (1 / 6) * (q + r), s + t
     return 0.25 * p - near + (1 / 24) * far, (1 / 6) * (r - q) + (1 / 12) * (s - t), (1 / 6) * far - near + u
 
 
 @compiled
-def _store_six(result: Values, first: int, tile: int, c: int, six: tuple[Any, ...]) -> None:  # pragma: no cover
+def _store_six(result: Values, first: int, tile: int, c: int, six: tuple[Any, ...]) -> None:
     store(result, first, tile, c, six[0])
     store(result, first + 1, tile, c, six[1])
     store(result, first + 2, tile, c, six[2])
@@ -359,9 +359,7 @@ def _store_six(result: Values, first: int, tile: int, c: int, six: tuple[Any, ..
 
 
 @compiled
-def _tile_column(
-    image: Values, gate: Values | None, rows: Indices, down: int, x: int, c: int
-) -> tuple[Any, ...]:  # pragma: no cover (compiled)
+def _tile_column(image: Values, gate: Values | None, rows: Indices, down: int, x: int, c: int) -> tuple[Any, ...]:
     return _of_tile(
         _load(image, gate, rows[down, 0], x, c),
         _load(image, gate, rows[down, 1], x, c),
@@ -375,7 +373,7 @@ def _tile_column(
 @compiled
 def _transform_tiles(
     image: Values, gate: Values | None, rows: Indices, columns: Indices, chunk: _Chunk, result: Values
-) -> None:  # pragma: no cover (compiled)
+) -> None:
     """Tiles of 6×6 px of rows `(N·H, W, C)`, zero where the gate is, → `(36, tiles, C)`."""
     channels = image.shape[2]
     wide = chunk.right - chunk.left
@@ -399,7 +397,7 @@ def _transform_tiles(
 
 
 @compiled
-def _products_column(products: Values, j: int, tile: int, c: int) -> tuple[Any, ...]:  # pragma: no cover (compiled)
+def _products_column(products: Values, j: int, tile: int, c: int) -> tuple[Any, ...]:
     return _of_products(
         load(products, j, tile, c),
         load(products, 6 + j, tile, c),
@@ -411,9 +409,7 @@ def _products_column(products: Values, j: int, tile: int, c: int) -> tuple[Any, 
 
 
 @compiled
-def _store_pixels(
-    result: Values, y: int, x: int, c: int, four: tuple[Any, ...], offset: Any, least: Any
-) -> None:  # pragma: no cover (compiled)
+def _store_pixels(result: Values, y: int, x: int, c: int, four: tuple[Any, ...], offset: Any, least: Any) -> None:
     """As many of four pixels as there are."""
     width = result.shape[1]
     if y >= 0:
@@ -429,7 +425,7 @@ def _store_pixels(
 @compiled
 def _transform_products(
     products: Values, targets: Indices, chunk: _Chunk, offset: Values, least: float, result: Values
-) -> None:  # pragma: no cover (compiled)
+) -> None:
     """`(36, tiles, K)` → their 4×4 px of the rows `(N·H, W, K)`, none below `least`."""
     channels = result.shape[2]
     wide = chunk.right - chunk.left
@@ -456,9 +452,7 @@ def _transform_products(
 
 
 @compiled
-def _block_column(
-    gradient: Values, targets: Indices, down: int, x: int, c: int
-) -> tuple[Any, ...]:  # pragma: no cover (compiled)
+def _block_column(gradient: Values, targets: Indices, down: int, x: int, c: int) -> tuple[Any, ...]:
     column = x if x < gradient.shape[1] else -1
     return _of_block(
         _load(gradient, None, targets[down, 0], column, c),
@@ -469,9 +463,7 @@ def _block_column(
 
 
 @compiled
-def _transform_blocks(
-    gradient: Values, targets: Indices, chunk: _Chunk, result: Values
-) -> None:  # pragma: no cover (compiled)
+def _transform_blocks(gradient: Values, targets: Indices, chunk: _Chunk, result: Values) -> None:
     """The adjoint of `_transform_products`: blocks of 4×4 px → `(36, tiles, K)`."""
     channels = gradient.shape[2]
     wide = chunk.right - chunk.left
@@ -498,14 +490,12 @@ def _transform_blocks(
 
 
 @compiled
-def _kernel_column(kernels: Values, j: int, a: int, b: int) -> tuple[Any, ...]:  # pragma: no cover (compiled)
+def _kernel_column(kernels: Values, j: int, a: int, b: int) -> tuple[Any, ...]:
     return _of_kernel(load(kernels, j, a, b), load(kernels, 3 + j, a, b), load(kernels, 6 + j, a, b))
 
 
 @compiled
-def _transform_kernels(
-    kernels: Values, thread: int, threads: int, result: Values
-) -> None:  # pragma: no cover (compiled)
+def _transform_kernels(kernels: Values, thread: int, threads: int, result: Values) -> None:
     """`(9, A, B)`, B filling whole panels, → `(panels · 36, A, columns)`."""
     for a in range(thread, kernels.shape[1], threads):
         for b in range(0, kernels.shape[2], LANES):
@@ -521,7 +511,7 @@ def _transform_kernels(
 
 
 @compiled
-def _sum_of(sums: Values, i: int, a: int, b: int) -> Any:  # pragma: no cover (compiled)
+def _sum_of(sums: Values, i: int, a: int, b: int) -> Any:
     """Of the parts that were summed apart."""
     total = load(sums, i, a, b)
     for further in range(36 + i, len(sums), 36):
@@ -530,7 +520,7 @@ def _sum_of(sums: Values, i: int, a: int, b: int) -> Any:  # pragma: no cover (c
 
 
 @compiled
-def _sums_column(sums: Values, j: int, a: int, b: int) -> tuple[Any, ...]:  # pragma: no cover (compiled)
+def _sums_column(sums: Values, j: int, a: int, b: int) -> tuple[Any, ...]:
     return _of_sums(
         _sum_of(sums, j, a, b),
         _sum_of(sums, 6 + j, a, b),
@@ -542,7 +532,7 @@ def _sums_column(sums: Values, j: int, a: int, b: int) -> tuple[Any, ...]:  # pr
 
 
 @compiled
-def _transform_sums(sums: Values, thread: int, threads: int, result: Values) -> None:  # pragma: no cover (compiled)
+def _transform_sums(sums: Values, thread: int, threads: int, result: Values) -> None:
     """The adjoint of `_transform_kernels`, of parts that were summed apart: `(parts · 36, A, B)` → `(9, A, B)`."""
     for a in range(thread, sums.shape[1], threads):
         for b in range(0, sums.shape[2], LANES):
@@ -559,7 +549,7 @@ def _transform_sums(sums: Values, thread: int, threads: int, result: Values) -> 
 
 
 @compiled
-def _chunk(chunks: Indices, i: int) -> tuple[_Chunk, int]:  # pragma: no cover (compiled)
+def _chunk(chunks: Indices, i: int) -> tuple[_Chunk, int]:
     """One of them, and how many tiles it has."""
     top, bottom, left, right = chunks[i, 0], chunks[i, 1], chunks[i, 2], chunks[i, 3]
     return _Chunk(top, bottom, left, right), (bottom - top) * (right - left)
@@ -579,7 +569,7 @@ def _convolve_chunks(
     targets: Indices,
     chunks: Indices,
     result: Values,
-) -> None:  # pragma: no cover (compiled)
+) -> None:
     """Chunks of tiles through all three steps, one after the other."""
     of_values = values.strides[0] // 4, values.shape[2], 1
     of_weights = weights.strides[0] // 4, weights.strides[1] // 4, PANEL
@@ -603,7 +593,7 @@ def _add_tile_products(
     of_inputs: Values,
     of_outputs: Values,
     sums: Values,
-) -> None:  # pragma: no cover (compiled)
+) -> None:
     """What the tiles of some chunks add to `(36, C, K)`."""
     left = of_inputs.strides[0] // 4, 1, of_inputs.shape[2]
     right = of_outputs.strides[0] // 4, PANEL, of_outputs.shape[2]

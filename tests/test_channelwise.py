@@ -157,6 +157,18 @@ def test_a_norm_with_relu_has_the_gradients_of_both(name: str, training: bool, l
     assert bool((found[0] >= 0).all()) and float(found[0].max()) > 0
 
 
+@pytest.mark.parametrize("layout", (BY_PIXEL, BY_CHANNEL), ids=str)
+@pytest.mark.parametrize("other", (BY_PIXEL, BY_CHANNEL), ids=str)
+@torch.inference_mode()
+def test_a_norm_writes_into_maps_of_any_layout(layout: torch.memory_format, other: torch.memory_format) -> None:
+    norm = NORMS["instance"](LANES).eval()
+    x = draw_maps((1, LANES, 4, LANES), layout)
+    expected = F.relu(F.instance_norm(x.double())).float()
+    out = torch.zeros_like(x, memory_format=other)
+    assert norm.normalize_(x, relu=True, out=out) is out
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_a_frozen_norm_has_no_gradient_of_its_own() -> None:
     norm = NORMS["instance"](LANES)
     norm.weight.requires_grad_(False)  # type: ignore[union-attr]

@@ -11,7 +11,7 @@ Values = npt.NDArray[np.float32]
 
 
 @numba.njit
-def compute(a: Values, b: Values, out: Values, factor: Any) -> None:  # pragma: no cover (compiled)
+def compute(a: Values, b: Values, out: Values, factor: Any) -> None:
     first, second = load(a, 1, 2, 3), load(b, 0, 1, 1)
     store(out, 0, 0, 1, first + second)
     store(out, 1, 0, 1, first - second)
@@ -51,7 +51,7 @@ def test_vectors_compute_value_by_value(factor: Any, layout: str) -> None:
 
 def test_other_sums_stay_what_they_are() -> None:
     @numba.njit
-    def mixed(a: Any, b: Any) -> Any:  # pragma: no cover (compiled)
+    def mixed(a: Any, b: Any) -> Any:
         return a + b, a - b, a * b
 
     assert mixed(2, 0.5) == (2.5, 1.5, 1.0)

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stylize.blocks import BLOCKS
 from stylize.errors import StylizeError
 from stylize.generators.base import Stage, check_size
 from stylize.images import Picture
@@ -122,9 +121,7 @@ class _Frame:
     def rgb(self, device: torch.device, first: int, last: int) -> Tensor:
         """The photograph's rows from `first` to before `last`: `(1, 3, rows, W)` in [0, 1]."""
         rows = self.photograph.read(self.above + first, self.above + last)[..., :3]
-        on_cpu = device == CPU
-        values = BLOCKS.take(tuple(rows.shape), torch.float32).copy_(rows) if on_cpu else rows.to(device).float()
-        return values.div_(self.white)[None].permute(0, 3, 1, 2)
+        return rows.to(device).float().div_(self.white)[None].permute(0, 3, 1, 2)
 
     def write(self, first: int, painted: Tensor) -> None:
         """Finish and write painted rows `(1, 3, rows, W)`; the transparency is the photograph's."""

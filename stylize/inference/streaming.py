@@ -47,7 +47,7 @@ logger = logging.getLogger("stylize")
 Rows = Callable[[int, int], Tensor]
 
 # What the library's convolutions take for themselves leaves gaps in the C library's heap, some megabytes a strip
-# (`stylize.blocks`); all that it has free goes back to the system now and then, which takes some milliseconds.
+# (`stylize.blocks`); all that it has free goes back to the system now and then, which takes a millisecond or less.
 STRIPS_BEFORE_RETURN = 8
 
 
