@@ -29,16 +29,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from stylize.config import load_config
 from stylize.errors import StylizeError
 from stylize.generators import build_generator
-from stylize.images import Picture, contact_sheet, write_picture
-from stylize.model_file import load_model
-from stylize.training.data import find_photographs, validation_images
+from stylize.models.file import load_model
+from stylize.pictures.images import Picture, contact_sheet, write_picture
+from stylize.training.photographs import find_photographs, validation_images
 
 # What tells whether an input is one for stylize's own functions.
 SWITCHES = (
     "stylize.generators.base.suits",
-    "stylize.vgg.suits",
+    "stylize.losses.vgg.suits",
     "stylize.norms._is_dense_on_cpu",
-    "stylize.products.suit",
+    "stylize.ops.cpu.matmul.suit",
 )
 BY_TORCH_ALONE = f"""
 from unittest import mock
@@ -46,7 +46,7 @@ for switch in {SWITCHES}:
     mock.patch(switch, lambda *_: False).start()
 import torch
 mock.patch("stylize.training.trainer.choose_memory_format", lambda device: torch.contiguous_format).start()
-from stylize.losses import PerceptualLoss
+from stylize.losses.perceptual import PerceptualLoss
 PerceptualLoss.by_image = PerceptualLoss.__call__
 from stylize.cli import main
 main()

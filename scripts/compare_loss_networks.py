@@ -29,10 +29,10 @@ from torch import Tensor
 from stylize.build import build_loss, build_run, read_styles
 from stylize.config import RunConfig, load_config
 from stylize.errors import StylizeError
-from stylize.files import write_atomically
-from stylize.images import Picture, contact_sheet, write_picture
-from stylize.model_file import load_model
-from stylize.training.data import find_photographs, validation_images
+from stylize.models.file import load_model
+from stylize.pictures.images import Picture, contact_sheet, write_picture
+from stylize.system.files import write_atomically
+from stylize.training.photographs import find_photographs, validation_images
 
 CONFIG = Path(__file__).parent / "distill" / "comparison.yaml"
 TIMED_ROUNDS = 7

@@ -37,15 +37,17 @@ from tqdm import tqdm
 
 from stylize import __version__
 from stylize.config import read_config
-from stylize.devices import choose_device
 from stylize.errors import StylizeError
-from stylize.files import write_atomically
-from stylize.images import contact_sheet, find_images
-from stylize.losses import LayerWeights, squared_error
+from stylize.losses.perceptual import LayerWeights, squared_error
+from stylize.losses.vgg import VGG19, Convolution, last_convolution
+from stylize.losses.vgg_weights import encode_compact, load_vgg, randomize_, read_compact
+from stylize.pictures.images import contact_sheet, find_images
+from stylize.system.devices import choose_device
+from stylize.system.files import write_atomically
 from stylize.training.checkpoint import newest_checkpoint, save_checkpoint
-from stylize.training.data import Batches, ContentConfig, CropDataset, find_photographs, validation_images
+from stylize.training.loader import Batches, CropDataset
+from stylize.training.photographs import ContentConfig, find_photographs, validation_images
 from stylize.training.trainer import ScheduleConfig, TrainConfig, rate_factor
-from stylize.vgg import VGG19, Convolution, encode_compact, last_convolution, load_vgg, randomize_, read_compact
 
 MAX_GRADIENT_NORM = 1.0
 WEAKEST_CHANNEL = 1e-3  # of the mean energy: what is weaker counts as that
@@ -76,7 +78,9 @@ class StudentConfig(Section):
     """A network to make, and what it is taught."""
 
     widths: list[Width] = Field(min_length=5, max_length=5, description="channels of each layer")
-    convolution: Convolution = Field("plain", description="plain, separable or low_rank, as `stylize.vgg.VGG19` says")
+    convolution: Convolution = Field(
+        "plain", description="plain, separable or low_rank, as `stylize.losses.vgg.VGG19` says"
+    )
     ranks: list[Rank | None] = Field(
         [], description="for low_rank, of each layer: channels before and behind its 3×3, or null: plain"
     )

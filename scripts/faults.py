@@ -33,9 +33,9 @@ from PIL import Image
 
 from stylize.cli import main as stylize_main
 from stylize.training.checkpoint import checkpoints, newest_checkpoint
-from stylize.training.data import CropDataset, epoch_order
-from stylize.training.events import PREFIX, read_events
+from stylize.training.loader import CropDataset, epoch_order
 from stylize.training.monitor import TIMES
+from stylize.training.tensorboard import PREFIX, read_events
 from stylize.training.trainer import Trainer
 
 STEPS, VALIDATE_EVERY, CHECKPOINT_EVERY = 18, 6, 4

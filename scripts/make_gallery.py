@@ -14,11 +14,11 @@ import click
 import torch
 from torch import Tensor
 
-from stylize.images import Picture, contact_sheet, read_rgb, to_tensor, write_picture
-from stylize.inference.models import built_in_models, find_model
 from stylize.inference.stylizer import Stylizer
-from stylize.model_file import load_model
-from stylize.training.data import sample_photographs
+from stylize.models.file import load_model
+from stylize.models.find import built_in_models, find_model
+from stylize.pictures.images import Picture, contact_sheet, read_rgb, to_tensor, write_picture
+from stylize.training.photographs import sample_photographs
 
 ROOT = Path(__file__).parent.parent
 PHOTOGRAPHS = ("chelsea", "china", "astronaut", "coffee")

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stylize.images import Picture, contact_sheet, read_picture, write_picture
-from stylize.inference.models import find_model
 from stylize.inference.stylizer import Paint, Stylizer, shrink
-from stylize.model_file import load_model
-from stylize.training.data import sample_photographs
+from stylize.models.file import load_model
+from stylize.models.find import find_model
+from stylize.pictures.images import Picture, contact_sheet, read_picture, write_picture
+from stylize.training.photographs import sample_photographs
 
 ROOT = Path(__file__).parent.parent
 SCALES = (1, 2, 4)

@@ -1,6 +1,6 @@
 """Store a model's weights in float16: half the size, for models that travel with the package.
 
-python scripts/shrink_model.py runs/NAME/model.safetensors stylize/builtin/NAME.safetensors
+python scripts/shrink_model.py runs/NAME/model.safetensors stylize/models/builtin/NAME.safetensors
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from stylize.files import write_atomically
-from stylize.model_file import encode_model, load_model
+from stylize.models.file import encode_model, load_model
+from stylize.system.files import write_atomically
 
 
 def main(source: Path, target: Path) -> None:

@@ -24,8 +24,10 @@ from PIL import Image
 from stylize.build import build_run
 from stylize.config import load_config
 from stylize.inference.stylizer import Stylizer
-from stylize.model_file import load_model
-from stylize.rasters import raster_of, read_raster, write_raster
+from stylize.models.file import load_model
+from stylize.pictures.raster import raster_of
+from stylize.pictures.reading import read_raster
+from stylize.pictures.writing import write_raster
 from stylize.training.monitor import Monitor
 
 CPU = torch.device("cpu")

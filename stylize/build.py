@@ -10,23 +10,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stylize import processes
 from stylize.config import RunConfig
 from stylize.errors import StylizeError
-from stylize.files import write_atomically
 from stylize.generators import Generator, build_generator
-from stylize.images import read_rgb, resize, to_tensor
-from stylize.losses import PerceptualLoss, check_style_size
-from stylize.model_file import ModelCard, encode_model, make_thumbnail
-from stylize.training.data import (
-    Batches,
-    CropDataset,
-    Photographs,
-    find_photographs,
-    validation_images,
-)
+from stylize.losses.perceptual import PerceptualLoss, check_style_size
+from stylize.losses.vgg_weights import load_vgg
+from stylize.models.file import ModelCard, encode_model, make_thumbnail
+from stylize.pictures.images import read_rgb, resize, to_tensor
+from stylize.system import distributed
+from stylize.system.files import write_atomically
+from stylize.training.loader import Batches, CropDataset
+from stylize.training.photographs import Photographs, find_photographs, validation_images
 from stylize.training.trainer import Progress, Trainer
-from stylize.vgg import load_vgg
 
 logger = logging.getLogger("stylize")
 
@@ -108,10 +103,10 @@ def build_batches(config: RunConfig, photographs: Photographs, device: torch.dev
     Raises:
         StylizeError: The batches cannot be divided among the processes.
     """
-    if config.train.batch_size % processes.count():
+    if config.train.batch_size % distributed.count():
         raise StylizeError(
             f"train.batch_size: got {config.train.batch_size}, must be a multiple of the number of processes, "
-            f"{processes.count()}: it is that of all together"
+            f"{distributed.count()}: it is that of all together"
         )
     # A folder's own held-out photographs are others with another seed; those of a folder apart are never trained on.
     held_out = photographs.validation if isinstance(config.content.validation, int) else []
@@ -154,7 +149,7 @@ class _ModelWriter:
         self.thumbnail = make_thumbnail(read_rgb(Path(config.style.all_images()[0].path)))
 
     def __call__(self, progress: Progress) -> None:
-        if not processes.is_first():
+        if not distributed.is_first():
             return
         card = ModelCard(
             generator=self.config.generator,

@@ -13,8 +13,8 @@ from pydantic_core import ErrorDetails
 
 from stylize.errors import StylizeError, nearest, unknown_name
 from stylize.generators import GeneratorConfig
-from stylize.losses import LossConfig
-from stylize.training.data import SAMPLES, ContentConfig
+from stylize.losses.perceptual import LossConfig
+from stylize.training.photographs import SAMPLES, ContentConfig
 from stylize.training.trainer import TrainConfig
 
 Config = TypeVar("Config", bound=BaseModel)

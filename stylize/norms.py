@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from stylize import channelwise, processes
-from stylize.channelwise import Affine
 from stylize.errors import StylizeError, pick
+from stylize.ops.cpu import norm as channelwise
+from stylize.ops.cpu.norm import Affine
+from stylize.system import distributed
 
 PIXELS_A_SUM = 1 << 12
 
@@ -221,7 +222,7 @@ class BatchNorm(Norm):
         self.register_buffer("running_var", torch.ones(num_channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        watched = self.recording or self.frozen is not None or processes.count() > 1
+        watched = self.recording or self.frozen is not None or distributed.count() > 1
         if watched or x.dim() != 4 or x.shape[-2:].numel() == 1 or self.eps == 0:
             return super().forward(x)
         return F.batch_norm(
@@ -237,7 +238,7 @@ class BatchNorm(Norm):
     def _of_batch(self, instance: Statistics, pixels: int) -> Statistics:
         """The statistics of the batch, which the running ones have moved towards."""
         batch = batch_statistics(instance)
-        self.update_running_(batch, count=processes.count() * len(instance.mean) * pixels)
+        self.update_running_(batch, count=distributed.count() * len(instance.mean) * pixels)
         return batch
 
     def of_images(self, instance: Statistics) -> Statistics:
@@ -383,12 +384,12 @@ def batch_statistics(instance: Statistics) -> Statistics:
     >>> float(batch_statistics(instance_statistics(x)).variance[0, 0])  # of 0, 1, 2, 3, 12, 13, 14, 15
     37.25
     """
-    if processes.count() == 1:
+    if distributed.count() == 1:
         between, mean = torch.var_mean(instance.mean, 0, correction=0, keepdim=True)
         return Statistics(mean, instance.variance.mean(0, keepdim=True) + between)
-    mean = processes.average(instance.mean.mean(0, keepdim=True))
+    mean = distributed.average(instance.mean.mean(0, keepdim=True))
     own = (instance.variance + (instance.mean - mean).square()).mean(0, keepdim=True)
-    return Statistics(mean, processes.average(own))
+    return Statistics(mean, distributed.average(own))
 
 
 class MergedStatistics:

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from stylize.generators import GeneratorConfig, build_generator
-from stylize.model_file import ModelCard, encode_model
+from stylize.models.file import ModelCard, encode_model
 
 TINY: dict[str, Any] = {
     "name": "tiny",

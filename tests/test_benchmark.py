@@ -19,8 +19,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from stylize.images import Picture, write_picture
-from stylize.inference.models import built_in_models
+from stylize.models.find import built_in_models
+from stylize.pictures.images import Picture, write_picture
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "performance.md"

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stylize.blocks import SMALL_BYTES, Blocks, allocated, piece
+from stylize.system.scratch import SMALL_BYTES, Blocks, allocated, piece
 
 LARGE = (SMALL_BYTES // 1024, 1024)  # of bytes
 

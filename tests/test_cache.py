@@ -21,10 +21,11 @@ from PIL import Image
 from stylize.build import build_run
 from stylize.config import load_config
 from stylize.errors import StylizeError
-from stylize.files import FolderLock
+from stylize.system.files import FolderLock
 from stylize.training import cache as cache_module
 from stylize.training.cache import DECODER, PhotographCache, estimated_bytes
-from stylize.training.data import Batches, ContentConfig, CropDataset
+from stylize.training.loader import Batches, CropDataset
+from stylize.training.photographs import ContentConfig
 
 CPU = torch.device("cpu")
 SIDE_PX = 40
@@ -276,7 +277,7 @@ def test_a_full_disk_ends_the_build_with_one_line(
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("stylize.files.os.fsync", full)
+    monkeypatch.setattr("stylize.system.files.os.fsync", full)
     path = PhotographCache(tmp_path / "cache", files, SIDE_PX).path
     assert refusal(lambda: prepared(files, tmp_path / "cache")) == (
         f"{path}: cannot be written (No space left on device)"

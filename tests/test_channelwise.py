@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stylize import channelwise
-from stylize.channelwise import Affine
 from stylize.norms import NORMS
-from stylize.vectors import LANES
+from stylize.ops.cpu import norm as channelwise
+from stylize.ops.cpu.norm import Affine
+from stylize.ops.cpu.simd import LANES
 
 BY_PIXEL, BY_CHANNEL = torch.channels_last, torch.contiguous_format
 MAPS = (  # the last of each layout in more than one band

@@ -23,11 +23,12 @@ from torch import Tensor
 
 from stylize import __version__
 from stylize.cli import main
-from stylize.images import read_picture
-from stylize.inference import models
+from stylize.losses.vgg import VGG19
+from stylize.losses.vgg_weights import randomize_
+from stylize.models import find as models
+from stylize.pictures.images import read_picture
 from stylize.training.checkpoint import checkpoints
 from stylize.training.monitor import Monitor
-from stylize.vgg import VGG19, randomize_
 
 
 class Outcome(NamedTuple):
@@ -168,7 +169,7 @@ def test_train_says_where_to_put_the_vgg_weights_that_cannot_be_downloaded(
     def probe(url: str, timeout_s: float) -> None:
         raise OSError("no route to host")
 
-    monkeypatch.setattr("stylize.vgg._probe", probe)
+    monkeypatch.setattr("stylize.losses.vgg_weights._probe", probe)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     write_config(tmp_path, {"loss.vgg": "imagenet"})
     assert refusal("train", "--config", "a.yaml") == (

@@ -12,8 +12,9 @@ import torch
 from click.testing import CliRunner
 
 from stylize.config import load_config
-from stylize.losses import PerceptualLoss
-from stylize.vgg import VGG19, encode_compact, randomize_
+from stylize.losses.perceptual import PerceptualLoss
+from stylize.losses.vgg import VGG19
+from stylize.losses.vgg_weights import encode_compact, randomize_
 
 ROOT = Path(__file__).parent.parent
 STYLE = ROOT / "configs" / "styles" / "stained_glass.jpg"
@@ -75,9 +76,9 @@ def test_the_judge_measures_what_the_perceptual_loss_says(
     script: ModuleType, arguments: list[str], tmp_path: Path
 ) -> None:
     from stylize.build import build_run, read_styles
-    from stylize.losses import correlation
+    from stylize.losses.perceptual import correlation
+    from stylize.losses.vgg_weights import load_vgg
     from stylize.training.trainer import Progress
-    from stylize.vgg import load_vgg
 
     judge = arguments[0].removeprefix("--judge=")
     config = load_config(script.CONFIG, script.Task(STYLE, judge, 2, "").overrides(COMMON))

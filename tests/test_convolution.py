@@ -7,13 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stylize import convolution, products, winograd
-from stylize.convolution import Border, Geometry, padded_conv2d, replicate_border, suits, upsample_to
 from stylize.generators import GENERATORS, GeneratorConfig, build_generator
+from stylize.losses.vgg import VGG19
+from stylize.losses.vgg_weights import randomize_
 from stylize.norms import NORMS, instance_statistics
-from stylize.threads import in_threads
-from stylize.vectors import LANES
-from stylize.vgg import VGG19, randomize_
+from stylize.ops import convolution
+from stylize.ops.convolution import Border, Geometry, padded_conv2d, replicate_border, suits, upsample_to
+from stylize.ops.cpu import matmul as products
+from stylize.ops.cpu import winograd
+from stylize.ops.cpu.simd import LANES
+from stylize.system.threads import in_threads
 
 BORDERS: tuple[Border, ...] = ("reflect", "replicate", "constant")
 # Channels, results, kernel, stride, height and width, enlarged to: odd sizes end in the middle of a tile and a strip.
@@ -253,7 +256,7 @@ def test_vgg_gives_the_same_features_and_gradient_by_torch_alone(
         return [*(f.detach() for f in features.values()), gradient]
 
     fast = gradients()
-    monkeypatch.setattr("stylize.vgg.suits", lambda *_: False)
+    monkeypatch.setattr("stylize.losses.vgg.suits", lambda *_: False)
     assert largest_difference(fast, gradients()) < 1e-4
 
 

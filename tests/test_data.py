@@ -10,11 +10,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from stylize.errors import StylizeError
-from stylize.images import read_rgb
-from stylize.training.data import (
-    Batches,
+from stylize.pictures.images import read_rgb
+from stylize.training.loader import Batches, CropDataset
+from stylize.training.photographs import (
     ContentConfig,
-    CropDataset,
     check_folder,
     find_photographs,
     sample_photographs,

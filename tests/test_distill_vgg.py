@@ -19,8 +19,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from stylize.config import read_config
 from stylize.errors import StylizeError
-from stylize.losses import LossConfig, PerceptualLoss
-from stylize.vgg import VGG19, encode_compact, load_vgg, natural_noise, randomize_
+from stylize.losses.perceptual import LossConfig, PerceptualLoss
+from stylize.losses.vgg import VGG19
+from stylize.losses.vgg_weights import encode_compact, load_vgg, natural_noise, randomize_
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "scripts" / "distill" / "students.yaml"

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from stylize.cli import cli
 from stylize.errors import StylizeError
-from stylize.losses import LossConfig, PerceptualLoss
-from stylize.studies.contrast import change_contrast, rms_difference
-from stylize.studies.evaluation import (
+from stylize.evaluation.contrast import change_contrast, rms_difference
+from stylize.evaluation.evaluate import (
     CONTRASTS,
     EquivalentIterations,
     Evaluation,
@@ -26,8 +25,9 @@ from stylize.studies.evaluation import (
     evaluate,
     quantile,
 )
-from stylize.studies.optimization import OptimizationConfig, optimize
-from stylize.vgg import load_vgg
+from stylize.evaluation.gatys import OptimizationConfig, optimize
+from stylize.losses.perceptual import LossConfig, PerceptualLoss
+from stylize.losses.vgg_weights import load_vgg
 
 TAPS = ("relu1_1", "relu2_1")
 
@@ -309,7 +309,7 @@ def test_vgg_weights_that_were_a_file_are_told_to_be_imagenet(
     def no_weights() -> Path:
         raise StylizeError("no ImageNet weights here")
 
-    monkeypatch.setattr("stylize.vgg.imagenet_file", no_weights)
+    monkeypatch.setattr("stylize.losses.vgg_weights.imagenet_file", no_weights)
     layers = {"content_layers": {"relu2_1": 1.0}, "style_layers": {"relu1_1": 1.0}}
     write_model(folder / "own.safetensors", config={"loss": {"vgg": "own.pth", **layers}})
     with caplog.at_level("INFO", "stylize"), pytest.raises(StylizeError, match=r"^no ImageNet weights here$"):

@@ -24,11 +24,11 @@ from torch import Tensor
 from stylize.build import build_run
 from stylize.config import load_config
 from stylize.errors import StylizeError
-from stylize.files import FolderLock, RecordFile, remove_leftovers
-from stylize.model_file import load_model
+from stylize.models.file import load_model
+from stylize.system.files import FolderLock, RecordFile, remove_leftovers
 from stylize.training.checkpoint import encode_checkpoint, newest_checkpoint, save_checkpoint
-from stylize.training.events import PREFIX, EventFile, read_events
 from stylize.training.monitor import TIMES, Monitor
+from stylize.training.tensorboard import PREFIX, EventFile, read_events
 from stylize.training.trainer import Interrupted, Trainer
 from stylize.training.workers import _context_of_workers
 
@@ -348,7 +348,9 @@ def test_resuming_is_exact_around_skipped_steps(tmp_path: Path, stop_after: int)
 # Two processes, one folder
 
 
-HOLD = "import sys, pathlib; from stylize.files import FolderLock\nwith FolderLock(pathlib.Path(sys.argv[1])): {}"
+HOLD = (
+    "import sys, pathlib; from stylize.system.files import FolderLock\nwith FolderLock(pathlib.Path(sys.argv[1])): {}"
+)
 
 
 def in_process(folder: Path, body: str = "print('held', flush=True); input()") -> subprocess.Popen[str]:
@@ -423,7 +425,7 @@ def test_a_record_is_written_whole_or_later(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_records_that_wait_for_room_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stylize.files.WAITING_BYTES", 10)
+    monkeypatch.setattr("stylize.system.files.WAITING_BYTES", 10)
     file = RecordFile(tmp_path / "a")
     for record in (b"1234\n", b"5678\n", b"90ab\n"):
         file.add(record)
@@ -436,8 +438,8 @@ def no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: Any) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("stylize.files.os.fsync", full)
-    monkeypatch.setattr("stylize.files.os.write", full)
+    monkeypatch.setattr("stylize.system.files.os.fsync", full)
+    monkeypatch.setattr("stylize.system.files.os.write", full)
 
 
 def test_a_run_goes_on_when_the_disk_is_full_and_catches_up_when_there_is_room(

@@ -27,8 +27,8 @@ from safetensors.torch import load_file, save_file
 
 from stylize.config import RunConfig, load_config
 from stylize.errors import StylizeError
-from stylize.images import read_picture, read_rgb
-from stylize.model_file import load_model, read_card
+from stylize.models.file import load_model, read_card
+from stylize.pictures.images import read_picture, read_rgb
 
 TIMES = int(os.environ.get("STYLIZE_FUZZ", "1"))
 MODEL_MUTATIONS, IMAGE_MUTATIONS, CONFIGS = 100 * TIMES, 200 * TIMES, 100 * TIMES
@@ -37,7 +37,7 @@ MEASURE = """
 import json, resource, sys, time
 from pathlib import Path
 from stylize.errors import StylizeError
-from stylize.model_file import load_model
+from stylize.models.file import load_model
 load_model(Path(sys.argv[1]))
 for path in sys.argv[2:]:
     start_s, start_kib = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -13,7 +13,7 @@ from PIL import Image, ImageCms, features
 from torch import Tensor
 
 from stylize.errors import StylizeError
-from stylize.images import (
+from stylize.pictures.images import (
     Picture,
     _open,
     contact_sheet,

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from stylize.cli import main
 from stylize.errors import StylizeError
-from stylize.images import read_picture
-from stylize.inference.importing import import_model
-from stylize.model_file import load_model
+from stylize.models.file import load_model
+from stylize.models.importing import import_model
+from stylize.pictures.images import read_picture
 
 Stored = dict[str, Tensor]
 

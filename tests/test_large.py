@@ -16,12 +16,12 @@ from skimage import data
 from stylize.cli import cli
 from stylize.errors import StylizeError
 from stylize.generators import GeneratorConfig, build_generator
-from stylize.images import Picture
 from stylize.inference.large import fits_whole, paint_large, raster_place
 from stylize.inference.plans import CPU, Plan, Room, choose_plan, whole_bytes
 from stylize.inference.stylizer import Paint, Stylizer
-from stylize.model_file import ModelCard, encode_model
-from stylize.rasters import Notes, Raster, raster_of
+from stylize.models.file import ModelCard, encode_model
+from stylize.pictures.images import Picture
+from stylize.pictures.raster import Notes, Raster, raster_of
 
 GIB = 2**30
 MIB = 2**20
@@ -243,9 +243,9 @@ MANY_STRIPS = """
 import pathlib, torch
 from stylize.generators import GeneratorConfig, build_generator
 from stylize.inference.plans import CPU, Room, choose_plan
-from stylize.inference.streaming import StripPainter
+from stylize.inference.strips import StripPainter
 from stylize.inference.stylizer import Stylizer
-from stylize.memory import keep_freed_memory, own_bytes
+from stylize.system.memory import keep_freed_memory, own_bytes
 
 keep_freed_memory()
 width, height = 6000, 1200
@@ -319,7 +319,7 @@ def test_too_little_memory_is_one_line(folder: Path) -> None:
 
 def test_a_decompression_bomb_is_refused_unless_it_is_allowed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(folder / "image.png", 90, 60)
-    monkeypatch.setattr("stylize.rasters.reading.SAFE_PIXELS", 2000)
+    monkeypatch.setattr("stylize.pictures.reading.SAFE_PIXELS", 2000)
     arguments = ["apply", "image.png", "--model", "dots.safetensors", "-o", "out.png"]
     with pytest.raises(StylizeError, match=r"^image\.png: .*--max-pixels"):
         cli.main(arguments, standalone_mode=False)
@@ -350,7 +350,7 @@ def test_killed_at_any_moment_the_output_is_whole_or_absent_and_the_next_start_t
 
 
 def test_temporary_files_of_living_processes_and_of_others_stay(folder: Path) -> None:
-    from stylize.files import remove_abandoned, written_atomically
+    from stylize.system.files import remove_abandoned, written_atomically
 
     (folder / ".download.part").touch()
     with written_atomically(folder / "out.png") as file:

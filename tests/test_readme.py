@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from stylize.cli import cli
-from stylize.training.data import sample_photographs
+from stylize.training.photographs import sample_photographs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -10,12 +10,12 @@ import torch
 
 from stylize.build import build_run
 from stylize.config import load_config
-from stylize.images import read_rgb, to_tensor
-from stylize.inference.models import built_in_models
-from stylize.losses import LossConfig, PerceptualLoss
-from stylize.model_file import load_model
+from stylize.losses.perceptual import LossConfig, PerceptualLoss
+from stylize.losses.vgg_weights import load_vgg
+from stylize.models.file import load_model
+from stylize.models.find import built_in_models
+from stylize.pictures.images import read_rgb, to_tensor
 from stylize.training.monitor import Monitor
-from stylize.vgg import load_vgg
 
 DATA = os.environ.get("STYLIZE_TEST_DATA", "")
 pytestmark = [

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stylize.errors import StylizeError
-from stylize.rows import RowStore
+from stylize.system.row_store import RowStore
 
 STORES = pytest.mark.parametrize("kind", ("memory", "file", "direct"))
 
@@ -57,7 +57,7 @@ def test_a_file_has_no_name_in_its_folder(tmp_path: Path) -> None:
 
 def test_a_killed_process_leaves_no_file(tmp_path: Path) -> None:
     program = (
-        "import os, sys, torch; from pathlib import Path; from stylize.rows import RowStore;"
+        "import os, sys, torch; from pathlib import Path; from stylize.system.row_store import RowStore;"
         "rows = RowStore((100, 4096), torch.uint8, Path(sys.argv[1])); rows.write(0, torch.zeros(9, 4096));"
         "os.kill(os.getpid(), 9)"
     )

@@ -12,10 +12,10 @@ from stylize.errors import StylizeError
 from stylize.generators import GENERATORS, Generator, GeneratorConfig, build_generator
 from stylize.generators.base import Stage
 from stylize.inference import plans
-from stylize.inference.models import find_model
 from stylize.inference.plans import Plan, Room, choose_plan, plans_of
-from stylize.inference.streaming import StripPainter
-from stylize.model_file import load_model
+from stylize.inference.strips import StripPainter
+from stylize.models.file import load_model
+from stylize.models.find import find_model
 from stylize.norms import NORMS, BatchNorm
 
 CPU = torch.device("cpu")

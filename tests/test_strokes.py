@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from stylize.cli import cli
 from stylize.errors import StylizeError
 from stylize.generators import GeneratorConfig, build_generator
-from stylize.images import Picture, image_size, read_picture
 from stylize.inference.compilation import choose_shapes
 from stylize.inference.strokes import Band, Enlargement, largest_scale, shrunk_size, small_rows
 from stylize.inference.stylizer import Paint, Shape, Stylizer, shrink, with_colors_of
+from stylize.pictures.images import Picture, image_size, read_picture
 
 CPU = torch.device("cpu")
 

@@ -26,23 +26,24 @@ from torch import Tensor
 from stylize.cli import cli
 from stylize.config import RunConfig, load_config
 from stylize.errors import StylizeError
+from stylize.evaluation.borders import border_mask, border_scores
+from stylize.evaluation.contrast import change_contrast, equalize_luminance, luminance
+from stylize.evaluation.statistics import Table, confidence
 from stylize.generators import GeneratorConfig, build_generator
-from stylize.losses import LossConfig, PerceptualLoss
+from stylize.losses.perceptual import LossConfig, PerceptualLoss
+from stylize.losses.vgg_weights import load_vgg
 from stylize.norms import BatchInstanceNorm, frozen_statistics
-from stylize.studies.borders import border_mask, border_scores
+from stylize.studies.comparisons import STUDIES
+from stylize.studies.comparisons.frozen import average_statistics
+from stylize.studies.comparisons.gates import gates_of, prune_
 from stylize.studies.conduct import quickened
-from stylize.studies.contrast import change_contrast, equalize_luminance, luminance
-from stylize.studies.findings import Histogram, Plot, Sheet, Table, confidence, line_of_seeds
-from stylize.studies.kinds import STUDIES
-from stylize.studies.kinds.frozen import average_statistics
-from stylize.studies.kinds.gates import gates_of, prune_
+from stylize.studies.findings import Histogram, Plot, Sheet, line_of_seeds
 from stylize.studies.photographs import changed, drawn, part
 from stylize.studies.report import as_markdown, labelled
 from stylize.studies.runs import Arm, StudyRun, generator_of, plan_runs, records, train_runs, with_changes
 from stylize.studies.study import Results, Setting
-from stylize.training.events import read_events
+from stylize.training.tensorboard import read_events
 from stylize.training.trainer import Trainer
-from stylize.vgg import load_vgg
 
 
 @pytest.fixture(scope="module")

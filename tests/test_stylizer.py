@@ -13,15 +13,15 @@ from fixtures_runs import contents, picture, write_model
 from PIL import Image
 
 from stylize.cli import cli
-from stylize.devices import check_compiler, has_compiler, keep_compiled_code, why_not_compile
 from stylize.errors import StylizeError
 from stylize.generators import GeneratorConfig, build_generator
-from stylize.images import Picture
-from stylize.inference.batches import Piece, ahead, ahead_if_small, behind_if_small, grouped
 from stylize.inference.compilation import choose_shapes
+from stylize.inference.pipeline import Piece, ahead, ahead_if_small, behind_if_small, grouped
 from stylize.inference.stylizer import Paint, Shape, Stylizer, pictures_together
 from stylize.norms import NORMS
-from stylize.rasters import Notes, raster_of
+from stylize.pictures.images import Picture
+from stylize.pictures.raster import Notes, raster_of
+from stylize.system.devices import check_compiler, has_compiler, keep_compiled_code, why_not_compile
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -90,7 +90,7 @@ def test_a_megapixel_goes_together_on_cuda_and_one_picture_on_a_cpu() -> None:
 def test_consecutive_pictures_of_one_size_go_together_and_failures_keep_their_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("stylize.inference.batches.pictures_together", lambda device, size: 3 if size[0] < 50 else 1)
+    monkeypatch.setattr("stylize.inference.pipeline.pictures_together", lambda device, size: 3 if size[0] < 50 else 1)
     widths = [None, 24, None, 24, 24, 24, 30, 24, 60, 60, None, 24, None]
     pieces = [
         Piece(Path(str(i)), Path("-"), None if width is None else raster_of(pictures(1, width), Notes()))
@@ -101,7 +101,7 @@ def test_consecutive_pictures_of_one_size_go_together_and_failures_keep_their_pl
 
 
 def test_no_more_photographs_are_read_than_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stylize.inference.batches.pictures_together", lambda device, size: 2)
+    monkeypatch.setattr("stylize.inference.pipeline.pictures_together", lambda device, size: 2)
     read: list[int] = []
 
     def reading() -> Iterator[Piece]:
@@ -160,7 +160,7 @@ def test_a_small_photograph_is_read_while_another_is_in_use_and_a_large_one_in_i
 def test_a_small_picture_is_written_while_the_next_is_made_and_a_large_one_before_that(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("stylize.inference.batches.SMALL_PIXELS", 600)
+    monkeypatch.setattr("stylize.inference.pipeline.SMALL_PIXELS", 600)
     made, told = [threading.Event() for _ in range(4)], []
 
     def making() -> Iterator[Piece]:
@@ -232,8 +232,8 @@ def paint_folder(output: str, *options: str) -> str:
 
 
 def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stylize.inference.batches.pictures_together", lambda device, size: 2)
-    monkeypatch.setattr("stylize.inference.batches.works_beside", lambda device: True)
+    monkeypatch.setattr("stylize.inference.pipeline.pictures_together", lambda device, size: 2)
+    monkeypatch.setattr("stylize.inference.pipeline.works_beside", lambda device: True)
 
 
 def test_a_folder_painted_in_batches_and_threads_is_as_painted_one_by_one(
@@ -295,8 +295,8 @@ def test_a_photograph_given_twice_does_not_replace_its_own_output(
 def test_compilation_follows_device_precision_and_megapixels_and_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("stylize.devices.has_compiler", lambda device: True)
-    monkeypatch.setattr("stylize.devices.multiplies_bf16", lambda device: True)
+    monkeypatch.setattr("stylize.system.devices.has_compiler", lambda device: True)
+    monkeypatch.setattr("stylize.system.devices.multiplies_bf16", lambda device: True)
     square, wide = [(1000, 1000)] * 50, [(2000, 1000)] * 24
     with caplog.at_level(logging.DEBUG, "stylize"):
         assert choose_shapes("auto", CPU, "bf16", square + wide) == {Shape(1, 1000, 1000)}
@@ -337,7 +337,7 @@ def test_at_most_eight_sizes_are_compiled_those_with_the_most_pixels(monkeypatch
 def test_without_what_it_needs_there_is_no_compiler(
     missing: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stylize.devices.multiplies_bf16", lambda device: True)
+    monkeypatch.setattr("stylize.system.devices.multiplies_bf16", lambda device: True)
     for name in ("importlib.util.find_spec", "shutil.which", "pathlib.Path.exists"):
         monkeypatch.setattr(name, lambda *_, found=name != missing: found or None)
     assert not has_compiler(device)
@@ -349,7 +349,7 @@ def test_without_what_it_needs_there_is_no_compiler(
 
 
 def test_compilation_is_not_for_cpus_without_bf16_nor_for_mps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stylize.devices.multiplies_bf16", lambda device: False)
+    monkeypatch.setattr("stylize.system.devices.multiplies_bf16", lambda device: False)
     assert why_not_compile(CPU, "bf16") == "this cpu does not multiply bf16 in hardware"
     assert why_not_compile(torch.device("mps"), "bf16") == "it pays on cuda and cpu, not on mps"
 

@@ -9,7 +9,7 @@ from threading import Barrier
 import pytest
 import torch
 
-from stylize.threads import SHORT_SPINS, in_threads, let_waiting_threads_sleep, single_core_threads
+from stylize.system.threads import SHORT_SPINS, in_threads, let_waiting_threads_sleep, single_core_threads
 
 ASK = """
 import os, sys

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from stylize.build import Run, build_run, choose_workers
 from stylize.config import load_config
-from stylize.devices import choose_device, choose_memory_format, choose_precision, has_compiler
 from stylize.errors import StylizeError
-from stylize.images import read_rgb, to_bytes
-from stylize.model_file import load_model, read_card
+from stylize.models.file import load_model, read_card
 from stylize.norms import BatchInstanceNorm, BatchNorm
+from stylize.pictures.images import read_rgb, to_bytes
+from stylize.system.devices import choose_device, choose_memory_format, choose_precision, has_compiler
 from stylize.training.checkpoint import (
     checkpoint_path,
     checkpoints,
@@ -30,8 +30,9 @@ from stylize.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from stylize.training.data import Batches, ContentConfig, CropDataset
+from stylize.training.loader import Batches, CropDataset
 from stylize.training.monitor import TIMES, Monitor
+from stylize.training.photographs import ContentConfig
 from stylize.training.trainer import (
     Interrupted,
     NotFinite,
@@ -468,7 +469,7 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
 def test_automatic_precision_is_bf16_on_gpus_that_multiply_it_and_says_so(
     hardware: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("stylize.devices.multiplies_bf16", lambda device: hardware)
+    monkeypatch.setattr("stylize.system.devices.multiplies_bf16", lambda device: hardware)
     assert choose_precision("auto", CUDA) == ("bf16" if hardware else "fp32")
     assert choose_precision("auto", CPU) == "fp32"
     assert choose_precision("fp32", CUDA) == "fp32"
@@ -486,8 +487,8 @@ def test_memory_format_follows_the_device() -> None:
 def test_automatic_compilation_is_for_long_runs_where_it_pays_and_says_why(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("stylize.devices.has_compiler", lambda device: True)
-    monkeypatch.setattr("stylize.devices.multiplies_bf16", lambda device: True)
+    monkeypatch.setattr("stylize.system.devices.has_compiler", lambda device: True)
+    monkeypatch.setattr("stylize.system.devices.multiplies_bf16", lambda device: True)
     with caplog.at_level(logging.INFO, "stylize"):
         assert choose_compile("auto", CUDA, 40_000, "bf16")
         assert not choose_compile("auto", CUDA, 100, "bf16")
@@ -507,8 +508,8 @@ def test_automatic_compilation_is_for_long_runs_where_it_pays_and_says_why(
 def test_compilation_without_a_compiler_is_refused(
     device: torch.device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("stylize.devices.has_compiler", lambda device: False)
-    monkeypatch.setattr("stylize.devices.multiplies_bf16", lambda device: True)
+    monkeypatch.setattr("stylize.system.devices.has_compiler", lambda device: False)
+    monkeypatch.setattr("stylize.system.devices.multiplies_bf16", lambda device: True)
     with pytest.raises(StylizeError) as caught:
         choose_compile("always", device, 1)
     assert str(caught.value) == f"train.compile: got 'always', but no compiler for {device.type} is found"
@@ -542,7 +543,7 @@ def test_the_first_compiled_step_tells_how_long_it_took_and_no_other(
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(torch, "compile", lambda forward: forward)
-    monkeypatch.setattr("stylize.devices.has_compiler", lambda device: True)
+    monkeypatch.setattr("stylize.system.devices.has_compiler", lambda device: True)
     run = build(tmp_path, {"train.compile": "always", "train.steps": 2})
     with caplog.at_level(logging.INFO, "stylize"):
         fit(run.trainer)

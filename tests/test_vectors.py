@@ -5,7 +5,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from stylize.vectors import LANES, everywhere, larger, largest, load, store, where_equal, where_positive
+from stylize.ops.cpu.simd import LANES, everywhere, larger, largest, load, store, where_equal, where_positive
 
 Values = npt.NDArray[np.float32]
 

@@ -12,26 +12,22 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import stylize.vgg
+import stylize.losses.vgg_weights
 from stylize.errors import StylizeError
-from stylize.inference.models import built_in_models
-from stylize.losses import LossConfig, PerceptualLoss
-from stylize.vgg import (
+from stylize.losses.perceptual import LossConfig, PerceptualLoss
+from stylize.losses.vgg import LAYERS, TAPS, VGG19, Convolution, tap_depth
+from stylize.losses.vgg_weights import (
     COMPACT_FORMAT,
     FILE_NAME,
-    LAYERS,
-    TAPS,
     URL,
-    VGG19,
-    Convolution,
     encode_compact,
     imagenet_file,
     load_vgg,
     natural_noise,
     randomize_,
     read_weights,
-    tap_depth,
 )
+from stylize.models.find import built_in_models
 
 COMPACT_TAPS = ("relu1_1", "relu1_2", "relu2_1", "relu2_2", "relu3_1")
 
@@ -60,7 +56,7 @@ def without_network(monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
     def refuse(url: str, timeout_s: float) -> None:
         raise OSError(reason)
 
-    monkeypatch.setattr(stylize.vgg, "_probe", refuse)
+    monkeypatch.setattr(stylize.losses.vgg_weights, "_probe", refuse)
 
 
 def cannot_download(reason: str, place: Path) -> str:
@@ -304,8 +300,8 @@ def write_student(path: Path, convolution: Convolution = "plain") -> VGG19:
 @pytest.fixture
 def compact(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> VGG19:
     """A small student in place of the one in the package."""
-    monkeypatch.setattr(stylize.vgg, "COMPACT", tmp_path / "weights" / "vgg19-compact.safetensors")
-    return write_student(stylize.vgg.COMPACT)
+    monkeypatch.setattr(stylize.losses.vgg_weights, "COMPACT", tmp_path / "weights" / "vgg19-compact.safetensors")
+    return write_student(stylize.losses.vgg.COMPACT)
 
 
 @torch.no_grad()
@@ -352,19 +348,19 @@ def test_compact_is_the_student_in_the_package(compact: VGG19) -> None:
 
 
 def test_the_student_in_the_package_is_small_and_no_built_in_style() -> None:
-    assert stylize.vgg.COMPACT not in built_in_models().values()
-    assert not stylize.vgg.COMPACT.exists() or stylize.vgg.COMPACT.stat().st_size <= 600_000
+    assert stylize.losses.vgg.COMPACT not in built_in_models().values()
+    assert not stylize.losses.vgg.COMPACT.exists() or stylize.losses.vgg.COMPACT.stat().st_size <= 600_000
 
 
 def test_a_tap_deeper_than_the_student_is_refused(compact: VGG19) -> None:
     assert refusal(lambda: load_vgg("compact", ["relu1_1", "relu4_2"])) == (
-        f"{stylize.vgg.COMPACT}: reaches relu3_1, must reach relu4_2; ask for shallower layers in "
+        f"{stylize.losses.vgg.COMPACT}: reaches relu3_1, must reach relu4_2; ask for shallower layers in "
         "loss.style_layers and loss.content_layers, or give a deeper file"
     )
 
 
 def test_a_package_without_the_student_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(stylize.vgg, "COMPACT", tmp_path / "gone.safetensors")
+    monkeypatch.setattr(stylize.losses.vgg_weights, "COMPACT", tmp_path / "gone.safetensors")
     assert refusal(lambda: load_vgg("compact", ["relu1_1"])) == (
         f"loss.vgg: got 'compact', but {tmp_path}/gone.safetensors is missing; install stylize anew, make the file "
         "with scripts/distill_vgg.py, or take 'imagenet', 'random' or a weight file"
@@ -512,7 +508,7 @@ def test_a_single_source_is_taken_without_a_word() -> None:
 
 def test_a_failed_download_says_what_to_fetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     place = empty_cache(monkeypatch, tmp_path)
-    monkeypatch.setattr(stylize.vgg, "_probe", lambda url, timeout_s: None)
+    monkeypatch.setattr(stylize.losses.vgg_weights, "_probe", lambda url, timeout_s: None)
 
     def download(url: str, file: str, **options: object) -> None:
         assert (url, file, options["hash_prefix"]) == (URL, str(place), "dcbb9e9d")
@@ -527,7 +523,7 @@ def test_the_probe_gives_up_on_a_server_that_never_answers() -> None:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/weights"
         started = time.monotonic()
         with pytest.raises(OSError, match=r"no connection within|timed out"):
-            stylize.vgg._probe(url, 0.3)
+            stylize.losses.vgg_weights._probe(url, 0.3)
         assert time.monotonic() - started < 1.5
 
 
@@ -543,7 +539,7 @@ def test_the_probe_reports_a_server_that_speaks_no_http() -> None:
         thread = threading.Thread(target=answer)
         thread.start()
         with pytest.raises(OSError, match="garbage"):
-            stylize.vgg._probe(f"http://127.0.0.1:{server.getsockname()[1]}/weights", 5)
+            stylize.losses.vgg_weights._probe(f"http://127.0.0.1:{server.getsockname()[1]}/weights", 5)
         thread.join()
 
 
@@ -551,4 +547,4 @@ def test_the_probe_gives_up_on_a_closed_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/weights"
     with pytest.raises(OSError, match="refused"):
-        stylize.vgg._probe(url, 5)
+        stylize.losses.vgg_weights._probe(url, 5)

@@ -6,16 +6,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stylize.convolution import Geometry
 from stylize.generators import GENERATORS, GeneratorConfig, build_generator
 from stylize.generators.base import Generator
-from stylize.images import Picture
-from stylize.inference.models import built_in_models
 from stylize.inference.stylizer import Stylizer
 from stylize.inference.whole import Layout, Maps, lay_out, layout_of, paint_whole
-from stylize.model_file import load_model
+from stylize.models.file import load_model
+from stylize.models.find import built_in_models
 from stylize.norms import NORMS
-from stylize.winograd import Winograd
+from stylize.ops.convolution import Geometry
+from stylize.ops.cpu.winograd import Winograd
+from stylize.pictures.images import Picture
 
 SIZES = ((16, 16), (17, 33), (64, 50), (203, 150))
 BY_STAGES = [name for name in GENERATORS if build_generator(GeneratorConfig(name=name, width=4)).stages(16, 16)]
@@ -58,7 +58,7 @@ def test_with_every_border(padding: str) -> None:
 
 @pytest.mark.parametrize("name", BY_STAGES)
 def test_in_many_strips(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stylize.convolution.STRIP_VALUES", 1)
+    monkeypatch.setattr("stylize.ops.convolution.STRIP_VALUES", 1)
     assert_painted_as_one(network(name=name), 61, 83)
 
 

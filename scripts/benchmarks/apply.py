@@ -32,11 +32,11 @@ from benchmarks.workloads import (
 )
 from torch import Tensor
 
-from stylize.images import Picture, read_picture
-from stylize.inference.models import built_in_models
 from stylize.inference.stylizer import Paint, Stylizer
-from stylize.model_file import load_model
-from stylize.training.data import ContentConfig, find_photographs
+from stylize.models.file import load_model
+from stylize.models.find import built_in_models
+from stylize.pictures.images import Picture, read_picture
+from stylize.training.photographs import ContentConfig, find_photographs
 
 HEADING = "apply"
 MOST_PICTURES = 32  # of a folder, to compare precisions

@@ -32,8 +32,9 @@ from benchmarks.settings import Settings, make_images
 from benchmarks.workloads import ENVIRONMENT, Round, StylizeTraining, WorkloadPlayer
 from PIL import Image
 
-from stylize.images import read_rgb, to_image
-from stylize.training.data import Batches, ContentConfig, CropDataset, find_photographs
+from stylize.pictures.images import read_rgb, to_image
+from stylize.training.loader import Batches, CropDataset
+from stylize.training.photographs import ContentConfig, find_photographs
 
 WORKERS = (0, 1, 2, 4)
 RESIZE_PX = 288

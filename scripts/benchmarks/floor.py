@@ -18,7 +18,7 @@ from benchmarks.measuring import environment, spread, timed
 from benchmarks.report import Finding, Table
 from benchmarks.settings import Settings
 
-from stylize.devices import multiplies_bf16
+from stylize.system.devices import multiplies_bf16
 
 PRODUCT_SIDE = {"cpu": 2048, "cuda": 8192}
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}

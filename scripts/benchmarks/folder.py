@@ -32,10 +32,10 @@ from torch import Tensor
 
 from stylize.cli.apply import Job, StrokeHint, paint_all
 from stylize.cli.apply import Settings as ApplySettings
-from stylize.devices import choose_precision
-from stylize.images import read_picture
 from stylize.inference.plans import find_room
 from stylize.inference.stylizer import Paint, Stylizer, pictures_together
+from stylize.pictures.images import read_picture
+from stylize.system.devices import choose_precision
 
 WIDTHS = (16, 32)  # of the built-in models, and of the defaults
 SIDE_PX = 256

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stylize.memory import keep_freed_memory
 from stylize.norms import BatchInstanceNorm, BatchNorm, InstanceNorm
+from stylize.system.memory import keep_freed_memory
 
 SHAPES = ((4, 32, 256, 256), (4, 64, 128, 128), (4, 128, 64, 64), (1, 32, 256, 256))
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}

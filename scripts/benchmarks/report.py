@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.settings import Settings
 
-from stylize.files import write_atomically
+from stylize.system.files import write_atomically
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stylize.devices import choose_device, multiplies_bf16
 from stylize.generators import Generator, GeneratorConfig, build_generator
-from stylize.losses import LossConfig
+from stylize.losses.perceptual import LossConfig
+from stylize.losses.vgg import VGG19, tap_depth
+from stylize.losses.vgg_weights import natural_noise, randomize_
 from stylize.norms import Norm
-from stylize.vgg import VGG19, natural_noise, randomize_, tap_depth
+from stylize.system.devices import choose_device, multiplies_bf16
 
 WIDTH = 32
 STYLE_TAPS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")

@@ -16,15 +16,16 @@ from benchmarks.settings import LOSS, WIDTH, Settings, make_crops, make_generato
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stylize.devices import choose_memory_format, choose_precision
-from stylize.images import Picture
 from stylize.inference.plans import Room, choose_plan
-from stylize.inference.streaming import StripPainter
+from stylize.inference.strips import StripPainter
 from stylize.inference.stylizer import Stylizer
-from stylize.losses import PerceptualLoss
-from stylize.memory import keep_freed_memory, return_freed_memory
-from stylize.threads import SHORT_SPINS
-from stylize.training.data import Batches, ContentConfig, CropDataset
+from stylize.losses.perceptual import PerceptualLoss
+from stylize.pictures.images import Picture
+from stylize.system.devices import choose_memory_format, choose_precision
+from stylize.system.memory import keep_freed_memory, return_freed_memory
+from stylize.system.threads import SHORT_SPINS
+from stylize.training.loader import Batches, CropDataset
+from stylize.training.photographs import ContentConfig
 from stylize.training.trainer import ScheduleConfig, TrainConfig, Trainer
 
 LEARNING_RATE = 1e-3

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stylize.generators import Generator, GeneratorConfig, build_generator
-from stylize.inference.models import built_in_models
-from stylize.model_file import load_model
-from stylize.vgg import natural_noise
+from stylize.losses.vgg_weights import natural_noise
+from stylize.models.file import load_model
+from stylize.models.find import built_in_models
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]

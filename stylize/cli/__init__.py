@@ -18,7 +18,7 @@ from stylize.cli.optimize import optimize
 from stylize.cli.study import study
 from stylize.cli.train import train
 from stylize.errors import StylizeError
-from stylize.threads import let_waiting_threads_sleep
+from stylize.system.threads import let_waiting_threads_sleep
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

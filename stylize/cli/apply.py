@@ -19,7 +19,7 @@ from stylize.errors import StylizeError
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from stylize.inference.batches import Piece
+    from stylize.inference.pipeline import Piece
     from stylize.inference.plans import Room
     from stylize.inference.stylizer import Paint, Stylizer
 
@@ -118,12 +118,12 @@ def apply(
     device: str,
 ) -> None:
     """Paint photographs with a trained model."""
-    from stylize.devices import choose_device, choose_precision, keep_compiled_code
     from stylize.inference.compilation import choose_shapes
-    from stylize.inference.models import find_model
     from stylize.inference.plans import find_room
     from stylize.inference.stylizer import Paint, Stylizer
-    from stylize.model_file import load_model
+    from stylize.models.file import load_model
+    from stylize.models.find import find_model
+    from stylize.system.devices import choose_device, choose_precision, keep_compiled_code
 
     found = find_model(model)
     generator, card = load_model(found.path)
@@ -202,7 +202,7 @@ def plan_jobs(inputs: Sequence[Path], output: Path | None, style: str, recursive
     Raises:
         StylizeError: A folder without images, a missing file among several aside; the output cannot hold them.
     """
-    from stylize.images import find_images
+    from stylize.pictures.images import find_images
 
     sources: list[tuple[Path, Path]] = []  # a file, and its place below the folder that was given
     for path in inputs:
@@ -249,8 +249,8 @@ def temporary_folder(target: Path) -> Path:
 
 def _sizes(jobs: Sequence[Job], max_size_px: int | None) -> Iterator[tuple[int, int]]:
     """Width and height of every picture, limited, by the files' headers; those without one fail later."""
-    from stylize.images import limited_size
-    from stylize.rasters import read_header
+    from stylize.pictures.images import limited_size
+    from stylize.pictures.reading import read_header
 
     for job in jobs:
         with suppress(StylizeError):
@@ -265,8 +265,8 @@ def paint_all(jobs: Sequence[Job], settings: Settings) -> None:
     """
     from tqdm import tqdm
 
-    from stylize.files import remove_abandoned
-    from stylize.inference.batches import Painting, painted_files
+    from stylize.inference.pipeline import Painting, painted_files
+    from stylize.system.files import remove_abandoned
 
     failures: list[str] = []
     for folder in {job.target.parent for job in jobs}:
@@ -337,11 +337,11 @@ class Progress:
 
 def _read(job: Job, settings: Settings) -> Piece:
     """The photograph of a job, in the size that is painted, if it can be read and its place be written to."""
-    from stylize.images import format_of, limited_size
-    from stylize.inference.batches import Piece
     from stylize.inference.large import raster_place
+    from stylize.inference.pipeline import Piece
     from stylize.inference.strokes import shrunk_size
-    from stylize.rasters import read_header, read_raster
+    from stylize.pictures.images import format_of, limited_size
+    from stylize.pictures.reading import read_header, read_raster
 
     piece = Piece(*job)
     paint, room, max_pixels = settings.paint, settings.room, settings.max_pixels
@@ -376,8 +376,8 @@ def _is_large(job: Job, size: tuple[int, int], settings: Settings) -> bool:
 
 def _is_small(job: Job) -> bool:
     """Whether the photograph may be in memory beside others, by its file's header; what has none is told when read."""
-    from stylize.inference.batches import is_small_size
-    from stylize.rasters import read_header
+    from stylize.inference.pipeline import is_small_size
+    from stylize.pictures.reading import read_header
 
     try:
         header = read_header(job.source)
@@ -388,7 +388,7 @@ def _is_small(job: Job) -> bool:
 
 def _write_(piece: Piece, settings: Settings) -> None:
     """Write a painted picture, and forget it."""
-    from stylize.rasters import write_raster
+    from stylize.pictures.writing import write_raster
 
     if piece.raster is None:
         return

@@ -20,8 +20,9 @@ def check_data(folder: Path, resize: int) -> None:
     """Tell what a training run would find in a folder of photographs."""
     from tqdm import tqdm
 
-    from stylize.images import find_images
-    from stylize.training.data import UNREADABLE_SHARE, check_folder
+    from stylize.pictures.images import find_images
+    from stylize.training.loader import UNREADABLE_SHARE
+    from stylize.training.photographs import check_folder
 
     if not folder.is_dir():
         raise StylizeError(f"{folder}: must be a folder of photographs that exists")

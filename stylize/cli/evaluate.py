@@ -16,17 +16,17 @@ from stylize.cli.losses import check_style_is_named, config_of_losses
 from stylize.cli.options import device_option, overrides_option, verbose_option
 from stylize.cli.places import check_replaceable, make_parent
 from stylize.errors import StylizeError
-from stylize.memory import keep_freed_memory
+from stylize.system.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     import torch
 
     from stylize.config import RunConfig
+    from stylize.evaluation.evaluate import Evaluation, Painter, Photograph
+    from stylize.evaluation.statistics import Table
     from stylize.generators import Generator
-    from stylize.losses import LossConfig
-    from stylize.model_file import ModelCard
-    from stylize.studies.evaluation import Evaluation, Painter, Photograph
-    from stylize.studies.findings import Table
+    from stylize.losses.perceptual import LossConfig
+    from stylize.models.file import ModelCard
 
 logger = logging.getLogger("stylize")
 
@@ -102,9 +102,9 @@ def evaluate(
     if json_path is not None:
         _check_json_place(json_path, overwrite)
     from stylize.build import build_loss, read_styles
-    from stylize.devices import choose_device
-    from stylize.studies.evaluation import EvaluationConfig
-    from stylize.studies.evaluation import evaluate as evaluated
+    from stylize.evaluation.evaluate import EvaluationConfig
+    from stylize.evaluation.evaluate import evaluate as evaluated
+    from stylize.system.devices import choose_device
 
     keep_freed_memory()
     evaluation = EvaluationConfig.model_validate({"iterations": iterations, "start": start})
@@ -155,9 +155,9 @@ class Subject(NamedTuple):
 
 
 def _read_subject(model: str, device: torch.device) -> Subject:
-    from stylize.images import find_images
-    from stylize.inference.models import MODEL_NAME, find_model
-    from stylize.model_file import load_model
+    from stylize.models.file import load_model
+    from stylize.models.find import MODEL_NAME, find_model
+    from stylize.pictures.images import find_images
 
     folder = Path(model)
     if folder.is_dir() and not (folder / MODEL_NAME).is_file():
@@ -175,8 +175,8 @@ def _read_subject(model: str, device: torch.device) -> Subject:
 
 def _painter(generator: Generator, device: torch.device) -> Painter:
     """The model as `stylize apply` paints with it, in float32 everywhere."""
-    from stylize.images import Picture
     from stylize.inference.stylizer import Stylizer
+    from stylize.pictures.images import Picture
 
     stylizer = Stylizer(generator, device)
     return lambda photograph: stylizer(Picture(photograph[0])).rgb[None].to(photograph)
@@ -214,7 +214,7 @@ def _find_pairs(content: Path, pictures: Mapping[str, Path] | None, count: int) 
     Raises:
         StylizeError: There is no photograph, or none with a picture.
     """
-    from stylize.images import find_images
+    from stylize.pictures.images import find_images
 
     if not content.is_dir():
         raise StylizeError(f"--content: {content} must be a folder of photographs that exists")
@@ -259,8 +259,8 @@ def _check_sizes(pairs: Sequence[Pair], size_px: int, loss: LossConfig, iteratio
     Raises:
         StylizeError: One is not.
     """
-    from stylize.losses import least_side_px
-    from stylize.studies.optimization import LEAST_LEVEL_PX
+    from stylize.evaluation.gatys import LEAST_LEVEL_PX
+    from stylize.losses.perceptual import least_side_px
 
     least = max(least_side_px(loss), LEAST_LEVEL_PX if iterations else 0)
     resized = 0
@@ -288,8 +288,8 @@ def _is_as_large(picture: Path, photograph_size: tuple[int, int], size_px: int) 
 
 
 def _size(path: Path, size_px: int) -> tuple[int, int]:
-    from stylize.images import limited_size
-    from stylize.rasters import read_header
+    from stylize.pictures.images import limited_size
+    from stylize.pictures.reading import read_header
 
     return limited_size(read_header(path).size, size_px)
 
@@ -298,7 +298,7 @@ def _photographs(pairs: Sequence[Pair], size_px: int, device: torch.device) -> I
     """What the pairs name, one after the other, behind a bar; what cannot be decoded is told and left out."""
     from tqdm import tqdm
 
-    from stylize.studies.evaluation import Photograph
+    from stylize.evaluation.evaluate import Photograph
 
     with tqdm(pairs, unit="photograph", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
         for pair in bar:
@@ -312,7 +312,7 @@ def _photographs(pairs: Sequence[Pair], size_px: int, device: torch.device) -> I
 
 
 def _read(path: Path, size_px: int) -> torch.Tensor:
-    from stylize.rasters import read_raster
+    from stylize.pictures.reading import read_raster
 
     with read_raster(path, max_size_px=size_px) as raster:
         return raster.picture().rgb
@@ -329,7 +329,7 @@ def _fitted(picture: torch.Tensor, photograph: torch.Tensor) -> torch.Tensor:
 
 
 def _show(result: Evaluation, settings: Mapping[str, Any]) -> None:
-    from stylize.studies.evaluation import STARTS
+    from stylize.evaluation.evaluate import STARTS
 
     count = len(result.photographs)
     click.echo(
@@ -358,7 +358,7 @@ def _write_json(path: Path, result: Evaluation, settings: Mapping[str, Any]) -> 
     import torch
 
     from stylize import __version__
-    from stylize.files import write_atomically
+    from stylize.system.files import write_atomically
 
     versions = {
         "stylize": __version__,

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from stylize.errors import StylizeError
-from stylize.files import write_atomically
+from stylize.system.files import write_atomically
 
 
 @click.command("import")
@@ -21,7 +21,7 @@ def import_model(old: Path, output: Path, style: str | None, overwrite: bool) ->
         raise StylizeError(f"-o: got '{output}', must end in .safetensors")
     if output.exists() and not overwrite:
         raise StylizeError(f"{output}: is there already: replace it with --overwrite, or choose another -o")
-    from stylize.inference.importing import import_model as encoded
+    from stylize.models.importing import import_model as encoded
 
     write_atomically(output, encoded(old, style if style is not None else old.stem))
     click.echo(f"model: {output}")

@@ -12,8 +12,8 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def info(model: str, as_json: bool) -> None:
     """Tell what a model file says about its model."""
-    from stylize.inference.models import find_model
-    from stylize.model_file import read_card
+    from stylize.models.file import read_card
+    from stylize.models.find import find_model
 
     path = find_model(model, place="MODEL").path
     card = read_card(path)

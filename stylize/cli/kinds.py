@@ -22,8 +22,8 @@ def _described(kind: str) -> list[tuple[str, str]]:
         from stylize.generators import GENERATORS
 
         return [(name, _summary(cls)) for name, cls in GENERATORS.items()]
-    from stylize.inference.models import built_in_models
-    from stylize.model_file import read_card
+    from stylize.models.file import read_card
+    from stylize.models.find import built_in_models
 
     cards = {name: read_card(path) for name, path in built_in_models().items()}
     return [

@@ -15,11 +15,11 @@ from stylize.cli.losses import check_style_is_named, config_of_losses
 from stylize.cli.options import device_option, overrides_option, verbose_option
 from stylize.cli.places import check_replaceable, make_parent
 from stylize.errors import StylizeError
-from stylize.memory import keep_freed_memory
+from stylize.system.memory import keep_freed_memory
 
 if TYPE_CHECKING:
-    from stylize.studies.optimization import Iterate
-    from stylize.training.events import EventFile
+    from stylize.evaluation.gatys import Iterate
+    from stylize.training.tensorboard import EventFile
 
 logger = logging.getLogger("stylize")
 
@@ -91,11 +91,13 @@ def optimize(
     check_style_is_named(style, config_path)
     check_replaceable(output, overwrite)
     from stylize.build import build_loss, read_styles
-    from stylize.devices import choose_device
-    from stylize.images import format_of
-    from stylize.rasters import raster_of, read_raster, write_raster
-    from stylize.studies.optimization import OptimizationConfig
-    from stylize.studies.optimization import optimize as optimized
+    from stylize.evaluation.gatys import OptimizationConfig
+    from stylize.evaluation.gatys import optimize as optimized
+    from stylize.pictures.images import format_of
+    from stylize.pictures.raster import raster_of
+    from stylize.pictures.reading import read_raster
+    from stylize.pictures.writing import write_raster
+    from stylize.system.devices import choose_device
 
     format_of(output)
     make_parent(output)
@@ -136,7 +138,7 @@ def _shown(iterates: Iterator[Iterate], iterations: int, log: Path | None, log_e
 
 
 def _events(log: Path) -> EventFile:
-    from stylize.training.events import EventFile
+    from stylize.training.tensorboard import EventFile
 
     make_parent(log / "events")
     try:

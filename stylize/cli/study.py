@@ -10,7 +10,7 @@ import click
 
 from stylize.cli.options import device_option, overrides_option, verbose_option
 from stylize.errors import pick
-from stylize.memory import keep_freed_memory
+from stylize.system.memory import keep_freed_memory
 
 
 @click.command()
@@ -67,7 +67,7 @@ def study(
 
     Stopped studies go on where they were when they are asked for again.
     """
-    from stylize.studies.kinds import STUDIES
+    from stylize.studies.comparisons import STUDIES
 
     if name is None:
         for kind in STUDIES.values():

@@ -19,8 +19,8 @@ import click
 
 from stylize.cli.options import device_option, overrides_option, verbose_option
 from stylize.errors import StylizeError
-from stylize.files import LOCK_NAME, FolderLock, remove_leftovers, write_atomically
-from stylize.memory import keep_freed_memory
+from stylize.system.files import LOCK_NAME, FolderLock, remove_leftovers, write_atomically
+from stylize.system.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     import torch
@@ -67,14 +67,14 @@ def train(
 
     config = load_config(config_path, overrides)
     run_dir = output or Path("runs") / config.name
-    from stylize import processes
+    from stylize.system import distributed
 
     keep_freed_memory()
-    with processes.joined(device) as own_device:
-        if not processes.is_first():
+    with distributed.joined(device) as own_device:
+        if not distributed.is_first():
             logger.setLevel(logging.WARNING)  # what all would say, the first says
-        if processes.restarted():
-            resume, overwrite = processes.first_says(_where_it_was(run_dir))
+        if distributed.restarted():
+            resume, overwrite = distributed.first_says(_where_it_was(run_dir))
         _train(config, run_dir, own_device, resume, overwrite, dry_run)
 
 
@@ -88,15 +88,15 @@ def _where_it_was(run_dir: Path) -> tuple[bool, bool]:
 def _train(
     config: RunConfig, run_dir: Path, device: torch.device, resume: bool, overwrite: bool, dry_run: bool
 ) -> None:
-    from stylize import processes
     from stylize.build import build_run
+    from stylize.system import distributed
 
-    if processes.is_first():
+    if distributed.is_first():
         _check_run_dir(run_dir, config, resume, overwrite)
     run = build_run(config, device, run_dir)
     _describe(run)
     if dry_run:
-        if processes.is_first():
+        if distributed.is_first():
             click.echo(config.to_yaml(), nl=False)
         return
     with _run_folder(run_dir, config, resume, overwrite):
@@ -110,15 +110,15 @@ def _train(
 @contextmanager
 def _run_folder(run_dir: Path, config: RunConfig, resume: bool, overwrite: bool) -> Iterator[None]:
     """Within the block the run's folder is there and held by the first process; the others wait for it."""
-    from stylize import processes
+    from stylize.system import distributed
 
     with ExitStack() as stack:
-        if processes.is_first():
+        if distributed.is_first():
             _make_folder(run_dir)
             stack.enter_context(FolderLock(run_dir))
             _check_run_dir(run_dir, config, resume, overwrite)  # another run may have begun while this one was built
             _prepare(run_dir, config, overwrite)
-        processes.first_says(None)
+        distributed.first_says(None)
         yield
 
 
@@ -182,7 +182,7 @@ def _prepare(run_dir: Path, config: RunConfig, overwrite: bool) -> None:
 
 
 def _describe(run: Run) -> None:
-    from stylize import processes
+    from stylize.system import distributed
 
     generator, photographs = run.trainer.generator, run.photographs
     count = sum(p.numel() for p in generator.parameters())
@@ -192,15 +192,15 @@ def _describe(run: Run) -> None:
         config.name, config.norm, config.width, f"{count:,}", run.vgg_weights, run.trainer.device,
     )  # fmt: skip
     logger.info("%d photographs to train on, %d held out", len(photographs.training), len(photographs.validation))
-    if processes.count() > 1:
-        part = run.config.train.batch_size // processes.count()
-        logger.info("%d processes, %d photographs each a step", processes.count(), part)
+    if distributed.count() > 1:
+        part = run.config.train.batch_size // distributed.count()
+        logger.info("%d processes, %d photographs each a step", distributed.count(), part)
     if photographs.validation and not run.trainer.validation:
         raise StylizeError("content.validation: none of the held-out photographs can be read")
 
 
 def _fit(run: Run, run_dir: Path) -> None:
-    from stylize import processes
+    from stylize.system import distributed
     from stylize.training.monitor import Monitor, SilentMonitor
     from stylize.training.trainer import Interrupted
 
@@ -209,7 +209,7 @@ def _fit(run: Run, run_dir: Path) -> None:
     batch_size = config.train.batch_size
     with (
         Monitor(run_dir, steps=config.train.steps, first_step=first_step, images_per_step=batch_size)
-        if processes.is_first()
+        if distributed.is_first()
         else SilentMonitor()
     ) as monitor:
         monitor.log_start(config.to_yaml(), run.styles)
@@ -220,7 +220,7 @@ def _fit(run: Run, run_dir: Path) -> None:
             _tell_how_to_go_on(run.trainer, run_dir)
             sys.exit(130)
         monitor.log_hyperparameters(_hyperparameters(config), progress.validation)
-    if processes.is_first():
+    if distributed.is_first():
         _tell_waiting(monitor.data_wait_share, run)
         _report(run.trainer.progress, run_dir, time.monotonic() - start_s, first_step, batch_size)
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated
 
-from stylize.errors import pick
-from stylize.generators.base import MIN_SIZE_PX, Generator, GeneratorConfig
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from stylize.errors import pick, unknown_name
+from stylize.generators.base import MIN_SIZE_PX, Generator, NetworkConfig
 from stylize.generators.fast_neural_style import FastNeuralStyle
 from stylize.generators.johnson import JohnsonGenerator
 from stylize.generators.johnson_lite import JohnsonLiteGenerator
 from stylize.generators.texture_network import TextureNetwork
 
-__all__ = ["GENERATORS", "MIN_SIZE_PX", "Generator", "GeneratorConfig", "build_generator"]
+__all__ = ["GENERATORS", "MIN_SIZE_PX", "Generator", "GeneratorConfig", "NetworkConfig", "build_generator"]
 
 GENERATORS: Mapping[str, type[Generator]] = {
     "fast_neural_style": FastNeuralStyle,
@@ -19,6 +22,24 @@ GENERATORS: Mapping[str, type[Generator]] = {
     "johnson_lite": JohnsonLiteGenerator,
     "texture_network": TextureNetwork,
 }
+
+
+def _known(name: str) -> str:
+    if name not in GENERATORS:
+        raise ValueError(unknown_name(name, GENERATORS, "").removeprefix(": "))
+    return name
+
+
+class _Name(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    name: Annotated[str, AfterValidator(_known)] = Field(
+        "johnson", description="the network: a name of `stylize list generators`"
+    )
+
+
+class GeneratorConfig(NetworkConfig, _Name):  # pydantic lists the fields of the last base first
+    """Which network paints, and what it is built from."""
 
 
 def build_generator(config: GeneratorConfig) -> Generator:

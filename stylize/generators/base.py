@@ -9,7 +9,9 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from stylize.convolution import (
+from stylize.errors import StylizeError, unknown_name
+from stylize.norms import NORMS, Norm, ParameterGroup
+from stylize.ops.convolution import (
     Border,
     Enlargement,
     Geometry,
@@ -20,18 +22,8 @@ from stylize.convolution import (
     suits,
     upsample_to,
 )
-from stylize.errors import StylizeError, unknown_name
-from stylize.norms import NORMS, Norm, ParameterGroup
 
 MIN_SIZE_PX = 16
-
-
-def _known_generator(name: str) -> str:
-    from stylize.generators import GENERATORS  # the table names the classes that this module's class is the base of
-
-    if name not in GENERATORS:
-        raise ValueError(unknown_name(name, GENERATORS, "").removeprefix(": "))
-    return name
 
 
 def _known_norm(name: str) -> str:
@@ -40,14 +32,11 @@ def _known_norm(name: str) -> str:
     return name
 
 
-class GeneratorConfig(BaseModel):
-    """Which network paints, and its size."""
+class NetworkConfig(BaseModel):
+    """What a network is built from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    name: Annotated[str, AfterValidator(_known_generator)] = Field(
-        "johnson", description="the network: a name of `stylize list generators`"
-    )
     norm: Annotated[str, AfterValidator(_known_norm)] = Field(
         "instance", description="normalization after each convolution: a name of `stylize list norms`"
     )
@@ -193,7 +182,7 @@ class PaddedConv2d(nn.Conv2d):
         in_channels: int,
         out_channels: int,
         kernel_px: int,
-        config: GeneratorConfig,
+        config: NetworkConfig,
         *,
         stride: int = 1,
         depthwise: bool = False,

@@ -8,9 +8,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from stylize.convolution import Enlargement
-from stylize.generators.base import Generator, GeneratorConfig, PaddedConv2d, RowConvolution, Stage
+from stylize.generators.base import Generator, NetworkConfig, PaddedConv2d, RowConvolution, Stage
 from stylize.norms import build_norm
+from stylize.ops.convolution import Enlargement
 
 Convolution = Callable[..., RowConvolution]
 
@@ -31,7 +31,7 @@ class JohnsonGenerator(Generator):
         convolution: What its 3×3 convolutions are, a class that is called as `PaddedConv2d`.
     """
 
-    def __init__(self, config: GeneratorConfig, convolution: Convolution = PaddedConv2d) -> None:
+    def __init__(self, config: NetworkConfig, convolution: Convolution = PaddedConv2d) -> None:
         super().__init__()
         width = config.width
         self.encode = nn.ModuleList(
@@ -105,7 +105,7 @@ class ConvNormReLU(nn.Module):
         in_channels: int,
         out_channels: int,
         kernel_px: int,
-        config: GeneratorConfig,
+        config: NetworkConfig,
         convolution: Convolution = PaddedConv2d,
         stride: int = 1,
     ) -> None:
@@ -127,7 +127,7 @@ class ResidualBlock(nn.Module):
     Source: Gross & Wilber 2016, Training and investigating residual nets, as Johnson et al. use it.
     """
 
-    def __init__(self, channels: int, config: GeneratorConfig, convolution: Convolution = PaddedConv2d) -> None:
+    def __init__(self, channels: int, config: NetworkConfig, convolution: Convolution = PaddedConv2d) -> None:
         super().__init__()
         self.first = ConvNormReLU(channels, channels, 3, config, convolution)
         self.conv: RowConvolution = convolution(channels, channels, 3, config)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from stylize.convolution import Geometry, Window, strip_rows
-from stylize.generators.base import GeneratorConfig, PaddedConv2d
+from stylize.generators.base import NetworkConfig, PaddedConv2d
 from stylize.generators.johnson import JohnsonGenerator
+from stylize.ops.convolution import Geometry, Window, strip_rows
 
 
 class JohnsonLiteGenerator(JohnsonGenerator):
@@ -18,7 +18,7 @@ class JohnsonLiteGenerator(JohnsonGenerator):
     Differs: no norm and no ReLU between the two.
     """
 
-    def __init__(self, config: GeneratorConfig) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__(config, SeparableConv2d)
 
     @property
@@ -30,7 +30,7 @@ class SeparableConv2d(nn.Module):
     """A convolution that keeps the size, or divides it by the stride, in two steps; see `PaddedConv2d`."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_px: int, config: GeneratorConfig, *, stride: int = 1
+        self, in_channels: int, out_channels: int, kernel_px: int, config: NetworkConfig, *, stride: int = 1
     ) -> None:
         super().__init__()
         self.depthwise = PaddedConv2d(in_channels, in_channels, kernel_px, config, stride=stride, depthwise=True)

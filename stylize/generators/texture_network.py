@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stylize import processes
-from stylize.convolution import upsample_to
-from stylize.generators.base import Generator, GeneratorConfig, PaddedConv2d
+from stylize.generators.base import Generator, NetworkConfig, PaddedConv2d
 from stylize.norms import build_norm
+from stylize.ops.convolution import upsample_to
+from stylize.system import distributed
 
 SCALES = 6
 NOISE_CHANNELS = 3
@@ -30,7 +30,7 @@ class TextureNetwork(Generator):
         instance statistics exist; sigmoid output.
     """
 
-    def __init__(self, config: GeneratorConfig) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         step = config.width // 4
         self.noise_seed = 0
@@ -57,8 +57,8 @@ class TextureNetwork(Generator):
         if generator is not None:
             noise = torch.rand(1, NOISE_CHANNELS, *x.shape[-2:], generator=generator)
         else:  # for the images of all processes, so that several draw what one would
-            whole = torch.rand(len(x) * processes.count(), NOISE_CHANNELS, *x.shape[-2:])
-            noise = whole.chunk(processes.count())[processes.rank()]
+            whole = torch.rand(len(x) * distributed.count(), NOISE_CHANNELS, *x.shape[-2:])
+            noise = whole.chunk(distributed.count())[distributed.rank()]
         return torch.cat([x, noise.to(x).expand(len(x), -1, -1, -1)], dim=1)
 
 
@@ -68,7 +68,7 @@ class Join(nn.Module):
     The norms right before the concatenation balance the gradients along the two paths.
     """
 
-    def __init__(self, deep_channels: int, shallow_channels: int, config: GeneratorConfig) -> None:
+    def __init__(self, deep_channels: int, shallow_channels: int, config: NetworkConfig) -> None:
         super().__init__()
         self.deep_norm = build_norm(config.norm, deep_channels)
         self.shallow_norm = build_norm(config.norm, shallow_channels)
@@ -81,7 +81,7 @@ class Join(nn.Module):
         return merged
 
 
-def conv_block(in_channels: int, out_channels: int, config: GeneratorConfig) -> nn.Sequential:
+def conv_block(in_channels: int, out_channels: int, config: NetworkConfig) -> nn.Sequential:
     """3×3, 3×3 and 1×1 convolutions, each with norm and leaky ReLU (slope 0.01)."""
     layers: list[nn.Module] = []
     for kernel_px in (3, 3, 1):

@@ -9,10 +9,10 @@ from contextlib import suppress
 
 import torch
 
-from stylize.devices import check_compiler, why_not_compile
 from stylize.errors import StylizeError
 from stylize.inference.strokes import shrunk_size
 from stylize.inference.stylizer import Shape, pictures_together
+from stylize.system.devices import check_compiler, why_not_compile
 
 logger = logging.getLogger("stylize")
 

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from stylize.errors import StylizeError
 from stylize.generators.base import Stage, check_size
-from stylize.images import Picture
 from stylize.inference.plans import CPU, GIB, Plan, Room, choose_plan, whole_bytes
-from stylize.inference.streaming import StripPainter
+from stylize.inference.strips import StripPainter
 from stylize.inference.strokes import Band, Enlargement, shrunk_size, small_rows
 from stylize.inference.stylizer import Paint, Stylizer, finished
-from stylize.rasters import Notes, Raster, raster_of
-from stylize.rows import RowStore
+from stylize.pictures.images import Picture
+from stylize.pictures.raster import Notes, Raster, raster_of
+from stylize.system.row_store import RowStore
 
 logger = logging.getLogger("stylize")
 

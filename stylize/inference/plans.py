@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import torch
 
-from stylize.convolution import STRIP_VALUES
 from stylize.errors import StylizeError
 from stylize.generators.base import Stage
-from stylize.memory import available_bytes, own_bytes
-from stylize.winograd import CHUNK_VALUES
+from stylize.ops.convolution import STRIP_VALUES
+from stylize.ops.cpu.winograd import CHUNK_VALUES
+from stylize.system.memory import available_bytes, own_bytes
 
 CPU = torch.device("cpu")
 GIB = 2**30

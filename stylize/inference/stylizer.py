@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stylize import channelwise
-from stylize.devices import choose_memory_format
 from stylize.generators import Generator
 from stylize.generators.base import check_size
-from stylize.images import Picture, limited_size
 from stylize.inference.strokes import enlarged, shrunk_size
 from stylize.inference.whole import layout_of, paint_whole
-from stylize.memory import return_freed_memory
-from stylize.winograd import load_compiled_functions
+from stylize.ops.cpu import norm as channelwise
+from stylize.ops.cpu.winograd import load_compiled_functions
+from stylize.pictures.images import Picture, limited_size
+from stylize.system.devices import choose_memory_format
+from stylize.system.memory import return_freed_memory
 
 logger = logging.getLogger("stylize")
 

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stylize.convolution import Geometry, Window
 from stylize.generators.base import Stage
 from stylize.inference.plans import map_shape
+from stylize.ops.convolution import Geometry, Window
 
 ALIGNED_VALUES = 16  # 64 bytes: a line of the cache
 

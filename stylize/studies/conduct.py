@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 
 from stylize.config import RunConfig
-from stylize.devices import choose_device
 from stylize.errors import StylizeError
-from stylize.files import FolderLock
 from stylize.generators import Generator
-from stylize.images import find_images
-from stylize.inference.models import built_in_models, find_model
-from stylize.model_file import load_model
+from stylize.models.file import load_model
+from stylize.models.find import built_in_models, find_model
+from stylize.pictures.images import find_images
 from stylize.studies.photographs import held_out_squares, part
 from stylize.studies.report import Making, check_plots_can_be_drawn, write_report
 from stylize.studies.runs import plan_runs, train_runs, with_changes
 from stylize.studies.study import Results, Setting, Study
-from stylize.training.data import validation_images
+from stylize.system.devices import choose_device
+from stylize.system.files import FolderLock
+from stylize.training.photographs import validation_images
 
 logger = logging.getLogger("stylize")
 

@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import TypeAlias
 
 import numpy as np
 from torch import Tensor
 
-Cell: TypeAlias = str | float | int
-Row: TypeAlias = tuple[Cell, ...]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of words and numbers.
-
-    Attributes:
-        title: What it shows.
-        columns: Their heads.
-        rows: As many cells each as there are columns.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    rows: Sequence[Row]
-
-    def to_csv(self) -> str:
-        """The table as CSV, all digits."""
-        return _csv(self.columns, self.rows)
+from stylize.evaluation.statistics import Table, csv_text
 
 
 @dataclass(frozen=True)
@@ -81,7 +59,7 @@ class Plot:
             for line in self.lines
             for point in zip(line.x, line.middle, line.low, line.high, strict=True)
         ]
-        return _csv(("line", "x", "mean", "min", "max"), rows)
+        return csv_text(("line", "x", "mean", "min", "max"), rows)
 
 
 @dataclass(frozen=True)
@@ -112,7 +90,7 @@ class Histogram:
             for group in self.values
             for i, count in enumerate(self.counts(group))
         ]
-        return _csv(("group", "from", "to", "count"), rows)
+        return csv_text(("group", "from", "to", "count"), rows)
 
 
 @dataclass(frozen=True)
@@ -144,26 +122,6 @@ def slug(title: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation, in four digits after the point; of one value that alone.
-
-    >>> spread([1.0, 2.0, 3.0]), spread([0.5])
-    ('2.0000 ± 1.0000', '0.5000')
-    """
-    return f"{fmean(values):.4f} ± {stdev(values):.4f}" if len(values) > 1 else f"{values[0]:.4f}"
-
-
-def confidence(values: Sequence[float], draws: int = 2000) -> tuple[float, float]:
-    """The 95 % interval of the mean, by drawing the values anew (bootstrap, percentiles); the same for the same values.
-
-    >>> confidence([3.0, 3.0, 3.0])
-    (3.0, 3.0)
-    """
-    drawn = np.random.default_rng(0).choice(np.asarray(values, float), (draws, len(values)))
-    low, high = np.percentile(drawn.mean(1), (2.5, 97.5))
-    return float(low), float(high)
-
-
 def line_of_seeds(label: str, x: Sequence[float], seeds: Iterable[Sequence[float]]) -> Line:
     """A curve from one list of values for each seed, all at the same positions.
 
@@ -172,11 +130,3 @@ def line_of_seeds(label: str, x: Sequence[float], seeds: Iterable[Sequence[float
     """
     values = list(zip(*seeds, strict=True))
     return Line(label, x, [fmean(v) for v in values], [min(v) for v in values], [max(v) for v in values])
-
-
-def _csv(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return text.getvalue()

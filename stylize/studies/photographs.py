@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from stylize.config import RunConfig
 from stylize.errors import StylizeError
-from stylize.images import Picture, find_images, read_rgb, to_tensor, write_picture
-from stylize.training.data import find_photographs, validation_images
+from stylize.pictures.images import Picture, find_images, read_rgb, to_tensor, write_picture
+from stylize.training.photographs import find_photographs, validation_images
 
 QUALITY = 95
 

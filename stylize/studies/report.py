@@ -19,11 +19,12 @@ from torch import Tensor
 
 from stylize import __version__
 from stylize.errors import StylizeError
-from stylize.files import write_atomically
-from stylize.images import contact_sheet, to_image, to_tensor
-from stylize.studies.findings import Finding, Histogram, Line, Plot, Sheet, Table, slug
+from stylize.evaluation.statistics import Table
+from stylize.pictures.images import contact_sheet, to_image, to_tensor
+from stylize.studies.findings import Finding, Histogram, Line, Plot, Sheet, slug
 from stylize.studies.study import Findings, Results, Study
-from stylize.training.events import PREFIX, EventFile
+from stylize.system.files import write_atomically
+from stylize.training.tensorboard import PREFIX, EventFile
 
 QUALITY = 88
 GAP_PX = 4

@@ -24,11 +24,11 @@ from tqdm import tqdm
 
 from stylize.build import build_run
 from stylize.config import RunConfig
-from stylize.devices import choose_device
 from stylize.errors import StylizeError
-from stylize.files import FolderLock, remove_leftovers, write_atomically
 from stylize.generators import Generator, build_generator
-from stylize.memory import keep_freed_memory
+from stylize.system.devices import choose_device
+from stylize.system.files import FolderLock, remove_leftovers, write_atomically
+from stylize.system.memory import keep_freed_memory
 from stylize.training.checkpoint import checkpoint_path, load_checkpoint, newest_checkpoint
 from stylize.training.monitor import Monitor
 

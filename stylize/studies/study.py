@@ -14,12 +14,13 @@ from torch import Tensor
 
 from stylize.build import build_loss, read_styles
 from stylize.config import RunConfig
+from stylize.evaluation.contrast import change_contrast
+from stylize.evaluation.evaluate import CONTRASTS, Evaluation, EvaluationConfig, Painter, Photograph, evaluate
+from stylize.evaluation.gatys import OptimizationConfig, optimize
+from stylize.evaluation.statistics import Table, spread
 from stylize.generators import Generator
-from stylize.losses import PerceptualLoss
-from stylize.studies.contrast import change_contrast
-from stylize.studies.evaluation import CONTRASTS, Evaluation, EvaluationConfig, Painter, Photograph, evaluate
-from stylize.studies.findings import Finding, Line, Plot, Sheet, Table, line_of_seeds, spread
-from stylize.studies.optimization import OptimizationConfig, optimize
+from stylize.losses.perceptual import PerceptualLoss
+from stylize.studies.findings import Finding, Line, Plot, Sheet, line_of_seeds
 from stylize.studies.photographs import Parted, held_out_squares
 from stylize.studies.runs import Arm, StudyRun, generator_of, records
 

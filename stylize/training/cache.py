@@ -25,10 +25,10 @@ from PIL import features
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from stylize import processes
 from stylize.errors import StylizeError
-from stylize.files import FolderLock, written_atomically
-from stylize.images import image_size, read_rgb
+from stylize.pictures.images import image_size, read_rgb
+from stylize.system import distributed
+from stylize.system.files import FolderLock, written_atomically
 from stylize.training.workers import loaded, options_of
 
 logger = logging.getLogger("stylize")
@@ -110,16 +110,16 @@ class PhotographCache:
         Raises:
             StylizeError: It cannot be written, or the disk has not the room.
         """
-        if not processes.is_first():
-            while not processes.first_says(False):
+        if not distributed.is_first():
+            while not distributed.first_says(False):
                 pass
         else:
             last_s = time.monotonic()
             for _ in self._built(workers):
                 if time.monotonic() > last_s + SIGN_OF_LIFE_S:  # they would give up
-                    processes.first_says(False)
+                    distributed.first_says(False)
                     last_s = time.monotonic()
-            processes.first_says(True)
+            distributed.first_says(True)
         self._open()
 
     def _built(self, workers: int) -> Iterator[None]:

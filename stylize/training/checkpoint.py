@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from stylize.errors import StylizeError
-from stylize.files import write_atomically
+from stylize.system.files import write_atomically
 
 logger = logging.getLogger("stylize")
 

@@ -18,9 +18,9 @@ from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from stylize.errors import StylizeError
-from stylize.files import RecordFile, write_atomically
-from stylize.images import Picture, contact_sheet, write_picture
-from stylize.training.events import EventFile
+from stylize.pictures.images import Picture, contact_sheet, write_picture
+from stylize.system.files import RecordFile, write_atomically
+from stylize.training.tensorboard import EventFile
 
 logger = logging.getLogger("stylize")
 

@@ -17,23 +17,23 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from stylize import processes
-from stylize.devices import (
+from stylize.errors import StylizeError
+from stylize.generators import Generator
+from stylize.losses.perceptual import PerceptualLoss
+from stylize.system import distributed
+from stylize.system.devices import (
     check_compiler,
     choose_memory_format,
     choose_precision,
     keep_compiled_code,
     why_not_compile,
 )
-from stylize.errors import StylizeError
-from stylize.generators import Generator
-from stylize.losses import PerceptualLoss
-from stylize.memory import return_freed_memory
+from stylize.system.memory import return_freed_memory
 from stylize.training.checkpoint import checkpoint_path, newest_checkpoint, save_checkpoint
-from stylize.training.data import Batches
-from stylize.training.last_good import LastGood
+from stylize.training.loader import Batches
 from stylize.training.monitor import Monitor
 from stylize.training.prefetch import prefetched
+from stylize.training.rollback import LastGood
 
 logger = logging.getLogger("stylize")
 
@@ -147,7 +147,7 @@ class Trainer:
         if self.compiled:
             keep_compiled_code()
         self._told_compilation = not self.compiled
-        self._network = processes.synchronized(generator)
+        self._network = distributed.synchronized(generator)
         self._image_by_image = self.device.type == "cpu" and self.precision == "fp32" and not self.compiled
         if self._image_by_image:
             loss.prepare()
@@ -170,7 +170,7 @@ class Trainer:
             self._advance(batch, monitor)
             if self._due(self.config.validate_every):
                 self.validate(monitor)
-            stop = processes.any_says(self.stop_requested)
+            stop = distributed.any_says(self.stop_requested)
             if self._due(self.config.checkpoint_every) or stop:
                 self._save_if_possible(monitor)
             if self._gone_stale():
@@ -241,7 +241,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         own_terms = self._terms(self._to_device(batch))
-        terms = processes.average_terms(own_terms)
+        terms = distributed.average_terms(own_terms)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(own_terms["total"])
         norm = torch.nn.utils.clip_grad_norm_(self.generator.parameters(), math.inf)
@@ -259,7 +259,7 @@ class Trainer:
                 self.save_best(self.progress)
             return
         self.generator.eval()
-        measured = processes.gather_shared([self._measure(image) for image in processes.share(self.validation)])
+        measured = distributed.gather_shared([self._measure(image) for image in distributed.share(self.validation)])
         self.generator.train()
         stylized = [image for image, _ in measured]
         sums = {"style_of_photographs": self.style_of_photographs}
@@ -268,7 +268,7 @@ class Trainer:
                 sums[name] = sums.get(name, 0.0) + term / len(self.validation)
         with monitor.surviving("the model", ", and this validation does not count as the best"):
             self._record(sums)
-        vars(self.progress).update(processes.first_says(vars(self.progress)))  # only the first writes, and may fail
+        vars(self.progress).update(distributed.first_says(vars(self.progress)))  # only the first writes, and may fail
         monitor.log_validation(self.progress.step, sums, self.validation, stylized)
         for name, norm in self.generator.norms().items():
             for kind, values in norm.histograms().items():
@@ -286,9 +286,9 @@ class Trainer:
     def style_of_photographs(self) -> float:
         """The style term of the held-out photographs as they are: from where a model has to come down."""
         with torch.no_grad(), self._autocast():
-            contents = [self._to_device(image[None]) for image in processes.share(self.validation)]
+            contents = [self._to_device(image[None]) for image in distributed.share(self.validation)]
             own = [float(self.loss(content, content)["style"]) for content in contents]
-        return fmean(processes.gather_shared(own))
+        return fmean(distributed.gather_shared(own))
 
     def save(self) -> Path:
         """Write a checkpoint of the whole state; the first process does.
@@ -297,7 +297,7 @@ class Trainer:
             StylizeError: It cannot be written; older ones stay.
         """
         path = checkpoint_path(self.run_dir / "checkpoints", self.progress.step)
-        if not processes.is_first():
+        if not distributed.is_first():
             return path
         state = {
             "progress": vars(self.progress),
@@ -318,8 +318,8 @@ class Trainer:
         Raises:
             StylizeError: There is none, or it is of another network.
         """
-        found = newest_checkpoint(self.run_dir / "checkpoints", CPU) if processes.is_first() else None
-        found = processes.first_says(found)
+        found = newest_checkpoint(self.run_dir / "checkpoints", CPU) if distributed.is_first() else None
+        found = distributed.first_says(found)
         if found is None:
             raise StylizeError(f"{self.run_dir}: nothing to resume: no checkpoint was written yet")
         path, state = found

@@ -1,0 +1,244 @@
+"""Painting in strips of rows with the statistics of the whole picture: any size, in the memory that there is.
+
+A generator that can be painted so says of what stages it consists (`Generator.stages`); nothing here knows one by name.
+Instance normalization needs the statistics of a whole image, so every stage with such a norm is swept once: its
+convolution is computed strip by strip from top to bottom, and the strips' statistics are merged. What a strip needs of
+the stage before, its halo with it, is computed anew, down to the next stage whose maps are *kept*. Kept are the maps up
+to some size: those of the residual blocks always, larger ones where there is room, for they save arithmetic. At the end
+the picture is painted in one more sweep.
+
+Kept maps are those that a convolution leaves, before the norm, whose statistics are not known then. A sum, as of a
+residual block, is written over the maps that it adds to, and a convolution's result over its input where nobody else
+needs that: strip by strip, one strip behind, so that the next one still finds its halo.
+
+Floor: Johnson's generator of width 32 in float32 keeps 64 bytes a pixel (two maps of the residual blocks) and
+multiplies 1.5 times as often as one pass; with the maps of half the size 96 bytes and 1.2 times.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stylize.generators.base import Stage
+from stylize.inference.plans import (
+    CPU,
+    LEAST_STRIP_PX,
+    Plan,
+    Sweep,
+    chain_multiplications,
+    map_shape,
+    needs_images,
+    stage_rows,
+)
+from stylize.norms import MergedStatistics
+from stylize.ops.convolution import Window
+from stylize.system.memory import return_freed_memory
+from stylize.system.row_store import RowStore
+from stylize.system.scratch import BLOCKS
+
+logger = logging.getLogger("stylize")
+
+Rows = Callable[[int, int], Tensor]
+
+# What the library's convolutions take for themselves leaves gaps in the C library's heap, some megabytes a strip
+# (`stylize.system.scratch`); all that it has free goes back to the system now and then, which takes at most a
+# millisecond.
+STRIPS_BEFORE_RETURN = 8
+
+
+class _Kept(NamedTuple):
+    store: RowStore
+    summed: bool  # a stage's result, not what its convolution leaves
+
+
+class StripPainter:
+    """Paints a picture in strips; use it in a `with` block, `measure`, then take the painted `strips`.
+
+    The generator's norms are frozen within the block: it must not paint anything else there.
+
+    Args:
+        stages: The generator's, for the picture.
+        plan: How.
+        photograph: Gives rows of the picture, `(1, 3, rows, W)`, from which to before which.
+        height: The picture's, in px.
+        device: Where to compute.
+        dtype: Of kept maps.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        plan: Plan,
+        photograph: Rows,
+        height: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.stages = stages
+        self.plan = plan
+        self.photograph = photograph
+        self.height = height
+        self.device = device
+        self.dtype = dtype
+        self.strip_px = plan.strip_px
+        self._kept: dict[int, _Kept] = {}
+        self._spare: list[RowStore] = []
+
+    def __enter__(self) -> StripPainter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for stage in self.stages:
+            if stage.norm is not None:
+                stage.norm.frozen = None
+        for store in (*self._spare, *(kept.store for kept in self._kept.values())):
+            store.close()
+        self._kept, self._spare = {}, []
+        BLOCKS.clear()
+
+    def measure(self) -> Iterator[float]:
+        """Take the statistics of the whole picture, one sweep after the other.
+
+        Returns:
+            After every strip, the share of these sweeps' work that it was.
+        """
+        kept = frozenset(sweep.stage for sweep in self.plan.sweeps if sweep.keeps)
+        work = [chain_multiplications(self.stages, kept, sweep.stage) for sweep in self.plan.sweeps]
+        for sweep, multiplications in zip(self.plan.sweeps, work, strict=True):
+            for share in self._sweep(sweep):
+                yield share * multiplications / sum(work)
+
+    def strips(self) -> Iterator[tuple[int, Tensor]]:
+        """The painted picture from top to bottom: where a strip begins, and the strip, `(1, 3, rows, W)`."""
+        yield from self._by_strips(len(self.stages) - 1, self._result, self.height)
+
+    def _sweep(self, sweep: Sweep) -> Iterator[float]:
+        stage = self.stages[sweep.stage]
+        height = stage.size[0]
+        merged = MergedStatistics()
+        BLOCKS.clear()  # this sweep's are of other sizes
+        target = self._target(sweep) if sweep.keeps else None
+        for first, convolved in self._by_strips(sweep.stage, self._convolved, height):
+            if needs_images(stage):
+                merged.add(convolved)
+            if target is not None:
+                target.put(first, convolved)
+            yield convolved.shape[2] / height
+        if stage.norm is not None and needs_images(stage):
+            stage.norm.frozen = stage.norm.of_images(merged.result())
+        for ended in sweep.ended:
+            self._spare.append(self._kept.pop(ended).store)
+        if target is not None:
+            target.finish()
+            self._keep(sweep, target.store)
+
+    def _by_strips(
+        self, i: int, compute: Callable[[int, int, int], Tensor], height: int
+    ) -> Iterator[tuple[int, Tensor]]:
+        """A stage's rows, computed strip by strip; where a GPU's memory does not suffice, in lower ones."""
+        first = strips = 0
+        while first < height:
+            rows = stage_rows(self.stages, i, self.strip_px)
+            last = min(height, first + rows)
+            try:
+                computed = compute(i, first, last)
+            except torch.OutOfMemoryError:
+                if self.strip_px <= LEAST_STRIP_PX:
+                    raise
+                self.strip_px //= 2
+                logger.warning("the memory of %s is exhausted; going on in strips of %d px", self.device, self.strip_px)
+                continue
+            yield first, computed
+            first, strips = last, strips + 1
+            if strips % STRIPS_BEFORE_RETURN == 0:
+                return_freed_memory()
+
+    def _convolved(self, i: int, first: int, last: int) -> Tensor:
+        """Rows of what the convolution of stage `i` leaves."""
+        if i in self._kept:
+            return self._read(i, first, last)
+        stage = self.stages[i]
+        height = self.stages[i - 1].size[0] if i else self.height
+        low, high = stage.geometry.needed_rows(first, last, height)
+        before = self._result(i - 1, low, high)
+        window = Window(before.permute(0, 2, 3, 1)[0], low, height)
+        return stage.conv.rows(window, (first, last), stage.geometry, self._room(stage, last - first))
+
+    def _result(self, i: int, first: int, last: int) -> Tensor:
+        """Rows of the result of stage `i`; of the photograph where there is none before."""
+        if i < 0:
+            return self.photograph(first, last)
+        kept = self._kept.get(i)
+        if kept is not None and kept.summed:
+            return self._read(i, first, last)
+        stage = self.stages[i]
+        x = self._convolved(i, first, last)
+        if kept is None:
+            x = stage.finished_(x)
+        else:  # these maps are to stay as they are
+            out = self._room(stage, last - first)
+            x = stage.finished_(x.clone()) if out is None else stage.finished_(x, out[None].permute(0, 3, 1, 2))
+        return x if stage.added is None else x.add_(self._result(stage.added, first, last))
+
+    def _room(self, stage: Stage, rows: int) -> Tensor | None:
+        """Where so many rows of a stage's maps go, `(rows, W, C)`; None where they come from torch's own memory."""
+        if self.device != CPU or self.dtype != torch.float32:
+            return None
+        return BLOCKS.take((rows, *map_shape(stage)[1:]), self.dtype)
+
+    def _read(self, i: int, first: int, last: int) -> Tensor:
+        return self._kept[i].store.read(first, last).to(self.device)[None].permute(0, 3, 1, 2)
+
+    def _target(self, sweep: Sweep) -> _Target:
+        """Where the maps of a sweep go."""
+        if sweep.over is not None:
+            return _Target(self._kept[sweep.over].store)
+        shape = map_shape(self.stages[sweep.stage])
+        fitting = [store for store in self._spare if store.shape == shape]
+        for store in self._spare:
+            if store not in fitting:
+                store.close()
+        self._spare = fitting[1:]
+        return _Target(fitting[0] if fitting else RowStore(shape, self.dtype, self.plan.place))
+
+    def _keep(self, sweep: Sweep, store: RowStore) -> None:
+        """Keep a stage's maps; a sum over those that it adds to."""
+        if sweep.over is not None:
+            del self._kept[sweep.over]
+        self._kept[sweep.stage] = _Kept(store, summed=False)
+        stage = self.stages[sweep.stage]
+        if stage.added is None:
+            return
+        total = self._kept[stage.added].store
+        for first, result in self._by_strips(sweep.stage, self._result, stage.size[0]):
+            total.write(first, result[0].permute(1, 2, 0))
+        del self._kept[stage.added]
+        self._kept[sweep.stage] = _Kept(total, summed=True)
+        self._spare.append(store)
+
+
+class _Target:
+    """Takes a stage's maps in strips; writes each when the next is there, which may need what it is written over."""
+
+    def __init__(self, store: RowStore) -> None:
+        self.store = store
+        self._waiting: tuple[int, Tensor] | None = None
+
+    def put(self, first: int, maps: Tensor) -> None:
+        """Take a strip `(1, C, rows, W)`."""
+        self.finish()
+        self._waiting = first, maps[0].permute(1, 2, 0)
+
+    def finish(self) -> None:
+        """Write what waits."""
+        if self._waiting is not None:
+            self.store.write(*self._waiting)
+        self._waiting = None

@@ -1,0 +1,1 @@
+"""What stylized pictures are judged by."""

@@ -1,0 +1,1 @@
+"""The model file, and finding and importing models."""

@@ -1,0 +1,94 @@
+"""Models of PyTorch's fast_neural_style example → model files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stylize.errors import StylizeError
+from stylize.generators import GeneratorConfig, build_generator
+from stylize.models.file import ModelCard, check_style_name, encode_model
+
+FILE_BYTES = 2**30
+WHITE = 255
+LAYERS = {  # the example's names → ours
+    **{f"conv{i + 1}.conv2d": f"encode.{i}.conv" for i in range(3)},
+    **{f"in{i + 1}": f"encode.{i}.norm" for i in range(3)},
+    **{f"res{i + 1}.conv1.conv2d": f"blocks.{i}.first.conv" for i in range(5)},
+    **{f"res{i + 1}.in1": f"blocks.{i}.first.norm" for i in range(5)},
+    **{f"res{i + 1}.conv2.conv2d": f"blocks.{i}.conv" for i in range(5)},
+    **{f"res{i + 1}.in2": f"blocks.{i}.norm" for i in range(5)},
+    **{f"deconv{i + 1}.conv2d": f"decode.{i}.conv" for i in range(2)},
+    **{f"in{i + 4}": f"decode.{i}.norm" for i in range(2)},
+    "deconv3.conv2d": "to_rgb",
+}
+DROPPED = ("running_mean", "running_var", "num_batches_tracked")  # old versions of torch kept them, and used none
+
+
+def import_model(path: Path, style: str) -> bytes:
+    """The model file of a state dict that PyTorch's example saved.
+
+    Args:
+        path: A .pth file; it is read as weights only, and can run no code.
+        style: The name of its style.
+
+    Raises:
+        StylizeError: The file is missing, damaged, or of another network.
+    """
+    check_style_name(style)
+    ours = _renamed(_read(path), path)
+    first = ours.get("encode.0.conv.weight")
+    width = len(first) if first is not None and first.ndim == 4 else 0
+    if not (4 <= width <= 512 and width % 4 == 0):
+        raise _of_another_network(path, "conv1.conv2d.weight")
+    config = GeneratorConfig(name="fast_neural_style", norm="instance", width=width)
+    with torch.device("meta"):
+        wanted = {name: value.shape for name, value in build_generator(config).state_dict().items()}
+    for name in sorted(wanted.keys() | ours.keys()):
+        if name not in ours or ours[name].shape != wanted.get(name):
+            raise _of_another_network(path, name)
+    ours["encode.0.conv.weight"] = ours["encode.0.conv.weight"] * WHITE
+    for name in ("to_rgb.weight", "to_rgb.bias"):
+        ours[name] = ours[name] / WHITE
+    generator = build_generator(config)
+    generator.load_state_dict(ours)
+    return encode_model(generator, ModelCard(config, style, vgg=f"unknown: imported from {path.name}"))
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    if not path.is_file():
+        raise StylizeError(f"{path}: {'is a folder, must be a .pth file' if path.is_dir() else 'no such file'}")
+    if path.stat().st_size > FILE_BYTES:
+        raise StylizeError(f"{path}: got {path.stat().st_size:,} bytes, must be at most {FILE_BYTES:,}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes the reader raise almost anything
+        raise StylizeError(f"{path}: must be a state dict that torch.save wrote: weights, no code") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise StylizeError(f"{path}: must hold a state dict: names with tensors")
+    return state
+
+
+def _renamed(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    renamed = {}
+    for name, value in state.items():
+        layer, _, kind = str(name).rpartition(".")
+        if kind in DROPPED:
+            continue
+        if layer not in LAYERS or not value.is_floating_point():
+            raise _of_another_network(path, str(name))
+        renamed[f"{LAYERS[layer]}.{kind}"] = value.float()
+    return renamed
+
+
+def _of_another_network(path: Path, name: str) -> StylizeError:
+    theirs = {ours: theirs for theirs, ours in LAYERS.items()}
+    layer, _, kind = name.rpartition(".")
+    shown = f"{theirs.get(layer, layer)}.{kind}"[:100]
+    return StylizeError(
+        f"{path}: not of the network of PyTorch's fast_neural_style example: '{shown}' is missing, unknown or of "
+        "another shape"
+    )

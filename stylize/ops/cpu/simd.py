@@ -1,0 +1,162 @@
+"""Vectors of float32 in compiled functions: as many values as a register of the processor holds.
+
+Compilers find vectors in loops only where they can tell that nothing overlaps, which they often cannot. Functions that
+are written with these leave no doubt. `load` and `store` take places in arrays of three dimensions, whose last is
+contiguous; vectors are added, subtracted and multiplied value by value, or multiplied by numbers.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, overload, register_model
+
+from stylize.ops.cpu.matmul import BLOCK
+
+LANES = BLOCK.lanes
+
+_VECTOR = ir.VectorType(ir.FloatType(), LANES)
+_FUSED = ("contract",)  # a product and a sum may be rounded as one
+
+
+class VectorType(types.Type):
+    """Of such a vector, for the compiler."""
+
+    def __init__(self) -> None:
+        super().__init__(name=f"vector of {LANES} float32")
+
+
+@register_model(VectorType)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: Any) -> None:
+        super().__init__(manager, kind, _VECTOR)  # type: ignore[no-untyped-call]
+
+
+VECTOR = VectorType()
+
+
+def _typed_load(typing: Any, array: Any, i: Any, j: Any, k: Any) -> Any:
+    """The vector that begins at `array[i, j, k]`."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        loaded = builder.load(_place(context, builder, signature, arguments))
+        loaded.align = 4
+        return loaded
+
+    return VECTOR(array, types.intp, types.intp, types.intp), generate
+
+
+def _typed_store(typing: Any, array: Any, i: Any, j: Any, k: Any, vector: Any) -> Any:
+    """Write a vector from `array[i, j, k]` on."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        builder.store(arguments[4], _place(context, builder, signature, arguments)).align = 4
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, types.intp, VECTOR), generate
+
+
+def _typed_everywhere(typing: Any, number: Any) -> Any:
+    """The vector of so many times the number."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        value = context.cast(builder, arguments[0], signature.args[0], types.float32)
+        undefined, integer = ir.Constant(_VECTOR, ir.Undefined), ir.IntType(32)
+        first = builder.insert_element(undefined, value, ir.Constant(integer, 0))
+        return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(integer, LANES), [0] * LANES))
+
+    return VECTOR(number), generate
+
+
+def _typed_larger(typing: Any, vector: Any, least: Any) -> Any:
+    """Value by value the larger one; what is no number in the first stays."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        smaller = builder.fcmp_ordered("<", *arguments)
+        return builder.select(smaller, arguments[1], arguments[0])
+
+    return VECTOR(VECTOR, VECTOR), generate
+
+
+def _typed_where_positive(typing: Any, vector: Any, gate: Any) -> Any:
+    """The first one's values, but 0 where the second's are not above 0."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        zero = ir.Constant(_VECTOR, [0.0] * LANES)
+        return builder.select(builder.fcmp_ordered("<=", arguments[1], zero), zero, arguments[0])
+
+    return VECTOR(VECTOR, VECTOR), generate
+
+
+def _typed_largest(typing: Any, a: Any, b: Any) -> Any:
+    """Value by value the larger one; what is no number in either stays."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        a, b = arguments
+        without_b = builder.select(builder.fcmp_unordered("<", a, b), b, a)
+        return builder.select(builder.fcmp_unordered("uno", a, a), a, without_b)
+
+    return VECTOR(VECTOR, VECTOR), generate
+
+
+def _typed_where_equal(typing: Any, a: Any, b: Any, equal: Any, other: Any) -> Any:
+    """The third one's values where the first two are equal, else the fourth's."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        a, b, equal, other = arguments
+        return builder.select(builder.fcmp_ordered("==", a, b), equal, other)
+
+    return VECTOR(VECTOR, VECTOR, VECTOR, VECTOR), generate
+
+
+load: Any = intrinsic(_typed_load)
+store: Any = intrinsic(_typed_store)
+everywhere: Any = intrinsic(_typed_everywhere)
+larger: Any = intrinsic(_typed_larger)
+largest: Any = intrinsic(_typed_largest)
+where_equal: Any = intrinsic(_typed_where_equal)
+where_positive: Any = intrinsic(_typed_where_positive)
+
+
+def _place(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+    kind = signature.args[0]
+    array = context.make_array(kind)(context, builder, arguments[0])
+    place = cgutils.get_item_pointer(context, builder, kind, array, arguments[1:4], wraparound=False)  # type: ignore[no-untyped-call]
+    return builder.bitcast(place, _VECTOR.as_pointer())
+
+
+def _elementwise(name: str) -> Any:
+    """The instruction of that name for two vectors."""
+
+    def typed(typing: Any, a: Any, b: Any) -> Any:
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+            return getattr(builder, name)(*arguments, flags=_FUSED)
+
+        return VECTOR(VECTOR, VECTOR), generate
+
+    return intrinsic(typed)
+
+
+_add, _subtract, _multiply = (_elementwise(name) for name in ("fadd", "fsub", "fmul"))
+
+
+@overload(operator.add, strict=False)
+def _overloaded_add(a: Any, b: Any) -> Callable[[Any, Any], Any] | None:
+    return (lambda a, b: _add(a, b)) if a is VECTOR and b is VECTOR else None
+
+
+@overload(operator.sub, strict=False)
+def _overloaded_subtract(a: Any, b: Any) -> Callable[[Any, Any], Any] | None:
+    return (lambda a, b: _subtract(a, b)) if a is VECTOR and b is VECTOR else None
+
+
+@overload(operator.mul, strict=False)
+def _overloaded_multiply(a: Any, b: Any) -> Callable[[Any, Any], Any] | None:
+    if a is VECTOR and b is VECTOR:
+        return lambda a, b: _multiply(a, b)
+    return (lambda a, b: _multiply(everywhere(a), b)) if isinstance(a, types.Number) and b is VECTOR else None

@@ -1,0 +1,95 @@
+"""Instance normalization with running averages at inference."""
+
+from __future__ import annotations
+
+import torch
+
+from stylize.evaluation.evaluate import Painter
+from stylize.evaluation.statistics import spread
+from stylize.generators import Generator
+from stylize.norms import Statistics, frozen_statistics, recorded_statistics
+from stylize.pictures.images import find_images
+from stylize.studies.findings import Finding
+from stylize.studies.runs import Arm
+from stylize.studies.study import Findings, Results, Setting, Study, seeds_table
+from stylize.training.photographs import validation_images
+
+AVERAGED = 64  # photographs
+
+
+def _arms(setting: Setting) -> list[Arm]:
+    return [Arm(norm, {"generator.norm": kind}) for norm, kind in (("IN", "instance"), ("BN", "batch"))]
+
+
+@torch.no_grad()
+def average_statistics(generator: Generator, photographs: list[torch.Tensor]) -> dict[str, Statistics]:
+    """The mean of the images' own means and variances at every norm, as running averages would hold them.
+
+    Args:
+        generator: With instance normalization.
+        photographs: `(3, H, W)` each.
+    """
+    device = next(generator.parameters()).device
+    collected: list[dict[str, Statistics]] = []
+    for photograph in photographs:
+        with recorded_statistics(generator) as used:
+            generator(photograph[None].to(device))
+        collected.append(used)
+    return {
+        name: Statistics(*(torch.stack(kind).mean(0) for kind in zip(*(c[name] for c in collected), strict=True)))
+        for name in collected[0]
+    }
+
+
+def _frozen(generator: Generator, statistics: dict[str, Statistics]) -> Painter:
+    def paint(content: torch.Tensor) -> torch.Tensor:
+        with frozen_statistics(generator, statistics):
+            painted: torch.Tensor = generator(content)
+        return painted
+
+    return paint
+
+
+def _painters(results: Results, seed: int) -> dict[str, Painter]:
+    generator = results.generator("IN", seed)
+    files = find_images(results.setting.parted.training)[:AVERAGED]
+    photographs = validation_images(files, results.setting.base.content.crop)
+    return {
+        "IN, own statistics": generator,
+        "IN, running averages": _frozen(generator, average_statistics(generator, photographs)),
+        "BN": results.generator("BN", seed),
+    }
+
+
+def _findings(results: Results) -> Findings:
+    measured: dict[str, list[dict[str, float]]] = {}
+    for place in range(len(results.setting.seeds)):
+        for name, painter in _painters(results, place).items():
+            measured.setdefault(name, []).append(results.measured(painter))
+    first = _painters(results, 0)
+    parts: list[Finding] = [
+        seeds_table("Held-out losses", measured),
+        results.plot("Held-out style loss, with own statistics", results.arms),
+        results.sheet("Pictures", first),
+        results.contrast_table("How the pictures depend on the photographs' contrast", first),
+        results.contrast_sheet("One photograph at four contrasts", first),
+    ]
+    styles = {name: [m["style"] for m in by_seed] for name, by_seed in measured.items()}
+    factors = [b / a for a, b in zip(styles["IN, own statistics"], styles["IN, running averages"], strict=True)]
+    against = [b / a for a, b in zip(styles["BN"], styles["IN, running averages"], strict=True)]
+    statements = [
+        f"Freezing the statistics of the same trained network multiplies its held-out style loss by {spread(factors)}",
+        f"The frozen network's style loss is {spread(against)} times that of a network trained with BN",
+    ]
+    return Findings(statements, parts)
+
+
+STUDY = Study(
+    "frozen",
+    "IN with each image's own statistics, with running averages, and BN",
+    'Instance normalization "is applied at test time as well" (Ulyanov et al. 2016). Many programs give it running '
+    "averages in eval() instead, as batch normalization has them. The same trained networks are measured both ways; "
+    f"the averages are those of up to {AVERAGED} of the photographs that were trained on.",
+    _arms,
+    _findings,
+)

@@ -1,0 +1,205 @@
+"""Photographs → seeded, resumable batches of crops.
+
+The sample at position p of the endless stream depends on the seed, the files and p alone: no state has to be saved
+but the position, and any number of workers gives the same batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from stylize.errors import StylizeError
+from stylize.pictures.images import read_rgb
+from stylize.system import distributed
+from stylize.training.cache import PhotographCache
+from stylize.training.photographs import LISTED_FILES, ContentConfig
+from stylize.training.workers import loaded, options_of
+
+logger = logging.getLogger("stylize")
+UNREADABLE_SHARE = 0.05
+
+
+class CropDataset(Dataset[tuple[Tensor | None, list[str]]]):
+    """Square crops by position in the endless stream.
+
+    An item is the crop, uint8 `(3, crop, crop)`, and the messages of files that could not be read; in their place
+    comes another file, also determined by the position. After 20 such files there is no crop: an error raised in a
+    worker would arrive with the worker's traceback in its message.
+
+    Args:
+        files: The photographs.
+        config: How to crop them, and where decoded ones are kept.
+        seed: Of the order and the crops.
+        held_out: Others of the same folder, on which a run with another seed would train: a cache holds them, too.
+    """
+
+    def __init__(self, files: Sequence[Path], config: ContentConfig, seed: int, held_out: Sequence[Path] = ()) -> None:
+        self.files = list(files)
+        self.config = config
+        self.seed = seed
+        self.cache = None
+        if config.cache is not None:
+            self.cache = PhotographCache(Path(config.cache), [*files, *held_out], config.resize, config.limit)
+
+    def __getitem__(self, position: int) -> tuple[Tensor | None, list[str]]:
+        draw = random.Random(f"crop {self.seed} {position}")
+        epoch, place = divmod(position, len(self.files))
+        index = epoch_order(self.seed, epoch, len(self.files))[place]
+        unreadable: list[str] = []
+        for _ in range(LISTED_FILES):
+            try:
+                return self._crop(self.files[index], draw), unreadable
+            except StylizeError as error:
+                unreadable.append(str(error))
+                index = draw.randrange(len(self.files))
+        return None, unreadable
+
+    def fingerprint(self) -> str:
+        """A word for the files by name: with others the positions mean other crops."""
+        names = "\0".join(file.name for file in self.files)
+        return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
+
+    def _crop(self, file: Path, draw: random.Random) -> Tensor:
+        pixels = self._pixels(file)
+        side = self.config.crop
+        height, width, _ = pixels.shape
+        left, top = (draw.randint(0, length - side) for length in (width, height))
+        crop = pixels[top : top + side, left : left + side]
+        if draw.random() < 0.5:
+            crop = crop[:, ::-1]
+        return torch.from_numpy(crop.transpose(2, 0, 1).copy())
+
+    def _pixels(self, file: Path) -> NDArray[np.uint8]:
+        """A photograph decoded and resized, `(H, W, 3)`."""
+        if self.cache is not None:
+            return self.cache.read(file)
+        return np.asarray(read_rgb(file, self.config.resize))
+
+
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, count: int) -> Sequence[int]:
+    """The order of the files in one pass."""
+    return random.Random(f"epoch {seed} {epoch}").sample(range(count), count)
+
+
+def unreadable_report(messages: Sequence[str], count: int) -> str:
+    """The message that stops a run for its bad files.
+
+    >>> unreadable_report(["a.jpg: no such file"], 10)
+    '1 of 10 photographs cannot be read: a.jpg: no such file'
+    """
+    distinct = sorted(set(messages))
+    more = f"; and {len(distinct) - LISTED_FILES} more" if len(distinct) > LISTED_FILES else ""
+    listed = "; ".join(distinct[:LISTED_FILES])
+    return f"{len(distinct)} of {count} photographs cannot be read: {listed}{more}"
+
+
+class _Positions(torch.utils.data.Sampler[list[int]]):
+    """Positions of the batches from one step to another; of several processes, this one's equal part of each."""
+
+    def __init__(self, first_step: int, last_step: int, batch_size: int) -> None:
+        self.steps = range(first_step, last_step)
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        part = self.batch_size // distributed.count()
+        for step in self.steps:
+            first = step * self.batch_size + distributed.rank() * part
+            yield list(range(first, first + part))
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+def _collate(items: list[tuple[Tensor | None, list[str]]]) -> tuple[Tensor | None, list[str]]:
+    crops = [crop for crop, _ in items if crop is not None]
+    messages = [message for _, some in items for message in some]
+    if len(crops) < len(items):
+        return None, messages
+    # numpy's stack runs in this thread; torch's would divide the copy of a megabyte among threads, and wait for them
+    return torch.from_numpy(np.stack([crop.numpy() for crop in crops])), messages
+
+
+class Batches:
+    """Batches of crops from any step on.
+
+    Args:
+        dataset: The crops.
+        batch_size: Crops a batch, of all processes together.
+        workers: Processes that decode; 0: this one.
+        pin_memory: For transfer to a GPU.
+        building_workers: Processes that decode for the cache before the training, where `workers` is 0.
+
+    Attributes:
+        unreadable: Messages of the files that could not be read so far.
+    """
+
+    def __init__(
+        self,
+        dataset: CropDataset,
+        batch_size: int,
+        workers: int = 0,
+        pin_memory: bool = False,
+        building_workers: int = 0,
+    ) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.building_workers = building_workers
+        self.options: dict[str, Any] = {**options_of(workers), "pin_memory": pin_memory}
+        self.unreadable: set[str] = set()
+        self._prepared = False
+
+    @property
+    def workers(self) -> int:
+        """Processes that decode."""
+        return int(self.options["num_workers"])
+
+    def prepare(self) -> None:
+        """Build the cache of decoded photographs, if there shall be one and it is not there; else `from_step` does.
+
+        Raises:
+            StylizeError: It cannot be written, or the disk has not the room.
+        """
+        if self.dataset.cache is not None and not self._prepared:
+            self.dataset.cache.prepare(self.workers or self.building_workers)
+        self._prepared = True
+
+    def from_step(self, first_step: int, last_step: int) -> Iterator[Tensor]:
+        """Batches `(N, 3, crop, crop)`, uint8, of the steps `first_step` to `last_step` − 1.
+
+        Of several processes each gets its equal part.
+
+        Raises:
+            StylizeError: More than 5 % of the files, or all that were tried, cannot be read; the message lists them.
+        """
+        self.prepare()
+
+        def loader_from(step: int) -> DataLoader[Any]:
+            positions = _Positions(step, last_step, self.batch_size)
+            return DataLoader(self.dataset, batch_sampler=positions, collate_fn=_collate, **self.options)
+
+        for crops, messages in loaded(loader_from, first_step, last_step, "step"):
+            self._report(messages)
+            if crops is None:
+                raise StylizeError(unreadable_report(messages, len(self.dataset.files)))
+            yield crops
+
+    def _report(self, messages: list[str]) -> None:
+        for message in sorted(set(messages) - self.unreadable):
+            logger.warning("skipped: %s", message)
+            self.unreadable.add(message)
+        count = len(self.dataset.files)
+        if len(self.unreadable) > UNREADABLE_SHARE * count:
+            raise StylizeError(unreadable_report(sorted(self.unreadable), count))
