@@ -301,7 +301,7 @@ def write_student(path: Path, convolution: Convolution = "plain") -> VGG19:
 def compact(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> VGG19:
     """A small student in place of the one in the package."""
     monkeypatch.setattr(stylize.losses.vgg_weights, "COMPACT", tmp_path / "weights" / "vgg19-compact.safetensors")
-    return write_student(stylize.losses.vgg.COMPACT)
+    return write_student(stylize.losses.vgg_weights.COMPACT)
 
 
 @torch.no_grad()
@@ -348,13 +348,15 @@ def test_compact_is_the_student_in_the_package(compact: VGG19) -> None:
 
 
 def test_the_student_in_the_package_is_small_and_no_built_in_style() -> None:
-    assert stylize.losses.vgg.COMPACT not in built_in_models().values()
-    assert not stylize.losses.vgg.COMPACT.exists() or stylize.losses.vgg.COMPACT.stat().st_size <= 600_000
+    assert stylize.losses.vgg_weights.COMPACT not in built_in_models().values()
+    assert (
+        not stylize.losses.vgg_weights.COMPACT.exists() or stylize.losses.vgg_weights.COMPACT.stat().st_size <= 600_000
+    )
 
 
 def test_a_tap_deeper_than_the_student_is_refused(compact: VGG19) -> None:
     assert refusal(lambda: load_vgg("compact", ["relu1_1", "relu4_2"])) == (
-        f"{stylize.losses.vgg.COMPACT}: reaches relu3_1, must reach relu4_2; ask for shallower layers in "
+        f"{stylize.losses.vgg_weights.COMPACT}: reaches relu3_1, must reach relu4_2; ask for shallower layers in "
         "loss.style_layers and loss.content_layers, or give a deeper file"
     )
 
