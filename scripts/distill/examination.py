@@ -12,11 +12,12 @@ from distill.pictures import Scenes
 from torch import Tensor
 from torch.nn import functional as F
 
-from stylize.losses.perceptual import channel_balance, gram_matrix, squared_error
+from stylize.losses.perceptual import channel_balance, squared_error
 from stylize.losses.vgg import TAPS as ALL_TAPS
 from stylize.losses.vgg import VGG19
 from stylize.models.file import load_model
 from stylize.models.find import built_in_models
+from stylize.ops import gram_matrix
 
 TAPS = tuple(ALL_TAPS)[:5]
 TERMS = ("style_gradient", "content_gradient")

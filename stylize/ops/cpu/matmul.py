@@ -12,14 +12,9 @@ Differs: nothing is packed here. The right factor comes in panels (`panels`), an
 from __future__ import annotations
 
 import math
-import platform
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar, cast
+from collections.abc import Iterator
+from typing import Any, cast
 
-import llvmlite.binding
-import numba
-import numpy as np
-import numpy.typing as npt
 import torch
 from llvmlite import ir
 from numba import types
@@ -27,53 +22,11 @@ from numba.extending import intrinsic
 from torch import Tensor
 from torch.nn import functional as F
 
+from stylize.ops.cpu.compile import BLOCK, PANEL, Values, compiled
 from stylize.system.threads import in_threads
-
-Values = npt.NDArray[np.float32]
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 CACHED_VALUES = 1 << 16  # of both factors: 256 KiB, a share of the cache
 LEAST_MULTIPLICATIONS = 1 << 21  # that are worth a thread
-
-
-class Block(NamedTuple):
-    """What of a result stands in registers.
-
-    Attributes:
-        rows: At most.
-        vectors: In a row.
-        lanes: Values of a vector.
-    """
-
-    rows: int
-    vectors: int
-    lanes: int
-
-
-def block_for(machine: str, features: dict[str, bool]) -> Block:
-    """The block that fills the registers of a processor but for two or three.
-
-    >>> block_for("x86_64", {"avx512f": True, "avx2": True}), block_for("x86_64", {"avx2": True})
-    (Block(rows=14, vectors=2, lanes=16), Block(rows=6, vectors=2, lanes=8))
-    """
-    if features.get("avx512f"):
-        return Block(14, 2, 16)
-    if features.get("avx2") and features.get("fma", True):
-        return Block(6, 2, 8)
-    return Block(6, 2, 4) if machine in ("x86_64", "AMD64") else Block(6, 4, 4)
-
-
-BLOCK = block_for(platform.machine(), dict(llvmlite.binding.get_host_cpu_features()))
-PANEL = BLOCK.vectors * BLOCK.lanes  # columns
-
-
-def compiled(function: Function) -> Function:
-    """The function compiled when it is first called; kept on disk, where there is a folder for that."""
-    options: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}}
-    try:
-        return cast(Function, numba.njit(cache=True, **options)(function))
-    except RuntimeError:  # there is no folder for it that may be written to
-        return cast(Function, numba.njit(**options)(function))
 
 
 def in_panels(columns: int) -> int:
@@ -111,13 +64,12 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> 
     multiply_values(_flat(left), _flat(right), _flat(out), strides, (*left.shape, right.shape[1]), add)
 
 
-def suit(values: Tensor) -> bool:
-    """Whether the two below are right for matrices of these: float32 on a CPU, columns side by side, whole panels."""
-    plain = values.device.type == "cpu" and values.dtype == torch.float32 and not torch.compiler.is_compiling()
-    return plain and values.stride(-1) == 1 and values.shape[-1] % PANEL == 0
+def is_supported(values: Tensor) -> bool:
+    """Return whether `matmul` and `matmul_transposed` take these: CPU float32, unit stride, full panels."""
+    return values.stride(-1) == 1 and values.shape[-1] % PANEL == 0
 
 
-def by_rows(left: Tensor, right: Tensor, out: Tensor) -> None:
+def matmul(left: Tensor, right: Tensor, out: Tensor) -> None:
     """`out = left @ right` of many rows, on all cores: `(P, M)`, `(M, N)` → `(P, N)`."""
     left, factor = left.detach(), panels(right.detach()[None])
     parts, height = _parts(len(left), right.numel()), _cached_rows(left, out)
@@ -129,7 +81,7 @@ def by_rows(left: Tensor, right: Tensor, out: Tensor) -> None:
     in_threads(multiply_part, len(parts))
 
 
-def over_rows(left: Tensor, right: Tensor) -> Tensor:
+def matmul_transposed(left: Tensor, right: Tensor) -> Tensor:
     """`leftᵀ @ right` of many rows, on all cores: `(P, M)`, `(P, N)` → `(M, N)`."""
     left, right = left.detach(), right.detach()
     sides = left.shape[1], right.shape[1]
@@ -280,7 +232,7 @@ class _BlockEmitter:
         factors = [self._load(self._moved(right, vector * BLOCK.lanes)) for vector in range(BLOCK.vectors)]
         left, results = builder.gep(self.left, [builder.mul(step, self.left_step)]), []
         for row, own in enumerate(sums):
-            value = self._everywhere(builder.load(self._row(left, row, self.left_row)))
+            value = self._splat(builder.load(self._row(left, row, self.left_row)))
             results.append([self._multiply_add(value, f, s) for f, s in zip(factors, own, strict=True)])
         following = builder.add(step, ir.Constant(_INTEGER, 1))
         step.add_incoming(following, loop)
@@ -313,7 +265,7 @@ class _BlockEmitter:
         fused = ("contract",)
         return self.builder.fadd(self.builder.fmul(value, factor, flags=fused), total, flags=fused)
 
-    def _everywhere(self, value: Any) -> Any:
+    def _splat(self, value: Any) -> Any:
         undefined, integer = ir.Constant(_VECTOR, ir.Undefined), ir.IntType(32)
         first = self.builder.insert_element(undefined, value, ir.Constant(integer, 0))
         lanes = ir.Constant(ir.VectorType(integer, BLOCK.lanes), [0] * BLOCK.lanes)

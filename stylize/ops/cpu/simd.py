@@ -16,9 +16,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
-from stylize.ops.cpu.matmul import BLOCK
-
-LANES = BLOCK.lanes
+from stylize.ops.cpu.compile import LANES
 
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
 _FUSED = ("contract",)  # a product and a sum may be rounded as one
@@ -61,7 +59,7 @@ def _typed_store(typing: Any, array: Any, i: Any, j: Any, k: Any, vector: Any) -
     return types.void(array, types.intp, types.intp, types.intp, VECTOR), generate
 
 
-def _typed_everywhere(typing: Any, number: Any) -> Any:
+def _typed_splat(typing: Any, number: Any) -> Any:
     """The vector of so many times the number."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
@@ -116,7 +114,7 @@ def _typed_where_equal(typing: Any, a: Any, b: Any, equal: Any, other: Any) -> A
 
 load: Any = intrinsic(_typed_load)
 store: Any = intrinsic(_typed_store)
-everywhere: Any = intrinsic(_typed_everywhere)
+splat: Any = intrinsic(_typed_splat)
 larger: Any = intrinsic(_typed_larger)
 largest: Any = intrinsic(_typed_largest)
 where_equal: Any = intrinsic(_typed_where_equal)
@@ -159,4 +157,4 @@ def _overloaded_subtract(a: Any, b: Any) -> Callable[[Any, Any], Any] | None:
 def _overloaded_multiply(a: Any, b: Any) -> Callable[[Any, Any], Any] | None:
     if a is VECTOR and b is VECTOR:
         return lambda a, b: _multiply(a, b)
-    return (lambda a, b: _multiply(everywhere(a), b)) if isinstance(a, types.Number) and b is VECTOR else None
+    return (lambda a, b: _multiply(splat(a), b)) if isinstance(a, types.Number) and b is VECTOR else None

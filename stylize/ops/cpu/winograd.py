@@ -24,21 +24,17 @@ from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.weak import WeakIdKeyDictionary
 
-from stylize.ops.cpu.matmul import PANEL, Values, compiled, in_panels, multiply_values
-from stylize.ops.cpu.simd import LANES, everywhere, larger, load, store, where_positive
+from stylize.ops.cpu.compile import LANES, PANEL, Indices, Values, compiled
+from stylize.ops.cpu.matmul import in_panels, multiply_values
+from stylize.ops.cpu.simd import larger, load, splat, store, where_positive
+from stylize.ops.limits import TILE_PX, limits
 from stylize.system.threads import in_threads
 
-Indices = npt.NDArray[np.int64]
-
-TILE_PX = 4
-CHUNK_VALUES = 5 << 16  # of transformed tiles: 1.25 MiB, a share of the cache
-LEAST_TILES = 48  # in a chunk, each of which reads all weights: those of many channels do not fit into the cache
 PARTS = 32  # of the chunks, for each thread: who is done sooner takes more of them
 LINE_VALUES = 16  # of the cache: 64 bytes
 
@@ -241,7 +237,7 @@ def _framed(length: int, width: int) -> Indices:
 
 def _fitting(inputs: int, outputs: int) -> int:
     """So many tiles make a chunk."""
-    return max(LEAST_TILES, CHUNK_VALUES // (36 * max(inputs, outputs)))
+    return max(limits.chunk_tiles, limits.chunk_values // (36 * max(inputs, outputs)))
 
 
 @lru_cache(256)
@@ -265,8 +261,8 @@ def _chunks(down: int, across: int, fitting: int, threads: int) -> Indices:
 # --- Scratch -------------------------------------------------------------------------------------------------------
 
 
-def load_compiled_functions() -> None:
-    """Load what is compiled, or compile it: its time and memory are then not part of the first convolution's."""
+def load_kernels() -> None:
+    """Load the compiled functions of the forward pass, or compile them."""
     convolution, side_px = Winograd(torch.zeros(LANES, LANES, 3, 3)), TILE_PX + 2
     image = Bordered(torch.zeros(1, side_px, side_px, LANES), np.arange(side_px), np.arange(side_px))
     convolution.convolve(image, None, torch.empty(1, TILE_PX, TILE_PX, LANES))
@@ -301,7 +297,7 @@ def _scratch(name: str, chunks: Indices, channels: int) -> Values:
 @compiled
 def _load(image: Values, gate: Values | None, y: int, x: int, c: int) -> Any:
     if y < 0 or x < 0:
-        return everywhere(0.0)
+        return splat(0.0)
     if gate is None:  # settled when it is compiled
         return load(image, y, x, c)
     return where_positive(load(image, y, x, c), load(gate, y, x, c))
@@ -440,7 +436,7 @@ def _transform_products(
                 s = _products_column(products, 3, tile, c)
                 t = _products_column(products, 4, tile, c)
                 u = _products_column(products, 5, tile, c)
-                added, floor = load(offset, 0, 0, c), everywhere(least)
+                added, floor = load(offset, 0, 0, c), splat(least)
                 first = _of_products(p[0], q[0], r[0], s[0], t[0], u[0])
                 _store_pixels(result, targets[down, 0], x, c, first, added, floor)
                 second = _of_products(p[1], q[1], r[1], s[1], t[1], u[1])
