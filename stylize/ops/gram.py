@@ -11,10 +11,11 @@ from stylize.ops.dispatch import count_kernel_call, cpu_kernels, without_autocas
 
 
 def gram_matrix(features: Tensor) -> Tensor:
-    """Return `G = F Fᵀ / (C·H·W)`, in float32 whatever the input and autocast: a bfloat16 sum over a map loses it.
+    """Return `G = F Fᵀ / (C·H·W)`.
 
     Args:
-        features: `(N, C, H, W)`.
+        features: `(N, C, H, W)`. The sum is in float32 (of float64: in float64) whatever autocast says: in bfloat16 a
+            sum over a map loses its small terms.
 
     Returns:
         `(N, C, C)`.
@@ -24,7 +25,8 @@ def gram_matrix(features: Tensor) -> Tensor:
 
     Source: Johnson et al. 2016, arXiv:1603.08155, equation 3.
     """
-    pixels = features.float().permute(0, 2, 3, 1).flatten(1, 2)  # (N, H·W, C): of a channels-last map a view
+    wide = features if features.dtype == torch.float64 else features.float()
+    pixels = wide.permute(0, 2, 3, 1).flatten(1, 2)  # (N, H·W, C): of a channels-last map a view
     products: Tensor = _ProductsOfChannels.apply(pixels)
     return products / (pixels.shape[1] * pixels.shape[2])
 

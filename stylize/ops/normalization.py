@@ -39,11 +39,11 @@ def normalize(
         ValueError: `out` has another shape or type than `x`.
     """
     _check_out(out, x)
-    if fuses_norms(x) and x.shape[-2:].numel() > 1:
+    if torch.is_grad_enabled() and fuses_norms(x) and x.shape[-2:].numel() > 1:
         from stylize.ops.cpu import norm
 
         count_kernel_call()
-        return norm.normalize(x, coefficients, parameters, relu, _same_layout(out, x))
+        return norm.normalize(x, coefficients, parameters, relu)
     return affine(x, *coefficients(instance_statistics(x)), relu=relu, out=out)
 
 
@@ -61,9 +61,10 @@ def affine(x: Tensor, factor: Tensor, offset: Tensor, *, relu: bool = False, out
     if cpu_kernels(x, factor, offset):
         from stylize.ops.cpu import norm
 
-        if not torch.is_grad_enabled() and norm.is_vectorized(x):
+        same_layout = out is None or out.stride() == x.stride()
+        if not torch.is_grad_enabled() and norm.is_vectorized(x) and same_layout:
             count_kernel_call()
-            return norm.affine(x, factor, offset, relu, _same_layout(out, x))
+            return norm.affine(x, factor, offset, relu, out)
         if torch.is_grad_enabled() and norm.is_supported(x) and factor.shape == x.shape[:2]:
             count_kernel_call()
             result = norm.multiply_add(x, factor, offset)
@@ -127,11 +128,6 @@ class MergedStatistics:
         means, variances = (torch.stack([values.cpu() for values in kind]) for kind in zip(*self._pieces, strict=True))
         total = merged(torch.tensor(self._pixels).view(-1, 1, 1), means, variances)
         return Statistics(*(values.to(self._pieces[0].mean.device) for values in total))
-
-
-def _same_layout(out: Tensor | None, x: Tensor) -> Tensor | None:
-    """Return `out` where a kernel may write to it as it reads `x`: element by element in the same order."""
-    return out if out is not None and out.stride() == x.stride() else None
 
 
 def _check_out(out: Tensor | None, x: Tensor) -> None:

@@ -52,14 +52,10 @@ def is_vectorized_by_pixel(x: Tensor) -> bool:
     return channels_last and x.shape[1] % LANES == 0 and x.numel() > 0
 
 
-def normalize(
-    x: Tensor, coefficients: Coefficients, parameters: Sequence[Tensor], relu: bool, out: Tensor | None
-) -> Tensor:
-    """See `stylize.ops.normalization.normalize`; for vectorized maps."""
-    if torch.is_grad_enabled():
-        result: Tensor = _Normalize.apply(x, coefficients, relu, *parameters)
-        return result
-    return affine(x, *coefficients(Statistics(*measure(x))), relu, out)
+def normalize(x: Tensor, coefficients: Coefficients, parameters: Sequence[Tensor], relu: bool) -> Tensor:
+    """See `stylize.ops.normalization.normalize`; for vectorized maps, with a gradient."""
+    result: Tensor = _Normalize.apply(x, coefficients, relu, *parameters)
+    return result
 
 
 def affine(x: Tensor, factor: Tensor, offset: Tensor, relu: bool, out: Tensor | None) -> Tensor:
