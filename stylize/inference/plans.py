@@ -190,7 +190,7 @@ def _choices(stages: Sequence[Stage]) -> list[frozenset[int]]:
         kept = needed | {i for i, stage in enumerate(stages[:-1]) if _values(stage) <= size}
         if kept not in choices:
             choices.append(kept)
-    return choices
+    return choices or [needed]  # of a network whose maps are all as large as its largest
 
 
 def _plan(stages: Sequence[Stage], kept: frozenset[int], dtype: torch.dtype) -> Plan:
@@ -289,7 +289,8 @@ def working_bytes(plan: Plan, stages: Sequence[Stage], dtype: torch.dtype) -> in
             most = max(most, behind + result + 2 * below * _row_values(before))
             rows = below
     if isinstance(plan.place, Path):
-        most += DISK_BUFFERS * max(stage_rows(stages, i, plan.strip_px) * _row_values(stages[i]) for i in kept)
+        rows = (stage_rows(stages, i, plan.strip_px) * _row_values(stages[i]) for i in kept)
+        most += DISK_BUFFERS * max(rows, default=0)
     return most * dtype.itemsize + scratch_bytes()
 
 
