@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from stylize.ops.cpu.compile import LANES, PANEL, Indices
 from stylize.ops.cpu.matmul import in_panels, multiply
-from stylize.ops.cpu.winograd import Bordered, Winograd, winograd_of
+from stylize.ops.cpu.winograd import PaddedImages, Winograd, winograd_of
 from stylize.ops.geometry import Geometry, Window, scale_factors, whole
 from stylize.ops.limits import limits
 from stylize.ops.rows import as_maps, by_pixel, outside, padded_rows, scratch, strip_rows, upsampled_rows
@@ -30,8 +30,8 @@ from stylize.system.threads import in_threads
 
 aten = torch.ops.aten
 
-FEW_CHANNELS = 8  # times as many come out
-WINOGRAD_PAYS_FROM = 16 * 16  # products of channels; below, the transforms cost more than they save
+FEW_CHANNELS = 8  # output channels for each input channel, from which the padded maps are small beside the result
+WINOGRAD_PAYS_FROM = 16 * 16  # input times output channels; below, the transforms cost more than they save
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, relu: bool) -> Tensor:
@@ -52,7 +52,7 @@ def conv2d_rows(
 
 
 class _Conv2d(torch.autograd.Function):
-    # The input is kept as it came, neither enlarged nor bordered, and only where the weights train.
+    # The input is saved as it came, before upsampling and padding, and only where the weights are trained.
 
     @staticmethod
     def forward(
@@ -70,14 +70,14 @@ class _Conv2d(torch.autograd.Function):
     ) -> Tensor:
         kernel = _kernel(weight, x.shape[1], geometry.stride)
         height, width = geometry.result_size(x.shape[2:])
-        small = len(x) == 1 or x.shape[1] * FEW_CHANNELS <= len(weight)  # what has a border, beside the result
-        if trains and isinstance(kernel, _LibraryConv) and small:  # no strips, so no copy of them
-            bordered = [padded_rows(whole(image), geometry, 0, height) for image in by_pixel(x)]
-            at_once = kernel(torch.stack(bordered) if len(x) > 1 else bordered[0][None], bias)
-            return at_once.relu_() if relu else at_once
+        small = len(x) == 1 or x.shape[1] * FEW_CHANNELS <= len(weight)  # the padded maps, beside the result
+        if trains and isinstance(kernel, _LibraryConv) and small:  # without strips their results need no copy
+            padded = [padded_rows(whole(image), geometry, 0, height) for image in by_pixel(x)]
+            convolved = kernel(torch.stack(padded) if len(x) > 1 else padded[0][None], bias)
+            return convolved.relu_() if relu else convolved
         result = torch.empty((len(x), len(weight), height, width), memory_format=torch.channels_last)
         if isinstance(kernel, Winograd) and geometry.size is None:
-            kernel.convolve(_framed(by_pixel(x), geometry), bias, by_pixel(result), relu)
+            kernel.convolve(_padded_images(by_pixel(x), geometry), bias, by_pixel(result), relu)
             return result
         for image, out in zip(by_pixel(x), by_pixel(result), strict=True):
             _convolve_strips(whole(image), kernel, bias, geometry, relu, (0, height), out)
@@ -93,10 +93,12 @@ class _Conv2d(torch.autograd.Function):
             gradient, rectified = aten.threshold_backward(gradient, rectified, 0), None
         gradient = by_pixel(gradient)
         needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
-        of_x = _input_gradient(gradient, ctx.shape, kernel, ctx.geometry, rectified) if needs_x else None
-        of_weight = _weight_gradient(gradient, by_pixel(x), weight, kernel, ctx.geometry) if needs_weight else None
-        of_bias = gradient.sum((0, 1, 2)) if needs_bias else None
-        return of_x, of_weight, of_bias, None, None, None
+        x_gradient = _input_gradient(gradient, ctx.shape, kernel, ctx.geometry, rectified) if needs_x else None
+        weight_gradient = (
+            _weight_gradient(gradient, by_pixel(x), weight, kernel, ctx.geometry) if needs_weight else None
+        )
+        bias_gradient = gradient.sum((0, 1, 2)) if needs_bias else None
+        return x_gradient, weight_gradient, bias_gradient, None, None, None
 
 
 def _input_gradient(
@@ -105,19 +107,19 @@ def _input_gradient(
     n, channels, height, width = shape
     size = _padded_size((height, width, channels), geometry)
 
-    def of_images(some: slice) -> Tensor:
+    def for_images(some: slice) -> Tensor:
         if rectified is not None and isinstance(kernel, Winograd):
-            bordered = kernel.convolve_back(gradient[some], size, by_pixel(rectified)[some])
+            padded = kernel.convolve_back(gradient[some], size, by_pixel(rectified)[some])
         else:
-            bordered = kernel.convolve_back(gradient[some], size)
-        return _without_border(bordered, geometry, (height, width))
+            padded = kernel.convolve_back(gradient[some], size)
+        return _unpadded_(padded, geometry, (height, width))
 
     groups = _groups(n, math.prod(size))
     if len(groups) == 1:
-        return of_images(groups[0]).permute(0, 3, 1, 2)
+        return for_images(groups[0]).permute(0, 3, 1, 2)
     result = gradient.new_empty(n, height, width, channels)
     for some in groups:
-        result[some] = of_images(some)
+        result[some] = for_images(some)
     return result.permute(0, 3, 1, 2)
 
 
@@ -126,11 +128,11 @@ def _weight_gradient(
 ) -> Tensor:
     result = torch.zeros_like(weight)
     if isinstance(kernel, Winograd) and geometry.size is None:
-        return result.copy_(kernel.weight_gradient(kernel.tile_products(_framed(x, geometry), gradient)))
+        return result.copy_(kernel.weight_gradient(kernel.tile_products(_padded_images(x, geometry), gradient)))
     if isinstance(kernel, Winograd):
         totals = None
         for image, g in zip(x, gradient, strict=True):
-            totals = kernel.tile_products(_gathered(whole(image), geometry, 0, len(g)), g[None], totals)
+            totals = kernel.tile_products(_padded_strip(whole(image), geometry, 0, len(g)), g[None], totals)
         return result if totals is None else result.copy_(kernel.weight_gradient(totals))
     for image, g in zip(x, gradient, strict=True):
         result += kernel.weight_gradient(padded_rows(whole(image), geometry, 0, len(g)), g)
@@ -138,7 +140,7 @@ def _weight_gradient(
 
 
 def _groups(count: int, values: int) -> list[slice]:
-    """So many images, each of so many values: as many at a time as stay in the cache."""
+    """Divide `count` images of so many values each into groups that stay in the cache."""
     step = max(1, limits.strip_values // values)
     return [slice(first, min(first + step, count)) for first in range(0, count, step)]
 
@@ -152,16 +154,16 @@ def _convolve_strips(
     rows: tuple[int, int],
     out: Tensor,
 ) -> None:
-    """The rows from `rows[0]` to before `rows[1]` of the result into `out`, as many at a time as stay in the cache."""
+    """Write rows `rows[0]` to `rows[1]` − 1 of the result to `out`, as many at a time as stay in the cache."""
     first, last = rows
     strip_px = strip_rows(window.shape, geometry, kernel.values_per_px)
     if isinstance(kernel, Winograd) and geometry.size is None:
-        strip_px = last - first  # nothing is written down that should stay in the cache
+        strip_px = last - first  # the padded maps are read in place
     for start in range(first, last, strip_px):
         end = min(last, start + strip_px)
         target = out[start - first : end - first]
         if isinstance(kernel, Winograd):
-            kernel.convolve(_gathered(window, geometry, start, end), bias, target[None], relu)
+            kernel.convolve(_padded_strip(window, geometry, start, end), bias, target[None], relu)
         else:
             kernel.convolve(padded_rows(window, geometry, start, end), bias, target)
             if relu:
@@ -173,35 +175,35 @@ def _padded_size(shape: tuple[int, int, int], geometry: Geometry) -> tuple[int, 
     return height + 2 * geometry.border_px, width + 2 * geometry.border_px, shape[-1]
 
 
-def _gathered(window: Window, geometry: Geometry, first: int, last: int) -> Bordered:
-    """The same as `_bordered`, not written down."""
+def _padded_strip(window: Window, geometry: Geometry, first: int, last: int) -> PaddedImages:
+    """Return what `padded_rows` returns, as indices into the image in place of a copy."""
     height, width = geometry.upsampled(window.shape)
     low, high = geometry.upsampled_rows(first, last, height)
     source = window.rows(low, high) if geometry.size is None else upsampled_rows(window, geometry, low, high)
     rows = _origins(geometry, *geometry.span(first, last), height, low)
     columns = _origins(geometry, -geometry.border_px, width + geometry.border_px, width, 0)
-    return Bordered(source.contiguous()[None], rows, columns)
+    return PaddedImages(source.contiguous()[None], rows, columns)
 
 
-def _framed(images: Tensor, geometry: Geometry) -> Bordered:
-    """Whole images `(N, H, W, C)`, contiguous, with their borders, not written down."""
+def _padded_images(images: Tensor, geometry: Geometry) -> PaddedImages:
+    """Return whole images `(N, H, W, C)`, contiguous, with their padding as indices."""
     border_px = geometry.border_px
     rows, columns = (
         _origins(geometry, -border_px, length + border_px, length, 0) for length in (images.shape[1], images.shape[2])
     )
-    return Bordered(images, rows, columns)
+    return PaddedImages(images, rows, columns)
 
 
 @lru_cache(256)
 def _origins(geometry: Geometry, start: int, end: int, length: int, low: int) -> Indices:
-    """Where, counted from `low`, the values come from that stand from `start` to before `end`; −1 for zeros."""
+    """Return the sources of padded positions `start` to `end` − 1, counted from `low`; −1 for zeros."""
     zero = geometry.border == "constant"
     outer = {p: -1 if zero else geometry.inside(p, length) - low for p in (*range(start, 0), *range(length, end))}
     return np.array([outer.get(position, position - low) for position in range(start, end)])
 
 
-def _without_border(gradient: Tensor, geometry: Geometry, size: tuple[int, int]) -> Tensor:
-    """The gradients of bordered images `(N, H + 2 border, W + 2 border, C)`, used up → of the images, of this size."""
+def _unpadded_(gradient: Tensor, geometry: Geometry, size: tuple[int, int]) -> Tensor:
+    """Turn the gradient of padded images, `(N, H + 2 border, W + 2 border, C)`, into that of images of this size."""
     border_px = geometry.border_px
     height, width = geometry.upsampled(size)
     inner = gradient[:, border_px : border_px + height, border_px : border_px + width]
@@ -220,7 +222,7 @@ def _without_border(gradient: Tensor, geometry: Geometry, size: tuple[int, int])
 
 
 def _grown(images: Tensor, height: int, width: int, offset: int = 0) -> Tensor:
-    """`(N, H, W, C)` → `(N, height, width, C)`, zeros around each image, `offset` from the upper left corner."""
+    """Put zeros around images: `(N, H, W, C)` → `(N, height, width, C)`, `offset` px from the upper left corner."""
     if images.shape[1:3] == (height, width):
         return images.contiguous()
     count, rows, columns, channels = images.shape
@@ -230,7 +232,7 @@ def _grown(images: Tensor, height: int, width: int, offset: int = 0) -> Tensor:
 
 
 class _LibraryConv:
-    """A convolution by the library.
+    """A convolution by torch's library.
 
     Args:
         weight: `(K, C, k, k)`, or depthwise `(C, 1, k, k)`.
@@ -238,7 +240,7 @@ class _LibraryConv:
         groups: 1, or C.
 
     Attributes:
-        values_per_px: Of the result, while it is made.
+        values_per_px: Values that are held for a pixel of the result while it is computed.
     """
 
     def __init__(self, weight: Tensor, stride: int, groups: int = 1) -> None:
@@ -247,50 +249,51 @@ class _LibraryConv:
         self.groups = groups
         self.values_per_px = len(weight)
 
-    def __call__(self, bordered: Tensor, bias: Tensor | None) -> Tensor:
+    def __call__(self, padded: Tensor, bias: Tensor | None) -> Tensor:
         """`(N, H, W, C)` → `(N, K, H', W')`."""
-        return F.conv2d(bordered.permute(0, 3, 1, 2), self.weight, bias, self.stride, groups=self.groups)
+        return F.conv2d(padded.permute(0, 3, 1, 2), self.weight, bias, self.stride, groups=self.groups)
 
-    def convolve(self, bordered: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    def convolve(self, padded: Tensor, bias: Tensor | None, out: Tensor) -> None:
         """`(H, W, C)` → `(H', W', K)`."""
-        out.copy_(by_pixel(self(bordered[None], bias))[0])
+        out.copy_(by_pixel(self(padded[None], bias))[0])
 
     def convolve_back(self, gradient: Tensor, size: tuple[int, int, int]) -> Tensor:
-        """The gradient of the result `(N, H', W', K)` → that of the bordered images, each of `size` `(H, W, C)`."""
+        """Return the gradient of padded images of `size` `(H, W, C)` from that of the result, `(N, H', W', K)`."""
         return by_pixel(self._gradient(gradient, gradient.new_empty(1).expand(len(gradient), *size), 0))
 
-    def weight_gradient(self, bordered: Tensor, gradient: Tensor) -> Tensor:
-        """The bordered image and the gradient of the result → that of the weights, of their shape."""
-        return self._gradient(gradient[None], bordered[None], 1)
+    def weight_gradient(self, padded: Tensor, gradient: Tensor) -> Tensor:
+        """Return the gradient of the weights, from a padded image and the gradient of its result."""
+        return self._gradient(gradient[None], padded[None], 1)
 
-    def _gradient(self, gradient: Tensor, bordered: Tensor, which: int) -> Tensor:
+    def _gradient(self, gradient: Tensor, padded: Tensor, which: int) -> Tensor:
         asked = [which == i for i in range(3)]
         found: Tensor = aten.convolution_backward(
-            gradient.permute(0, 3, 1, 2), bordered.permute(0, 3, 1, 2), self.weight, None, [self.stride] * 2, [0, 0],
+            gradient.permute(0, 3, 1, 2), padded.permute(0, 3, 1, 2), self.weight, None, [self.stride] * 2, [0, 0],
             [1, 1], False, [0, 0], self.groups, asked,
         )[which]  # fmt: skip
         return found
 
 
 class _DirectConv(_LibraryConv):
-    """The same, but for the gradient of the weights, which the library computes slowly in this layout."""
+    """The same, but with a gradient of the weights of its own: the library's is slow in this layout."""
 
-    def weight_gradient(self, bordered: Tensor, gradient: Tensor) -> Tensor:
-        """The bordered image and the gradient of the result → that of the weights, `(K, C, k, k)`."""
+    def weight_gradient(self, padded: Tensor, gradient: Tensor) -> Tensor:
+        """Return the gradient of the weights, `(K, C, k, k)`."""
         outputs, inputs, kernel_px, _ = self.weight.shape
-        if self.stride == 1 and outputs < inputs:  # the smaller side is the one to unfold
-            height, width = bordered.shape[:2]
+        if self.stride == 1 and outputs < inputs:  # unfold the side with fewer channels
+            height, width = padded.shape[:2]
             frame_px = kernel_px - 1
             (framed,) = _grown(gradient[None], height + frame_px, width + frame_px, frame_px)
-            flipped = _window_products(bordered, framed, kernel_px, 1)
+            flipped = _window_products(padded, framed, kernel_px, 1)
             return flipped.flip(1, 2).permute(3, 0, 1, 2)
-        return _window_products(gradient, bordered, kernel_px, self.stride).permute(0, 3, 1, 2)
+        return _window_products(gradient, padded, kernel_px, self.stride).permute(0, 3, 1, 2)
 
 
 class _NarrowConv(_DirectConv):
-    """A large kernel for few results, which would leave most of a vector's lanes empty.
+    """A large kernel with few output channels, which would leave most lanes of a vector empty.
 
-    Each column of the kernel becomes a convolution with results of its own; these are added up, moved by a pixel each.
+    Each column of the kernel becomes a convolution with output channels of its own; these are summed, each moved by a
+    pixel.
     """
 
     LANES = 32
@@ -305,13 +308,13 @@ class _NarrowConv(_DirectConv):
 
     @classmethod
     def is_supported(cls, weight: Tensor, stride: int) -> bool:
-        """Whether it is the faster way."""
+        """Return whether this is faster than a direct convolution."""
         outputs, _, kernel_px, _ = weight.shape
         return stride == 1 and kernel_px > 3 and outputs * kernel_px <= cls.LANES
 
-    def __call__(self, bordered: Tensor, bias: Tensor | None) -> Tensor:
+    def __call__(self, padded: Tensor, bias: Tensor | None) -> Tensor:
         outputs, _, kernel_px, _ = self.weight.shape
-        parts = by_pixel(F.conv2d(bordered.permute(0, 3, 1, 2), self.by_column))
+        parts = by_pixel(F.conv2d(padded.permute(0, 3, 1, 2), self.by_column))
         width = parts.shape[2] - kernel_px + 1
         result = parts[:, :, :width, :outputs] + (0 if bias is None else bias)
         for column in range(1, kernel_px):
@@ -320,13 +323,13 @@ class _NarrowConv(_DirectConv):
 
 
 def _window_products(pixels: Tensor, source: Tensor, kernel_px: int, stride: int) -> Tensor:
-    """Σ over pixels of their values times the window of the source there: `(H, W, A)`, … → `(A, k, k, C)`.
+    """Sum over pixels the products of their values and the window of the source there: `(H, W, A)`, … → `(A, k, k, C)`.
 
-    A window's rows lie in the source as they are: so many values from each pixel on.
+    A row of a window is contiguous in the source, so windows are views.
     """
     (height, width, values), (_, source_width, channels) = pixels.shape, source.shape
     side, row = kernel_px * channels, source_width * channels
-    if in_panels(side) > side:  # what is read beyond the last window
+    if in_panels(side) > side:  # panels reach beyond the last window
         source = F.pad(source.flatten(), (0, in_panels(side) - side))
     windows = source.as_strided(
         (kernel_px, height, in_panels(side) // PANEL, width, PANEL), (row, stride * row, PANEL, stride * channels, 1)

@@ -1,7 +1,7 @@
-"""The largest of 2×2 px of channels-last maps on a CPU, compiled, with its gradient.
+"""Max pooling of 2×2 px of channels-last maps on a CPU, compiled, with its gradient.
 
-Which of the four was the largest is not kept but seen again in the maps, which the layer before keeps anyway; the
-library keeps 8 bytes for each value of the result, and fills the gradient with zeros before it writes to it.
+The backward pass finds the largest of the four again in the maps, which the layer before keeps anyway; torch's saves 8
+bytes for each value of the result, and fills the gradient with zeros before it writes to it.
 
 Floor: forward the maps are read and a quarter is written; backward the maps and a quarter are read, the maps written.
 """
@@ -48,7 +48,7 @@ class _MaxPool2x2(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         result = torch.empty_like(x)
         (gradient,) = gradients
-        if gradient.stride(1) != 1:  # rows and columns may lie anywhere
+        if gradient.stride(1) != 1:  # strides of rows and columns may be any
             gradient = gradient.contiguous(memory_format=torch.channels_last)
         maps, towards, target = _by_image(x), _by_image(gradient), _by_image(result)
         threads = torch.get_num_threads()
@@ -57,12 +57,12 @@ class _MaxPool2x2(torch.autograd.Function):
 
 
 def _by_image(x: Tensor) -> Values:
-    """A view: `(N, C, H, W)`, channels-last, → `(N, H, W, C)`."""
+    """View channels-last maps `(N, C, H, W)` as `(N, H, W, C)`."""
     view: Values = x.detach().permute(0, 2, 3, 1).numpy()
     return view
 
 
-# A thread takes every so many-th row of the result.
+# A thread takes every `threads`-th row of the result.
 
 
 @compiled

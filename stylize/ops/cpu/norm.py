@@ -76,12 +76,12 @@ def multiply_add(x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
 
 
 class Affine(NamedTuple):
-    """`y = factor · x + offset`, and ReLU after it or not.
+    """`y = factor · x + offset`, with ReLU if asked.
 
     Attributes:
-        factor: By image and channel, `(N, C)`.
-        offset: The same.
-        relu: Whether nothing below 0 comes out.
+        factor: `(N, C)`.
+        offset: `(N, C)`.
+        relu: Whether ReLU follows.
     """
 
     factor: Tensor
@@ -93,7 +93,7 @@ class Affine(NamedTuple):
         return 0.0 if self.relu else -math.inf
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """Maps `(N, C, H, W)`, see `is_vectorized`, → the same shape and layout; into `out`, which may be `x`."""
+        """Apply to vectorized maps `(N, C, H, W)`; the result is written to `out`, which may be `x`, or allocated."""
         result = torch.empty_like(x) if out is None else out
         maps, target = _by_image(x), _by_image(result)
         factor, offset = _by_channel(self.factor, x), _by_channel(self.offset, x)
@@ -102,7 +102,7 @@ class Affine(NamedTuple):
         return result
 
     def sums(self, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradients of the factor and of the offset from that of `y`: each `(N, C)`."""
+        """Return the gradients of factor and offset, each `(N, C)`, from that of `y`."""
         maps, towards = _by_image(x), _by_image(gradient)
         factor, offset = _by_channel(self.factor, x), _by_channel(self.offset, x)
         bands = _bands(maps)
@@ -114,7 +114,7 @@ class Affine(NamedTuple):
         return _total(of_factor, x), _total(of_offset, x)
 
     def gradient(self, x: Tensor, gradient: Tensor, slope: Tensor, constant: Tensor) -> Tensor:
-        """The gradient of `x` from that of `y`, and besides `slope · x + constant`, each `(N, C)`."""
+        """Return the gradient of `x` from that of `y`, plus `slope · x + constant`, each `(N, C)`."""
         result = torch.empty_like(x)
         maps, towards, target = _by_image(x), _by_image(gradient), _by_image(result)
         factor, offset, added, fixed = (_by_channel(v, x) for v in (self.factor, self.offset, slope, constant))
@@ -126,9 +126,9 @@ class Affine(NamedTuple):
 
 
 def measure(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance over H×W: `(N, C, H, W)`, see `is_vectorized`, → two of `(N, C)`.
+    """Return mean and biased variance over H×W of vectorized maps: `(N, C, H, W)` → two of `(N, C)`.
 
-    By bands of pixels, each twice while it is in the cache, which are merged in float64.
+    Bands of pixels are read twice while they are in the cache, and merged in float64.
 
     Source: Chan, Golub & LeVeque 1983, Algorithms for computing the sample variance, equation 2.1.
     """
@@ -143,7 +143,7 @@ def measure(x: Tensor) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(means[:, 0]), torch.from_numpy(squares[:, 0] / np.float32(pixels))
     band_px = _band_px(channels)
     sizes = np.minimum(band_px, pixels - band_px * np.arange(bands)) / pixels
-    if not by_pixel:  # every lane of a band has statistics of its own
+    if not by_pixel:  # every lane of a band has its own statistics
         means, squares = (v.reshape(count, bands * LANES, 1) for v in (means, squares))
         sizes, pixels = np.repeat(sizes / LANES, LANES), pixels * LANES
     mean = (sizes[:, None] * means).sum(1, keepdims=True)
@@ -152,7 +152,7 @@ def measure(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Normalize(torch.autograd.Function):
-    # The small graph from the images' statistics to the coefficients is kept, and gone through in the backward pass.
+    # The small graph from the images' statistics to the coefficients is kept for the backward pass.
 
     @staticmethod
     def forward(
@@ -192,9 +192,9 @@ class _Normalize(torch.autograd.Function):
 
 
 def _image_statistics(image: Tensor) -> Statistics:
-    """Mean and biased variance of every channel of an image `(C, H, W)`: two of `(C,)`.
+    """Return mean and biased variance of every channel of an image by torch's batch norm: `(C, H, W)` → two of `(C,)`.
 
-    From bands of rows, merged: a float32 sum over the millions of pixels of a large picture would be too coarse.
+    Bands of rows are merged: a float32 sum over the millions of pixels of a large picture would be too coarse.
     """
     width = image.shape[-1]
     bands = torch.split(image, max(1, PIXELS_A_SUM // width), dim=1)
@@ -253,7 +253,7 @@ def load_kernels() -> None:
 
 
 def _by_image(x: Tensor) -> Values:
-    """A view: `(N, C, H, W)`, channels-last, → `(N, H·W, C)`; contiguous, with L lanes: → `(N·C, H·W/L, L)`."""
+    """View `(N, C, H, W)` as `(N, H·W, C)` where it is channels-last, else, with L lanes, as `(N·C, H·W/L, L)`."""
     x = x.detach()
     if is_vectorized_by_pixel(x):
         view: Values = x.permute(0, 2, 3, 1).reshape(len(x), -1, x.shape[1]).numpy()
@@ -263,7 +263,7 @@ def _by_image(x: Tensor) -> Values:
 
 
 def _by_channel(values: Tensor, x: Tensor) -> Values:
-    """`(N, C)` → `(N, 1, C)`, of contiguous maps `x` → `(N·C, 1, L)`."""
+    """Expand `(N, C)` to `(N, 1, C)`, for contiguous maps `x` to `(N·C, 1, L)`."""
     values = (
         values.detach()[:, None]
         if is_vectorized_by_pixel(x)
@@ -274,7 +274,7 @@ def _by_channel(values: Tensor, x: Tensor) -> Values:
 
 
 def _total(of_bands: Values, x: Tensor) -> Tensor:
-    """`(N, bands, C)` → `(N, C)`, of contiguous maps `x` from `(N·C, bands, L)`."""
+    """Sum `(N, bands, C)` to `(N, C)`, for contiguous maps `x` from `(N·C, bands, L)`."""
     return _of_channels(of_bands.sum(1 if is_vectorized_by_pixel(x) else (1, 2), dtype=np.float64), x)
 
 
@@ -291,8 +291,8 @@ def _band_px(channels: int) -> int:
     return max(1, BAND_VALUES // channels)
 
 
-# A thread takes every so many-th band, whose pixels it goes through span by span. A span has sums of its own, which are
-# then added: so few values in a row lose little.
+# A thread takes every `threads`-th band, span by span. Each span is summed by itself: so few values lose little in
+# float32.
 
 
 @compiled
@@ -307,7 +307,7 @@ def _measure(x: Values, thread: int, threads: int, means: Values, squares: Value
             store(squares, i, band, c, splat(0.0))
         for start in range(first, last, SPAN_PX):
             for c in range(0, channels, LANES):
-                total, base = splat(0.0), load(x, i, first, c)  # without it, large means would round
+                total, base = splat(0.0), load(x, i, first, c)  # subtracted, for large means would be rounded
                 for p in range(start, min(start + SPAN_PX, last)):
                     total = total + (load(x, i, p, c) - base)
                 store(means, i, band, c, load(means, i, band, c) + total)
@@ -342,7 +342,7 @@ def _multiply_add(
 
 @compiled
 def _passed(gradient: Any, x: Any, a: Any, b: Any, floor: Any) -> Any:
-    """What ReLU lets through of the gradient."""
+    """Return the gradient where ReLU passes it, else 0."""
     return where_positive(gradient, (a * x + b) - floor)
 
 
