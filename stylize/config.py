@@ -99,9 +99,22 @@ class RunConfig(BaseModel):
             }
         )
 
+    def flat(self) -> dict[str, Any]:
+        """Every value by its dotted key, such as `train.steps`."""
+        return _flat(self.model_dump(mode="json"))
+
     def to_yaml(self) -> str:
         """The configuration with every key, as YAML."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _flat(tree: object, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

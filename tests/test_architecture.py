@@ -53,6 +53,7 @@ MAY_IMPORT = {
         "training",
         "config",
     },
+    "stylize.run": {"errors", "system", "training", "config", "build"},
     "stylize.evaluation": {
         "errors",
         "system",
@@ -79,6 +80,7 @@ MAY_IMPORT = {
         "inference",
         "config",
         "build",
+        "run",
         "evaluation",
         "studies",
     },

@@ -22,15 +22,12 @@ import torch
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from stylize.build import build_run
 from stylize.config import RunConfig
 from stylize.errors import StylizeError
 from stylize.generators import Generator, build_generator
-from stylize.system.devices import choose_device
-from stylize.system.files import FolderLock, remove_leftovers, write_atomically
+from stylize.run import continuation, train
 from stylize.system.memory import keep_freed_memory
-from stylize.training.checkpoint import checkpoint_path, load_checkpoint, newest_checkpoint
-from stylize.training.monitor import Monitor
+from stylize.training.checkpoint import checkpoint_path, load_checkpoint
 
 logger = logging.getLogger("stylize")
 
@@ -206,36 +203,11 @@ def _begin_process(threads: int) -> None:
 
 def _train(run: StudyRun, device: str) -> None:
     """Train to the last step, from the newest checkpoint if there is one."""
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with FolderLock(run.folder), _quiet():
-        if run.is_done:
-            return
-        remove_leftovers(run.folder)
-        write_atomically(run.folder / "config.yaml", run.config.to_yaml().encode())
-        built = build_run(run.config, choose_device(device), run.folder)
-        if newest_checkpoint(run.folder / "checkpoints", CPU) is not None:
-            built.trainer.resume()
-        built.trainer.batches.prepare()
-        train = run.config.train
-        first = built.trainer.progress.step
-        with Monitor(
-            run.folder, steps=train.steps, first_step=first, images_per_step=train.batch_size, bar="hidden"
-        ) as monitor:
-            monitor.log_start(run.config.to_yaml(), built.styles)
-            built.trainer.fit(monitor)
+    if run.is_done:
+        return
+    train(run.config, run.folder, device=device, quiet=True, **continuation(run.folder)._asdict())
     if not run.is_done:
         raise StylizeError(f"{run.folder}: its last checkpoint could not be written; make room and start anew")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what every single training tells."""
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def records(run: StudyRun, kind: str) -> list[dict[str, float]]:

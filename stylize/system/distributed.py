@@ -31,6 +31,8 @@ PATIENCE = timedelta(minutes=30)
 def joined(device_name: str) -> Iterator[torch.device]:
     """Within the block this process is one of those that torchrun started, if it did; gives the device of this one.
 
+    A process that has joined already stays as it is.
+
     Args:
         device_name: As `choose_device` takes it; of several CUDA devices every process of a machine takes its own.
 
@@ -44,6 +46,9 @@ def joined(device_name: str) -> Iterator[torch.device]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         torch.cuda.set_device(device)
+    if _several():
+        yield device
+        return
     # Its functions' defaults are the group that is there when it is first imported, which torch's optimizers do in
     # their first step: the group's threads would last to the interpreter's end, where they can abort the process.
     importlib.import_module("torch.distributed.nn")

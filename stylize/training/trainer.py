@@ -157,8 +157,12 @@ class Trainer:
         self.saved_step: int | None = None
         torch.manual_seed(seed)
 
-    def fit(self, monitor: Monitor) -> Progress:
+    def fit(self, monitor: Monitor, on_progress: Callable[[Progress], None] | None = None) -> Progress:
         """Train from where the progress stands to the last step.
+
+        Args:
+            monitor: Records the run.
+            on_progress: Called with a copy of the progress after every step, its validation and checkpoint included.
 
         Raises:
             Interrupted: `stop_requested` was set; the step was finished and a checkpoint written.
@@ -173,6 +177,8 @@ class Trainer:
             stop = distributed.any_says(self.stop_requested)
             if self._due(self.config.checkpoint_every) or stop:
                 self._save_if_possible(monitor)
+            if on_progress is not None:
+                on_progress(replace(self.progress))
             if self._gone_stale():
                 monitor.tell(f"stopped early: no better held-out loss since step {self.progress.best_step}")
                 break
