@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,14 +17,13 @@ from stylize.losses.vgg_weights import load_vgg
 from stylize.models.file import ModelCard, encode_model, make_thumbnail
 from stylize.pictures.images import read_rgb, resize, to_tensor
 from stylize.system import distributed
+from stylize.system.compute import Compute, usable_cores
 from stylize.system.files import write_atomically
 from stylize.training.loader import Batches, CropDataset
 from stylize.training.photographs import Photographs, find_photographs, validation_images
 from stylize.training.trainer import Progress, Trainer
 
 logger = logging.getLogger("stylize")
-
-WORKERS_THAT_SERVE_A_GPU = 8
 
 
 @dataclass(frozen=True)
@@ -45,17 +43,20 @@ def build_run(config: RunConfig, device: torch.device, run_dir: Path) -> Run:
     Raises:
         StylizeError: A picture, folder or weight file is missing or unfit.
     """
+    train = config.train
+    compute = Compute.for_training(device, train.precision, train.compile, train.steps)
     styles = read_styles(config)
     photographs = find_photographs(config.content, config.seed)
     torch.manual_seed(config.seed)
-    generator = build_generator(config.generator).to(device)
+    generator = build_generator(config.generator)
     loss, weights = build_loss(config, styles)
     trainer = Trainer(
         generator,
-        loss.to(device),
-        build_batches(config, photographs, device),
+        loss,
+        build_batches(config, photographs, compute),
         validation_images(photographs.validation, config.content.crop),
-        config.train,
+        train,
+        compute=compute,
         seed=config.seed,
         run_dir=run_dir,
         save_best=_ModelWriter(config, generator, weights, run_dir / "model.safetensors"),
@@ -97,7 +98,7 @@ def build_loss(config: RunConfig, styles: list[Tensor]) -> tuple[PerceptualLoss,
     return PerceptualLoss(loaded.vgg, config.loss, styles, weights), loaded.weights
 
 
-def build_batches(config: RunConfig, photographs: Photographs, device: torch.device) -> Batches:
+def build_batches(config: RunConfig, photographs: Photographs, compute: Compute) -> Batches:
     """The stream of training crops.
 
     Raises:
@@ -115,27 +116,18 @@ def build_batches(config: RunConfig, photographs: Photographs, device: torch.dev
     return Batches(
         dataset,
         config.train.batch_size,
-        choose_workers(device) if asked == "auto" else asked,
-        pin_memory=device.type == "cuda",
-        building_workers=_cores() if asked == "auto" else asked,
+        choose_workers(compute) if asked == "auto" else asked,
+        pin_memory=compute.copies_in_background,
+        building_workers=usable_cores() if asked == "auto" else asked,
     )
 
 
-def choose_workers(device: torch.device) -> int:
-    """How many processes decode for this one, if the config leaves it open."""
-    if device.type == "cpu":
-        return 0  # beside a CPU that trains, decoding in another process wins nothing
-    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    workers = min(WORKERS_THAT_SERVE_A_GPU, max(1, _cores() // processes_here))
-    logger.info("content.workers: auto on %s is %d", device.type, workers)
+def choose_workers(compute: Compute) -> int:
+    """Number of processes that decode for this one, where the config leaves it open; it is logged."""
+    workers = compute.decoding_workers()
+    if workers:
+        logger.info("content.workers: auto on %s is %d", compute.kind, workers)
     return workers
-
-
-def _cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class _ModelWriter:

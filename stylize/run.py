@@ -23,7 +23,7 @@ from stylize.errors import StylizeError
 from stylize.system import distributed
 from stylize.system.files import LOCK_NAME, FolderLock, remove_leftovers, write_atomically
 from stylize.system.memory import keep_freed_memory
-from stylize.training.monitor import Monitor, SilentMonitor
+from stylize.training.monitor import Monitor
 from stylize.training.trainer import Interrupted, Progress, Trainer
 
 __all__ = ["Continuation", "Progress", "RunResult", "check", "continuation", "train"]
@@ -107,7 +107,7 @@ def train(
     keep_freed_memory()
     with distributed.joined(device) as own_device, _log_level(quiet or not distributed.is_first()):
         if distributed.restarted():
-            resume, overwrite = distributed.first_says(continuation(folder))
+            resume, overwrite = distributed.broadcast(continuation(folder))
         run = _built(config, folder, own_device, resume, overwrite)
         with _locked_folder(folder, config, resume, overwrite):
             if resume:
@@ -174,7 +174,7 @@ def _locked_folder(folder: Path, config: RunConfig, resume: bool, overwrite: boo
             stack.enter_context(FolderLock(folder))
             _check_folder(folder, config, resume, overwrite)  # another run may have begun while this one was built
             _prepare(folder, config, overwrite)
-        distributed.first_says(None)
+        distributed.broadcast(None)
         yield
 
 
@@ -233,7 +233,7 @@ def _describe(run: Run) -> None:
     config = run.config.generator
     logger.info(
         "%s generator, %s norm, width %d: %s parameters; VGG-19 weights: %s; device: %s",
-        config.name, config.norm, config.width, f"{count:,}", run.vgg_weights, run.trainer.device,
+        config.name, config.norm, config.width, f"{count:,}", run.vgg_weights, run.trainer.compute.device,
     )  # fmt: skip
     logger.info("%d photographs to train on, %d held out", len(photographs.training), len(photographs.validation))
     if distributed.count() > 1:
@@ -256,7 +256,6 @@ def _fit(
             interrupted = True
         else:
             monitor.log_hyperparameters(_hyperparameters(config), trainer.progress.validation)
-        wait_share = monitor.data_wait_share if distributed.is_first() else 0.0
     seconds = time.monotonic() - start_s
     images = (trainer.progress.step - first_step) * config.train.batch_size
     return RunResult(
@@ -266,21 +265,20 @@ def _fit(
         first_step=first_step,
         seconds=seconds,
         images_per_s=images / max(seconds, 1e-9),
-        data_wait_share=wait_share,
+        data_wait_share=monitor.data_wait_share,
         interrupted=interrupted,
         saved_step=trainer.saved_step,
     )
 
 
 def _monitor(folder: Path, config: RunConfig, first_step: int, quiet: bool) -> Monitor:
-    if not distributed.is_first():
-        return SilentMonitor()
     return Monitor(
         folder,
         steps=config.train.steps,
         first_step=first_step,
         images_per_step=config.train.batch_size,
         bar="hidden" if quiet else "shown",
+        silent=not distributed.is_first(),
     )
 
 

@@ -26,12 +26,12 @@ from stylize.config import RunConfig
 from stylize.errors import StylizeError
 from stylize.generators import Generator, build_generator
 from stylize.run import continuation, train
+from stylize.system.devices import CPU
 from stylize.system.memory import keep_freed_memory
 from stylize.training.checkpoint import checkpoint_path, load_checkpoint
 
 logger = logging.getLogger("stylize")
 
-CPU = torch.device("cpu")
 CHECKPOINTS = 10  # of every run with gates, whose course is read from them
 
 

@@ -113,12 +113,12 @@ def average_terms(terms: dict[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(detached, average(torch.stack(list(detached.values()))).unbind(), strict=True))
 
 
-def any_says(flag: bool) -> bool:
+def any_rank(flag: bool) -> bool:
     """Whether one of them says so."""
     return any(gather(flag)) if _several() else flag
 
 
-def first_says(value: T) -> T:
+def broadcast(value: T) -> T:
     """The first one's value."""
     if not _several():
         return value
@@ -136,13 +136,13 @@ def gather(value: T) -> list[T]:
     return values
 
 
-def gather_shared(items: Sequence[T]) -> list[T]:
+def gather_interleaved(items: Sequence[T]) -> list[T]:
     """What `share` dealt out, or what became of it, in the order from before."""
     parts = gather(list(items))
     return [part[i] for i in range(max(map(len, parts))) for part in parts if i < len(part)]
 
 
-def synchronized(network: nn.Module) -> nn.Module:
+def wrap_ddp(network: nn.Module) -> nn.Module:
     """The network with gradients that are the means of all processes'."""
     if not _several():
         return network

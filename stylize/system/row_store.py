@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from stylize.errors import StylizeError
+from stylize.system.devices import CPU
 from stylize.system.scratch import BLOCKS, allocated, piece
 
-CPU = torch.device("cpu")
 ALIGNMENT_BYTES = 4096  # of what passes the system's cache: offsets, lengths, addresses
 DIRECT = getattr(os, "O_DIRECT", 0)
 WITHOUT_NAME = getattr(os, "O_TMPFILE", 0)

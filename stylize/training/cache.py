@@ -111,15 +111,15 @@ class PhotographCache:
             StylizeError: It cannot be written, or the disk has not the room.
         """
         if not distributed.is_first():
-            while not distributed.first_says(False):
+            while not distributed.broadcast(False):
                 pass
         else:
             last_s = time.monotonic()
             for _ in self._built(workers):
                 if time.monotonic() > last_s + SIGN_OF_LIFE_S:  # they would give up
-                    distributed.first_says(False)
+                    distributed.broadcast(False)
                     last_s = time.monotonic()
-            distributed.first_says(True)
+            distributed.broadcast(True)
         self._open()
 
     def _built(self, workers: int) -> Iterator[None]:
