@@ -128,7 +128,7 @@ def test_a_disk_without_the_room_is_refused_before_anything_is_decoded(
         f"content.cache: 35 photographs, about {gib:.3g} GiB, must fit on the disk of {tmp_path / 'cache'}, which has "
         "9.54e-07 GiB left; make room, choose another folder, or train without (null)"
     )
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".cache.lock"]
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path, files: list[Path]) -> None:
@@ -203,7 +203,7 @@ def test_an_interrupted_build_leaves_nothing(
     monkeypatch.setattr(cache_module, "read_rgb", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepared(files, tmp_path / "cache")
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".cache.lock"]
 
 
 SLOW = """
@@ -246,7 +246,7 @@ def test_a_second_build_beside_the_first_is_refused(tmp_path: Path, files: list[
         f"{tmp_path / 'cache'}: in use: another process is building a cache there; wait for its end, "
         "or choose another content.cache"
     )
-    with FolderLock(tmp_path / "cache"):
+    with FolderLock(tmp_path / "cache", name=cache_module.LOCK_NAME):
         pass
 
 
@@ -282,7 +282,7 @@ def test_a_full_disk_ends_the_build_with_one_line(
     assert refusal(lambda: prepared(files, tmp_path / "cache")) == (
         f"{path}: cannot be written (No space left on device)"
     )
-    assert [left.name for left in path.parent.iterdir()] == [".lock"]
+    assert [left.name for left in path.parent.iterdir()] == [".cache.lock"]
 
 
 def test_a_cache_that_is_not_there_is_told(tmp_path: Path, files: list[Path]) -> None:

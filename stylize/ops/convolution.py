@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from stylize.ops.cpu.matmul import PANEL, in_panels, multiply
 from stylize.ops.cpu.simd import LANES
 from stylize.ops.cpu.winograd import TILE_PX, Bordered, Indices, Winograd, winograd_of
-from stylize.system.scratch import BLOCKS
+from stylize.system.scratch import SCRATCH
 from stylize.system.threads import in_threads
 
 Border = Literal["reflect", "replicate", "constant"]
@@ -434,7 +434,7 @@ def _origins(geometry: Geometry, start: int, end: int, length: int, low: int) ->
 
 def _room(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """What is used up within a strip: on a CPU in memory that the next one has again."""
-    return BLOCKS.take(shape, like.dtype) if like.device.type == "cpu" else like.new_empty(shape)
+    return SCRATCH.take(shape, like.dtype) if like.device.type == "cpu" else like.new_empty(shape)
 
 
 def _outside(width: int, border_px: int) -> tuple[int, ...]:

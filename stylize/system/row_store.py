@@ -23,7 +23,7 @@ from torch import Tensor
 
 from stylize.errors import StylizeError
 from stylize.system.devices import CPU
-from stylize.system.scratch import BLOCKS, allocated, piece
+from stylize.system.scratch import SCRATCH, allocate, map_pages
 
 ALIGNMENT_BYTES = 4096  # of what passes the system's cache: offsets, lengths, addresses
 DIRECT = getattr(os, "O_DIRECT", 0)
@@ -61,7 +61,7 @@ class RowStore:
             self._file = _RowFile(shape[0], self.row_bytes, place, direct)
         else:
             on_cpu = place is None or place == CPU
-            self._values = allocated(shape, dtype) if on_cpu else torch.empty(shape, dtype=dtype, device=place)
+            self._values = allocate(shape, dtype) if on_cpu else torch.empty(shape, dtype=dtype, device=place)
 
     @property
     def in_memory(self) -> bool:
@@ -81,7 +81,7 @@ class RowStore:
         if self._values is not None:
             return self._values[first:last]
         assert self._file is not None
-        rows = BLOCKS.take((last - first, *self.shape[1:]), self.dtype)
+        rows = SCRATCH.take((last - first, *self.shape[1:]), self.dtype)
         self._file.read(first, self._as_bytes(rows))
         return rows
 
@@ -249,7 +249,7 @@ class _RowFile:
         """A buffer `(rows, stride)` at an aligned address; it is kept, for its pages take long to find."""
         needed = rows * self.stride_bytes
         if self._buffers[name].numel() < needed:
-            self._buffers[name] = torch.frombuffer(piece(needed), dtype=torch.uint8)
+            self._buffers[name] = torch.frombuffer(map_pages(needed), dtype=torch.uint8)
         return self._buffers[name][:needed].view(rows, self.stride_bytes)
 
     def _read_into(self, offset: int, wanted: memoryview) -> int:

@@ -35,6 +35,7 @@ logger = logging.getLogger("stylize")
 
 KIND = b"stylize1"
 SUFFIX = ".cache"
+LOCK_NAME = ".cache.lock"  # not that of a run: the folder may be the run's
 # What else decides the pixels: they must be those that decoding anew would give.
 DECODER = f"Pillow {PIL.__version__} with libjpeg {features.version('jpg')}"
 MEASURED_HEADERS = 2000
@@ -134,7 +135,7 @@ class PhotographCache:
         remedy = "another process is building a cache there; wait for its end, or choose another content.cache"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with FolderLock(self.path.parent, remedy):
+            with FolderLock(self.path.parent, remedy, LOCK_NAME):
                 self._make_room()
                 with written_atomically(self.path) as file:
                     yield from self._write(file, states, workers)
