@@ -314,3 +314,15 @@ def test_another_seed_finds_its_photographs_in_the_same_cache(tmp_path: Path, to
         load_config(write_config(tmp_path, {**changes, "content.limit": 2})), CPU, tmp_path
     ).trainer.batches.prepare()
     assert len(list((tmp_path / "cache").glob("*.cache"))) == 2
+
+
+def test_another_draw_of_a_limit_has_another_cache(tmp_path: Path, told: pytest.LogCaptureFixture) -> None:
+    trainers = []
+    for seed in (0, 1):
+        changes = {"content.cache": "cache", "content.validation": 1, "content.limit": 3, "seed": seed}
+        trainers.append(build_run(load_config(write_config(tmp_path, changes)), CPU, tmp_path).trainer)
+        trainers[-1].batches.prepare()
+    assert trainers[0].batches.dataset.files != trainers[1].batches.dataset.files
+    for trainer in trainers:  # the second has not replaced what the first reads
+        next(trainer.batches.from_step(0, 1))
+    assert "is stale" not in " ".join(told.messages)

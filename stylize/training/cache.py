@@ -69,18 +69,19 @@ class PhotographCache:
     """Photographs as `read_rgb` gives them, decoded once; to be opened in any process.
 
     Args:
-        folder: Where the file is kept; it is named after the photographs' folder, the shorter side and the limit.
+        folder: The folder of the cache file, which is named after the photographs' folder and the shorter side.
         files: All photographs that may be read.
         shorter_side_px: The shorter side of the decoded ones.
-        limit: How many photographs of the folder are used; with another limit it is another cache.
+        limited: Whether the files were drawn from those of their folder: another draw has another cache.
     """
 
-    def __init__(self, folder: Path, files: Sequence[Path], shorter_side_px: int, limit: int | None = None) -> None:
+    def __init__(self, folder: Path, files: Sequence[Path], shorter_side_px: int, limited: bool = False) -> None:
         self.files = sorted(set(files))
         self.shorter_side_px = shorter_side_px
         self.made = f"to {shorter_side_px} px by {DECODER}"
         common = Path(os.path.commonpath([file.parent for file in self.files]))
-        key = hashlib.sha256(os.fsencode(f"{common}\0{limit}")).hexdigest()[:8]
+        draw = hashlib.sha256(os.fsencode("\0".join(map(str, self.files)))).hexdigest() if limited else None
+        key = hashlib.sha256(os.fsencode(f"{common}\0{draw}")).hexdigest()[:8]
         self.path = folder / f"{common.name or 'photographs'}-{shorter_side_px}px-{key}{SUFFIX}"
         self._contents: _Contents | None = None
 

@@ -51,7 +51,9 @@ class CropDataset(Dataset[tuple[Tensor | None, list[str]]]):
         self.seed = seed
         self.cache = None
         if config.cache is not None:
-            self.cache = PhotographCache(Path(config.cache), [*files, *held_out], config.resize, config.limit)
+            self.cache = PhotographCache(
+                Path(config.cache), [*files, *held_out], config.resize, limited=config.limit is not None
+            )
 
     def __getitem__(self, position: int) -> tuple[Tensor | None, list[str]]:
         draw = random.Random(f"crop {self.seed} {position}")

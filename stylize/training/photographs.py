@@ -46,7 +46,7 @@ class ContentConfig(BaseModel):
     )
     resize: int = Field(288, ge=16, le=8192, description="shorter side, px, before the crop")
     crop: int = Field(256, ge=16, le=8192, description="side of the square crop, px")
-    limit: int | None = Field(None, ge=1, description="use only that many photographs")
+    limit: int | None = Field(None, ge=1, description="use only that many photographs, drawn by the seed")
     workers: Annotated[int, Field(ge=0, le=64)] | Literal["auto"] = Field(
         "auto", description="processes that decode; 0: the training process itself"
     )
@@ -72,7 +72,7 @@ class Photographs(NamedTuple):
 
 
 def find_photographs(config: ContentConfig, seed: int) -> Photographs:
-    """The files that a run uses; the held-out ones are drawn by the seed.
+    """The files that a run uses; those held out, and those within a limit, are drawn by the seed.
 
     Raises:
         StylizeError: The folder is missing or empty, or nothing is left to train on.
@@ -89,7 +89,14 @@ def find_photographs(config: ContentConfig, seed: int) -> Photographs:
             f"content.validation: got {config.validation}, must leave photographs to train on: "
             f"{config.path} holds {len(files)}"
         )
-    return Photographs(training[: config.limit], held_out)
+    return Photographs(_drawn(training, config.limit, seed), held_out)
+
+
+def _drawn(files: list[Path], limit: int | None, seed: int) -> list[Path]:
+    """As many of the files as the limit allows, drawn by the seed: a smaller limit draws a subset of a larger one's."""
+    if limit is None:
+        return files
+    return sorted(random.Random(f"limit {seed}").sample(files, len(files))[:limit])
 
 
 def sample_photographs() -> list[Path]:
