@@ -53,9 +53,14 @@ class Norm(nn.Module):
         eps: ε, added to the variance.
 
     Attributes:
+        min_batch_size: The smallest batch that the layer can be trained with.
+        why_min_batch_size: The reason, for the message that refuses a smaller one.
         recorded: The statistics that the last forward pass used, where the layer was told to record.
         frozen: Statistics to use instead of the layer's own, or None.
     """
+
+    min_batch_size: int = 1
+    why_min_batch_size: str = ""
 
     def __init__(self, num_channels: int, *, center: bool = True, scale: bool = True, eps: float = 1e-5) -> None:
         super().__init__()
@@ -275,6 +280,8 @@ class BatchInstanceNorm(BatchNorm):
     """
 
     gate_learning_rate_factor = 10.0
+    min_batch_size = 2
+    why_min_batch_size = "with one image batch and instance statistics are the same and the gates do not learn"
 
     def __init__(self, num_channels: int, **options: Any) -> None:
         super().__init__(num_channels, **options)

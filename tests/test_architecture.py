@@ -41,7 +41,8 @@ MAY_IMPORT = {
         "ops",
         "inference",
     },
-    "stylize.config": {"errors", "generators", "losses", "norms", "training"},
+    "stylize.config": {"config_messages", "errors", "generators", "losses", "norms", "training"},
+    "stylize.config_messages": {"errors"},
     "stylize.build": {
         "errors",
         "system",

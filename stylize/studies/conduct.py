@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stylize.config import RunConfig
+from stylize.config import RunConfig, with_changes
 from stylize.errors import StylizeError
 from stylize.generators import Generator
 from stylize.models.file import load_model
@@ -19,7 +19,7 @@ from stylize.models.find import built_in_models, find_model
 from stylize.pictures.images import find_images
 from stylize.studies.photographs import held_out_squares, part
 from stylize.studies.report import Making, check_plots_can_be_drawn, write_report
-from stylize.studies.runs import plan_runs, train_runs, with_changes
+from stylize.studies.runs import PLACE, plan_runs, train_runs
 from stylize.studies.study import Results, Setting, Study
 from stylize.system.devices import choose_device
 from stylize.system.files import FolderLock
@@ -74,7 +74,7 @@ def quickened(config: RunConfig) -> RunConfig:
     }
     if isinstance(content.validation, int):
         small["content.validation"] = min(content.validation, 8)
-    return with_changes(config, small)
+    return with_changes(config, small, PLACE)
 
 
 def conduct(study: Study, request: Request) -> Path:
@@ -98,7 +98,7 @@ def conduct(study: Study, request: Request) -> Path:
         raise StylizeError(f"{place}: cannot be created ({error.strerror})") from error
     with FolderLock(place, OF_A_STUDY):
         parted = part(request.config, request.folder / "photographs")
-        base = with_changes(request.config, parted.changes())
+        base = with_changes(request.config, parted.changes(), PLACE)
         setting = Setting(base, parted, tuple(range(request.seeds)), restyle, restyle_name)
         arms = study.arms(setting)
         runs = plan_runs(base, arms, setting.seeds, request.folder / "runs")

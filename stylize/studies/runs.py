@@ -16,15 +16,15 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pydantic import ValidationError
 from tqdm import tqdm
 
-from stylize.config import RunConfig
+from stylize.config import RunConfig, with_changes
 from stylize.errors import StylizeError
 from stylize.generators import Generator, build_generator
+from stylize.norms import NORMS, Norm
 from stylize.run import continuation, train
 from stylize.system.devices import CPU
 from stylize.system.memory import keep_freed_memory
@@ -32,7 +32,8 @@ from stylize.training.checkpoint import checkpoint_path, load_checkpoint
 
 logger = logging.getLogger("stylize")
 
-CHECKPOINTS = 10  # of every run with gates, whose course is read from them
+PLACE = "study"  # where the changes of a config come from, for messages
+CHECKPOINTS = 10  # of every run whose norm has values worth watching, such as gates: their course is read from them
 
 
 class Arm(NamedTuple):
@@ -75,25 +76,6 @@ class StudyRun(NamedTuple):
         )
 
 
-def with_changes(config: RunConfig, changes: Mapping[str, object]) -> RunConfig:
-    """A config with other values at dotted keys.
-
-    Raises:
-        StylizeError: They do not fit together.
-    """
-    tree: dict[str, Any] = config.model_dump(mode="json")
-    for key, value in changes.items():
-        *parents, last = key.split(".")
-        branch = tree
-        for parent in parents:
-            branch = branch[parent]
-        branch[last] = value
-    try:
-        return RunConfig.model_validate(tree)
-    except ValidationError as error:
-        raise StylizeError(f"study: {str(error.errors()[0]['msg']).removeprefix('Value error, ')}") from error
-
-
 def plan_runs(base: RunConfig, arms: Sequence[Arm], seeds: Sequence[int], folder: Path) -> list[StudyRun]:
     """The trainings of all arms and seeds. Equal configs have one folder, so studies share what they have in common.
 
@@ -107,16 +89,16 @@ def plan_runs(base: RunConfig, arms: Sequence[Arm], seeds: Sequence[int], folder
     for arm in arms:
         for seed in seeds:
             changes = {key: value[seed] if isinstance(value, dict) else value for key, value in arm.changes.items()}
-            config = with_changes(base, {**changes, "seed": base.seed + seed})
-            config = with_changes(config, _checkpointing(config))
+            config = with_changes(base, {**changes, "seed": base.seed + seed}, PLACE)
+            config = with_changes(config, _checkpointing(config), PLACE)
             runs.append(StudyRun(arm.name, seed, config, folder / _folder_name(config)))
     return runs
 
 
 def _checkpointing(config: RunConfig) -> dict[str, object]:
-    gated = config.generator.norm == "batch_instance"
+    watched = NORMS[config.generator.norm].histograms is not Norm.histograms  # such as gates
     every = max(1, config.train.steps // CHECKPOINTS)
-    kept = CHECKPOINTS + 1 if gated else 1
+    kept = CHECKPOINTS + 1 if watched else 1
     # Networks are compared after equally many steps, so none stops early.
     return {"train.checkpoint_every": every, "train.keep_checkpoints": kept, "train.stop_after": None}
 
