@@ -1,4 +1,4 @@
-"""From a configuration to objects: the only place that knows every part."""
+"""Build the objects of a run from its config."""
 
 from __future__ import annotations
 
@@ -28,7 +28,15 @@ logger = logging.getLogger("stylize")
 
 @dataclass(frozen=True)
 class Run:
-    """All that a training run consists of."""
+    """The objects of a training run.
+
+    Attributes:
+        config: The config that they were built from.
+        trainer: Generator, loss and batches, ready to train.
+        styles: The style images, `(3, H, W)` in [0, 1].
+        photographs: The files to train on and those held out.
+        vgg_weights: The source of the VGG weights, in words.
+    """
 
     config: RunConfig
     trainer: Trainer
@@ -38,7 +46,7 @@ class Run:
 
 
 def build_run(config: RunConfig, device: torch.device, run_dir: Path) -> Run:
-    """Build everything that a training run needs; cheap checks come first.
+    """Build the objects of a training run; cheap checks come first.
 
     Raises:
         StylizeError: A picture, folder or weight file is missing or unfit.
@@ -65,7 +73,7 @@ def build_run(config: RunConfig, device: torch.device, run_dir: Path) -> Run:
 
 
 def read_styles(config: RunConfig) -> list[Tensor]:
-    """The style images, `(3, H, W)` in [0, 1], their longer side as configured.
+    """Read the style images: `(3, H, W)` in [0, 1], the longer side as configured.
 
     Raises:
         StylizeError: One cannot be read, or is too small for the style layers.
@@ -81,7 +89,7 @@ def read_styles(config: RunConfig) -> list[Tensor]:
 
 
 def build_loss(config: RunConfig, styles: list[Tensor]) -> tuple[PerceptualLoss, str]:
-    """The loss, and in words where its VGG came from.
+    """Build the loss; returns it and the source of its VGG weights in words.
 
     Raises:
         StylizeError: The VGG weights cannot be had or do not reach the deepest layer.
@@ -99,7 +107,7 @@ def build_loss(config: RunConfig, styles: list[Tensor]) -> tuple[PerceptualLoss,
 
 
 def build_batches(config: RunConfig, photographs: Photographs, compute: Compute) -> Batches:
-    """The stream of training crops.
+    """Build the stream of training crops.
 
     Raises:
         StylizeError: The batches cannot be divided among the processes.
@@ -109,7 +117,7 @@ def build_batches(config: RunConfig, photographs: Photographs, compute: Compute)
             f"train.batch_size: got {config.train.batch_size}, must be a multiple of the number of processes, "
             f"{distributed.count()}: it is that of all together"
         )
-    # A folder's own held-out photographs are others with another seed; those of a folder apart are never trained on.
+    # With another seed, other photographs of the folder are held out; those of a separate folder are never trained on.
     held_out = photographs.validation if isinstance(config.content.validation, int) else []
     dataset = CropDataset(photographs.training, config.content, config.seed, held_out)
     asked = config.content.workers
@@ -131,7 +139,7 @@ def choose_workers(compute: Compute) -> int:
 
 
 class _ModelWriter:
-    """Writes the best model of a run; the first process does."""
+    """Writes the best model of a run; in the first process only."""
 
     def __init__(self, config: RunConfig, generator: Generator, weights: str, path: Path) -> None:
         self.config = config

@@ -24,9 +24,9 @@ logger = logging.getLogger("stylize")
 @click.option(
     "--output", type=click.Path(path_type=Path), metavar="RUN_DIR", help="The run folder; default runs/<name>."
 )
-@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of the run folder.")
+@click.option("--resume", is_flag=True, help="Continue from the newest checkpoint of the run folder.")
 @click.option("--overwrite", is_flag=True, help="Replace the run folder's earlier run.")
-@click.option("--dry-run", is_flag=True, help="Check everything, print the resolved config, and stop.")
+@click.option("--dry-run", is_flag=True, help="Check everything, print the resolved config and stop.")
 @device_option
 @verbose_option
 def train(
@@ -79,5 +79,5 @@ def _print_what_next(result: RunResult) -> None:
 
 
 def quoted(path: Path) -> str:
-    """A path as it has to be typed in a shell."""
+    """A path quoted for a shell."""
     return shlex.quote(str(path))

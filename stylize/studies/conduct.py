@@ -35,18 +35,18 @@ OF_A_STUDY = "another study is being made there; wait for its end, or choose ano
 
 @dataclass(frozen=True)
 class Request:
-    """How a study is asked for.
+    """The options of a study.
 
     Attributes:
-        config: What all its trainings have in common.
-        folder: Holds photographs and run folders, which all studies share, and each study's own folder.
-        seeds: How many.
-        device: By name.
-        jobs: Trainings at a time.
+        config: The config that all its trainings have in common.
+        folder: The folder of the photographs and run folders, which all studies share, and of each study's own folder.
+        seeds: Number of seeds.
+        device: Name of the device.
+        jobs: Number of trainings at a time.
         pictures: A folder of photographs for the sheets; None: the first of those held out.
-        iterations: Of the optimization beside which networks are shown; 0 for none.
-        restyle: The model that paints photographs in another style; None: a built-in one of another style.
-        command: What was typed.
+        iterations: L-BFGS iterations of the optimized pictures shown for comparison; 0: none are shown.
+        restyle: The model that stylizes photographs in another style; None: a built-in one of another style.
+        command: The command as typed.
     """
 
     config: RunConfig

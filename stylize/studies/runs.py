@@ -1,4 +1,4 @@
-"""The trainings of a study: planned, run once, taken up where they were stopped, and read."""
+"""The trainings of a study: plan them, run each once, resume those that were stopped, read their records."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Arm(NamedTuple):
     """One of the settings that a study compares.
 
     Attributes:
-        name: How the report calls it.
+        name: Its name in the report.
         changes: Values at dotted keys of the config.
     """
 
@@ -53,8 +53,8 @@ class StudyRun(NamedTuple):
 
     Attributes:
         arm: The name of its arm.
-        seed: Of its weights, crops and order.
-        config: All of it.
+        seed: Seed of its weights, crops and order.
+        config: Its whole config.
         folder: Its run folder.
     """
 
@@ -70,20 +70,20 @@ class StudyRun(NamedTuple):
 
     @property
     def command(self) -> str:
-        """What trains the same again, alone, from the shell."""
+        """The shell command that trains it again, alone."""
         return shlex.join(
             ["stylize", "train", "--config", str(self.folder / "config.yaml"), "--output", f"again/{self.folder.name}"]
         )
 
 
 def plan_runs(base: RunConfig, arms: Sequence[Arm], seeds: Sequence[int], folder: Path) -> list[StudyRun]:
-    """The trainings of all arms and seeds. Equal configs have one folder, so studies share what they have in common.
+    """The trainings of all arms and seeds. Equal configs have one folder, so studies share trainings.
 
     Args:
-        base: What all have in common.
-        arms: What differs; a value that is a mapping from seeds is taken by the run's own.
-        seeds: Added to the base's seed.
-        folder: Below which the run folders are.
+        base: The config that all have in common.
+        arms: The settings; where a value is a mapping from seeds, a run takes the value of its seed.
+        seeds: Seeds, added to that of the base.
+        folder: The parent of the run folders.
     """
     runs = []
     for arm in arms:
@@ -109,15 +109,15 @@ def _folder_name(config: RunConfig) -> str:
 
 
 def train_runs(runs: Sequence[StudyRun], device: str, jobs: int = 1) -> None:
-    """Train what is not trained yet.
+    """Run the trainings that are not done yet.
 
     Args:
         runs: All trainings; those with the same folder are one.
-        device: Where.
-        jobs: How many at a time, each in a process with its share of the cores.
+        device: Name of the device.
+        jobs: Number of trainings at a time, each in a process with its share of the cores.
 
     Raises:
-        StylizeError: One cannot be trained; what the others have done is kept.
+        StylizeError: One fails; the checkpoints of the others are kept.
     """
     waiting = list({run.folder: run for run in runs if not run.is_done}.values())
     logger.info("%d trainings, %d of them still to do", len({run.folder for run in runs}), len(waiting))
@@ -146,7 +146,7 @@ def _trained(runs: Sequence[StudyRun], device: str, jobs: int) -> Iterator[Study
                 future.result()
                 yield futures[future]
         except BrokenProcessPool as error:
-            if interrupts:  # which ended the processes, too
+            if interrupts:  # they ended the processes, too
                 raise KeyboardInterrupt from error
             raise StylizeError(
                 "a process that trained has died, maybe for want of memory: ask for the study again, with fewer "
@@ -158,7 +158,7 @@ def _trained(runs: Sequence[StudyRun], device: str, jobs: int) -> Iterator[Study
 
 @contextmanager
 def _noted_interrupts() -> Iterator[list[int]]:
-    """Within the block a ctrl-c is noted, too: as an exception it may come where nobody sees it."""
+    """Record interrupts within the block: as an exception one may be raised where nobody sees it."""
     noted: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -177,7 +177,7 @@ def _noted_interrupts() -> Iterator[list[int]]:
 
 def _begin_process(threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a ctrl-c ends it without a traceback; its checkpoints are whole
-    tqdm.set_lock(threading.RLock())  # its own would be one of all processes, and left behind by a ctrl-c
+    tqdm.set_lock(threading.RLock())  # the default is shared by all processes, and stays locked after a ctrl-c
     torch.set_num_threads(threads)
     keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -193,7 +193,7 @@ def _train(run: StudyRun, device: str) -> None:
 
 
 def records(run: StudyRun, kind: str) -> list[dict[str, float]]:
-    """What a run has recorded of one kind, `train` or `validation`, by step."""
+    """The records of a run of one kind, `train` or `validation`, by step."""
     found = []
     for line in (run.folder / "metrics.jsonl").read_text("utf-8").splitlines():
         with suppress(ValueError):
@@ -204,12 +204,12 @@ def records(run: StudyRun, kind: str) -> list[dict[str, float]]:
 
 
 def generator_of(run: StudyRun, device: torch.device = CPU) -> Generator:
-    """The network as it was after the last step, in `eval()`."""
+    """The generator after the last step, in `eval()`."""
     return generator_at(run, run.config.train.steps, device)
 
 
 def generator_at(run: StudyRun, step: int, device: torch.device = CPU) -> Generator:
-    """The network as it was at a checkpoint, in `eval()`.
+    """The generator at a checkpoint, in `eval()`.
 
     Raises:
         StylizeError: There is no such checkpoint.

@@ -185,7 +185,7 @@ class Monitor:
 
     @_unless_silent
     def log_histogram(self, step: int, name: str, values: Tensor) -> None:
-        """Record a distribution and its mean."""
+        """Record a distribution and its mean. The host waits for the device."""
         values = values.detach().float().cpu()
         self.tensorboard.histogram(name, values, step)
         self.tensorboard.scalar(f"{name}/mean", values.mean().item(), step)
