@@ -45,7 +45,7 @@ from unittest import mock
 for switch in {SWITCHES}:
     mock.patch(switch, lambda *_: False).start()
 import torch
-mock.patch("stylize.training.trainer.choose_memory_format", lambda device: torch.contiguous_format).start()
+mock.patch("stylize.system.compute.choose_memory_format", lambda device: torch.contiguous_format).start()
 from stylize.losses.perceptual import PerceptualLoss
 PerceptualLoss.by_image = PerceptualLoss.__call__
 from stylize.cli import main

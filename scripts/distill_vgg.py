@@ -47,7 +47,7 @@ from stylize.system.files import write_atomically
 from stylize.training.checkpoint import newest_checkpoint, save_checkpoint
 from stylize.training.loader import Batches, CropDataset
 from stylize.training.photographs import ContentConfig, find_photographs, validation_images
-from stylize.training.trainer import ScheduleConfig, TrainConfig, rate_factor
+from stylize.training.schedule import ScheduleConfig, rate_factor
 
 MAX_GRADIENT_NORM = 1.0
 WEAKEST_CHANNEL = 1e-3  # of the mean energy: what is weaker counts as that
@@ -330,7 +330,7 @@ class Distiller:
         scenes, slots = self.pool.exchange(*self._mixed(photographs, styles, draw), draw)
         layers = draw_layers(config.terms, draw)
         taught = look(self.teacher, scenes, layers)
-        rate = rate_factor(self.step, TrainConfig(steps=config.steps, schedule=config.schedule))
+        rate = rate_factor(self.step, config.steps, config.schedule)
         terms = {}
         for name, student in self.students.items():
             try:

@@ -32,6 +32,7 @@ import yaml
 from PIL import Image
 
 from stylize.cli import main as stylize_main
+from stylize.system.devices import CPU
 from stylize.training.checkpoint import checkpoints, newest_checkpoint
 from stylize.training.loader import CropDataset, epoch_order
 from stylize.training.monitor import TIMES
@@ -39,7 +40,6 @@ from stylize.training.tensorboard import PREFIX, read_events
 from stylize.training.trainer import Trainer
 
 STEPS, VALIDATE_EVERY, CHECKPOINT_EVERY = 18, 6, 4
-CPU = torch.device("cpu")
 PHOTOGRAPHS = 40
 Hook = Callable[[], None]
 

@@ -17,20 +17,18 @@ import threading
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 import yaml
 from PIL import Image
 
-from stylize.build import build_run
+from stylize import run
 from stylize.config import load_config
 from stylize.inference.stylizer import Stylizer
 from stylize.models.file import load_model
 from stylize.pictures.raster import raster_of
 from stylize.pictures.reading import read_raster
 from stylize.pictures.writing import write_raster
-from stylize.training.monitor import Monitor
+from stylize.system.devices import CPU
 
-CPU = torch.device("cpu")
 ALLOWED_MIB = 8.0
 
 
@@ -89,22 +87,17 @@ def prepare(folder: Path, steps: int) -> None:
 
 
 def train(folder: Path) -> tuple[Held, Held]:
-    """Train; what was held after a tenth, and at the end."""
-    run_dir = folder / "run"
-    run_dir.mkdir()
-    trainer = build_run(load_config(folder / "soak.yaml"), CPU, run_dir).trainer
-    early: list[Held] = []
-    with Monitor(run_dir, steps=trainer.config.steps) as monitor:
-        advance = monitor.advance
+    """Train; returns what was held after a tenth and after the last step."""
+    config = load_config(folder / "soak.yaml")
+    steps = config.train.steps
+    looked: list[Held] = []
 
-        def advance_and_look() -> None:
-            advance()
-            if trainer.progress.step == max(trainer.config.steps // 10, 1):
-                early.append(held())
+    def look(progress: run.Progress) -> None:
+        if progress.step in (max(steps // 10, 1), steps):
+            looked.append(held())
 
-        monitor.advance = advance_and_look  # type: ignore[method-assign]
-        trainer.fit(monitor)
-        return early[0], held()
+    run.train(config, folder / "run", device="cpu", on_progress=look)
+    return looked[0], looked[-1]
 
 
 def paint(folder: Path, images: int) -> tuple[Held, Held]:

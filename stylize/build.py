@@ -1,9 +1,8 @@
-"""From a configuration to objects: the only place that knows every part."""
+"""Build the objects of a run from its config."""
 
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from stylize.losses.vgg_weights import load_vgg
 from stylize.models.file import ModelCard, encode_model, make_thumbnail
 from stylize.pictures.images import read_rgb, resize, to_tensor
 from stylize.system import distributed
+from stylize.system.compute import Compute, usable_cores
 from stylize.system.files import write_atomically
 from stylize.training.loader import Batches, CropDataset
 from stylize.training.photographs import Photographs, find_photographs, validation_images
@@ -25,12 +25,18 @@ from stylize.training.trainer import Progress, Trainer
 
 logger = logging.getLogger("stylize")
 
-WORKERS_THAT_SERVE_A_GPU = 8
-
 
 @dataclass(frozen=True)
 class Run:
-    """All that a training run consists of."""
+    """The objects of a training run.
+
+    Attributes:
+        config: The config that they were built from.
+        trainer: Generator, loss and batches, ready to train.
+        styles: The style images, `(3, H, W)` in [0, 1].
+        photographs: The files to train on and those held out.
+        vgg_weights: The source of the VGG weights, in words.
+    """
 
     config: RunConfig
     trainer: Trainer
@@ -40,22 +46,25 @@ class Run:
 
 
 def build_run(config: RunConfig, device: torch.device, run_dir: Path) -> Run:
-    """Build everything that a training run needs; cheap checks come first.
+    """Build the objects of a training run; cheap checks come first.
 
     Raises:
         StylizeError: A picture, folder or weight file is missing or unfit.
     """
+    train = config.train
+    compute = Compute.for_training(device, train.precision, train.compile, train.steps)
     styles = read_styles(config)
     photographs = find_photographs(config.content, config.seed)
     torch.manual_seed(config.seed)
-    generator = build_generator(config.generator).to(device)
+    generator = build_generator(config.generator)
     loss, weights = build_loss(config, styles)
     trainer = Trainer(
         generator,
-        loss.to(device),
-        build_batches(config, photographs, device),
+        loss,
+        build_batches(config, photographs, compute),
         validation_images(photographs.validation, config.content.crop),
-        config.train,
+        train,
+        compute=compute,
         seed=config.seed,
         run_dir=run_dir,
         save_best=_ModelWriter(config, generator, weights, run_dir / "model.safetensors"),
@@ -64,7 +73,7 @@ def build_run(config: RunConfig, device: torch.device, run_dir: Path) -> Run:
 
 
 def read_styles(config: RunConfig) -> list[Tensor]:
-    """The style images, `(3, H, W)` in [0, 1], their longer side as configured.
+    """Read the style images: `(3, H, W)` in [0, 1], the longer side as configured.
 
     Raises:
         StylizeError: One cannot be read, or is too small for the style layers.
@@ -80,7 +89,7 @@ def read_styles(config: RunConfig) -> list[Tensor]:
 
 
 def build_loss(config: RunConfig, styles: list[Tensor]) -> tuple[PerceptualLoss, str]:
-    """The loss, and in words where its VGG came from.
+    """Build the loss; returns it and the source of its VGG weights in words.
 
     Raises:
         StylizeError: The VGG weights cannot be had or do not reach the deepest layer.
@@ -97,8 +106,8 @@ def build_loss(config: RunConfig, styles: list[Tensor]) -> tuple[PerceptualLoss,
     return PerceptualLoss(loaded.vgg, config.loss, styles, weights), loaded.weights
 
 
-def build_batches(config: RunConfig, photographs: Photographs, device: torch.device) -> Batches:
-    """The stream of training crops.
+def build_batches(config: RunConfig, photographs: Photographs, compute: Compute) -> Batches:
+    """Build the stream of training crops.
 
     Raises:
         StylizeError: The batches cannot be divided among the processes.
@@ -108,38 +117,29 @@ def build_batches(config: RunConfig, photographs: Photographs, device: torch.dev
             f"train.batch_size: got {config.train.batch_size}, must be a multiple of the number of processes, "
             f"{distributed.count()}: it is that of all together"
         )
-    # A folder's own held-out photographs are others with another seed; those of a folder apart are never trained on.
+    # With another seed, other photographs of the folder are held out; those of a separate folder are never trained on.
     held_out = photographs.validation if isinstance(config.content.validation, int) else []
     dataset = CropDataset(photographs.training, config.content, config.seed, held_out)
     asked = config.content.workers
     return Batches(
         dataset,
         config.train.batch_size,
-        choose_workers(device) if asked == "auto" else asked,
-        pin_memory=device.type == "cuda",
-        building_workers=_cores() if asked == "auto" else asked,
+        choose_workers(compute) if asked == "auto" else asked,
+        pin_memory=compute.copies_in_background,
+        building_workers=usable_cores() if asked == "auto" else asked,
     )
 
 
-def choose_workers(device: torch.device) -> int:
-    """How many processes decode for this one, if the config leaves it open."""
-    if device.type == "cpu":
-        return 0  # beside a CPU that trains, decoding in another process wins nothing
-    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    workers = min(WORKERS_THAT_SERVE_A_GPU, max(1, _cores() // processes_here))
-    logger.info("content.workers: auto on %s is %d", device.type, workers)
+def choose_workers(compute: Compute) -> int:
+    """Number of processes that decode for this one, where the config leaves it open; it is logged."""
+    workers = compute.decoding_workers()
+    if workers:
+        logger.info("content.workers: auto on %s is %d", compute.kind, workers)
     return workers
 
 
-def _cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 class _ModelWriter:
-    """Writes the best model of a run; the first process does."""
+    """Writes the best model of a run; in the first process only."""
 
     def __init__(self, config: RunConfig, generator: Generator, weights: str, path: Path) -> None:
         self.config = config

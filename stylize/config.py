@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 
-from stylize.errors import StylizeError, nearest, unknown_name
+from stylize.config_messages import first_mistake, kind_of
+from stylize.errors import StylizeError
 from stylize.generators import GeneratorConfig
 from stylize.losses.perceptual import LossConfig
+from stylize.norms import NORMS
 from stylize.training.photographs import SAMPLES, ContentConfig
 from stylize.training.trainer import TrainConfig
 
@@ -68,15 +69,16 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _batch_suits_norm(self) -> RunConfig:
-        if self.generator.norm == "batch_instance" and self.train.batch_size == 1:
+        norm = NORMS[self.generator.norm]
+        if self.train.batch_size < norm.min_batch_size:
             raise ValueError(
-                "train.batch_size: got 1 with generator.norm 'batch_instance', must be at least 2: with one image "
-                "batch and instance statistics are the same and the gates do not learn"
+                f"train.batch_size: got {self.train.batch_size} with generator.norm '{self.generator.norm}', "
+                f"must be at least {norm.min_batch_size}: {norm.why_min_batch_size}"
             )
         return self
 
     def without_folders(self) -> RunConfig:
-        """The same with file names in place of paths: for a model that goes to other people."""
+        """The config with file names in place of paths: for a model that others will have."""
 
         def name_of(path: str) -> str:
             return Path(path).name
@@ -99,9 +101,22 @@ class RunConfig(BaseModel):
             }
         )
 
+    def flat(self) -> dict[str, Any]:
+        """Every value by its dotted key, such as `train.steps`."""
+        return _flat(self.model_dump(mode="json"))
+
     def to_yaml(self) -> str:
         """The configuration with every key, as YAML."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _flat(tree: object, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -124,7 +139,7 @@ def read_config(model: type[Config], path: Path, overrides: Sequence[str] = ()) 
     """Read and check a config file of any kind; paths in it stay as they are.
 
     Args:
-        model: What must hold.
+        model: The class of the config.
         path: The YAML file.
         overrides: As in `load_config`.
 
@@ -135,7 +150,7 @@ def read_config(model: type[Config], path: Path, overrides: Sequence[str] = ()) 
 
 
 def loss_config(style: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """What `stylize train` would take without a file: the default losses for a style, with what overrides say of them.
+    """The config of `stylize train` without a file: the default losses for a style, with overrides.
 
     Args:
         style: The picture.
@@ -150,12 +165,12 @@ def loss_config(style: Path, overrides: Sequence[str] = ()) -> RunConfig:
 def trained_loss_config(
     style: Path, trained: Mapping[str, Any], place: str, overrides: Sequence[str] = ()
 ) -> RunConfig:
-    """The same with the losses, the size of the style and the seed of a training in place of the defaults.
+    """As `loss_config`, with a training's losses, style size and seed in place of the defaults.
 
     Args:
         style: The picture.
-        trained: The training's whole configuration, as a model file tells it; what it lacks is the default.
-        place: Where that came from, for the messages.
+        trained: The training's whole configuration, from a model file; missing keys have their defaults.
+        place: Where the configuration came from, for the messages.
         overrides: As in `loss_config`.
 
     Raises:
@@ -170,12 +185,29 @@ def trained_loss_config(
     return _with_absolute_paths(_checked(RunConfig, base, overrides, "--set"), Path.cwd())
 
 
+def with_changes(config: RunConfig, changes: Mapping[str, object], place: str) -> RunConfig:
+    """The config with other values at dotted keys.
+
+    Args:
+        config: The config; it stays as it is.
+        changes: Values by dotted key, such as `train.steps`.
+        place: Where the changes came from, for the messages.
+
+    Raises:
+        StylizeError: As in `load_config`.
+    """
+    tree = config.model_dump(mode="json")
+    for key, value in changes.items():
+        _put_(tree, key, value, place)
+    return _checked(RunConfig, tree, (), place)
+
+
 def _tree_of_style(style: Path) -> dict[str, Any]:
     return {"name": "optimized", "style": {"image": str(style)}, "content": {"path": SAMPLES}}
 
 
 def is_vgg_keyword(source: str) -> bool:
-    """Whether `loss.vgg` names weights that can be had anywhere, not a file.
+    """Whether `loss.vgg` names weights by keyword, not by file.
 
     >>> is_vgg_keyword("imagenet-or-compact"), is_vgg_keyword("vgg19.pth")
     (True, False)
@@ -189,7 +221,7 @@ def _checked(model: type[Config], tree: dict[str, Any], overrides: Sequence[str]
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        raise StylizeError(_first_mistake(model, error.errors(), place)) from error
+        raise StylizeError(first_mistake(model, error.errors(), place)) from error
 
 
 MERGE = "tag:yaml.org,2002:merge"  # of `<<: *anchor`
@@ -232,7 +264,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise StylizeError(f"{path}: not valid YAML: {_yaml_reason(error)}") from error
     if not isinstance(tree, dict):
-        raise StylizeError(f"{path}: got {_kind(tree)}, must be keys with values")
+        raise StylizeError(f"{path}: got {kind_of(tree)}, must be keys with values")
     return tree
 
 
@@ -251,11 +283,16 @@ def _override_(tree: dict[str, Any], override: str) -> None:
         value = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise StylizeError(f"--set {override}: not valid YAML: {_yaml_reason(error)}") from error
+    _put_(tree, key, value, f"--set {override}")
+
+
+def _put_(tree: dict[str, Any], key: str, value: object, place: str) -> None:
+    """Set the value at a dotted key."""
     *parents, last = key.split(".")
     for depth, parent in enumerate(parents, start=1):
         child = tree.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise StylizeError(f"--set {override}: {'.'.join(parents[:depth])} holds a value, not keys")
+            raise StylizeError(f"{place}: {'.'.join(parents[:depth])} holds a value, not keys")
         tree = child
     tree[last] = value
 
@@ -290,117 +327,3 @@ def _alternatives(config: RunConfig, folder: Path) -> list[str]:
 
 def _vgg_source(name: str, absolute: Any) -> str:
     return name if name in VGG_KEYWORDS else str(absolute(name))
-
-
-BOUNDS = {
-    "greater_than_equal": ("ge", "at least"),
-    "greater_than": ("gt", "above"),
-    "less_than_equal": ("le", "at most"),
-    "less_than": ("lt", "below"),
-    "multiple_of": ("multiple_of", "a multiple of"),
-}
-TYPES = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "string_type": "text",
-    "list_type": "a list",
-    "dict_type": "keys with values",
-    "model_type": "keys with values",
-    "model_attributes_type": "keys with values",
-    "none_required": "null",
-    "finite_number": "a finite number",
-}
-UNKNOWN_KEY = ("extra_forbidden", "invalid_key")
-
-
-def _first_mistake(root: type[BaseModel], errors: Sequence[ErrorDetails], place: str) -> str:
-    """The first of pydantic's errors as one line, and how many more there are."""
-    errors = sorted(errors, key=lambda error: error["type"] not in UNKNOWN_KEY)
-    first = errors[0]
-    path = _key_path(root, first)
-    same = [e for e in errors if _key_path(root, e)[: len(path)] == path]
-    key = ".".join(path)
-    more = len({tuple(_key_path(root, e)) for e in errors}) - 1
-    tail = f" (and {more} more)" if more else ""
-    text = _mistake(root, first, same)
-    return f"{place}: {key}: {text}{tail}" if key else f"{place}: {text}{tail}"
-
-
-def _key_path(root: type[BaseModel], error: ErrorDetails) -> list[str]:
-    """The keys down to the mistake, without pydantic's names for the members of a union."""
-    path: list[str] = []
-    model: Any = root
-    for part in error["loc"]:
-        fields = getattr(model, "model_fields", None)
-        if get_origin(model) is dict:
-            path.append(str(part))  # a name in a dict of models
-            model = get_args(model)[1]
-        elif isinstance(part, int) and fields is not None and path:
-            path.append(str(part))  # the place in a list of models
-        elif fields is not None:
-            path.append(str(part))
-            model = _inside(fields[part].annotation) if part in fields else None
-        elif isinstance(part, int) or (path and path[-1] in ("content_layers", "style_layers")):
-            path.append(str(part))
-    return path
-
-
-def _inside(annotation: Any) -> Any:
-    """What a field holds: the items of a list, or of an optional; a dict of models stays, its names are to come."""
-    held = get_args(annotation)
-    return held[0] if held and not (get_origin(annotation) is dict and hasattr(held[1], "model_fields")) else annotation
-
-
-def _mistake(root: type[BaseModel], error: ErrorDetails, same_key: Sequence[ErrorDetails]) -> str:
-    kind, value, context = error["type"], error["input"], error.get("ctx", {})
-    if kind == "value_error":
-        return str(context["error"])
-    if kind in UNKNOWN_KEY:
-        allowed = _fields_beside(root, error["loc"])
-        name = str(error["loc"][-1])
-        listed = ", ".join(f"'{key}'" for key in allowed)
-        return f"unknown key, must be one of {listed}.{nearest(name, allowed)}"
-    if kind == "missing":
-        return "missing, must be given"
-    if kind == "literal_error" and len(same_key) == 1:
-        words = re.findall(r"'([^']*)'", str(context["expected"]))
-        return unknown_name(str(value), words, "").removeprefix(": ")
-    if kind in BOUNDS:
-        bound, relation = BOUNDS[kind]
-        return f"got {_shown(value)}, must be {relation} {context[bound]:.15g}"
-    if kind == "string_pattern_mismatch":
-        return f"got {_shown(value)}, must be letters, digits, '.', '_' and '-', starting with a letter or digit"
-    expected = dict.fromkeys(_expected(other) for other in same_key)
-    return f"got {_shown(value)}, must be {' or '.join(expected)}"
-
-
-def _expected(error: ErrorDetails) -> str:
-    if error["type"] == "literal_error":
-        return str(error.get("ctx", {}).get("expected"))
-    if error["type"] in BOUNDS:
-        name, words = BOUNDS[error["type"]]
-        return f"{words} {error.get('ctx', {})[name]:.15g}"
-    return TYPES.get(error["type"], error["msg"])
-
-
-def _fields_beside(root: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The keys that stand where an unknown one came."""
-    model: Any = root
-    for part in location[:-1]:
-        if isinstance(part, int):
-            continue
-        model = get_args(model)[1] if get_origin(model) is dict else _inside(model.model_fields[part].annotation)
-    return sorted(model.model_fields)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, Mapping | list):
-        return _kind(value)
-    text = repr(value) if isinstance(value, str) else str(value)
-    return {"None": "nothing", "True": "true", "False": "false"}.get(text, text[:80])
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "keys with values", list: "a list", str: "text", type(None): "nothing"}
-    return names.get(type(value), "a single value")

@@ -47,12 +47,14 @@ class Norm(nn.Module):
 
     Attributes:
         min_batch_size: Smallest batch with which the layer can be trained.
+        why_min_batch_size: Reason for it, for the message that refuses a smaller one.
         needs_images: Whether images are normalized by statistics of their own in `eval()`.
         recorded: Instance statistics of the last forward pass, where the layer was told to record.
         frozen: Instance statistics to use in place of the images' own, or None.
     """
 
     min_batch_size: ClassVar[int] = 1
+    why_min_batch_size: ClassVar[str] = ""
     needs_images: ClassVar[bool] = True
 
     def __init__(self, num_channels: int, *, center: bool = True, scale: bool = True, eps: float = 1e-5) -> None:
@@ -238,8 +240,9 @@ class BatchInstanceNorm(RunningNorm):
     Source: Nam & Kim 2018, arXiv:1805.07925, equations 3 to 5.
     """
 
-    min_batch_size = 2
     gate_learning_rate_factor = 10.0
+    min_batch_size = 2
+    why_min_batch_size = "with one image batch and instance statistics are the same and the gates do not learn"
 
     def __init__(self, num_channels: int, **options: Any) -> None:
         super().__init__(num_channels, **options)

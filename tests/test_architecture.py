@@ -51,7 +51,8 @@ MAY_IMPORT = {
         "ops",
         "inference",
     },
-    "stylize.config": {"errors", "generators", "losses", "norms", "training"},
+    "stylize.config": {"config_messages", "errors", "generators", "losses", "norms", "training"},
+    "stylize.config_messages": {"errors"},
     "stylize.build": {
         "errors",
         "system",
@@ -63,6 +64,7 @@ MAY_IMPORT = {
         "training",
         "config",
     },
+    "stylize.run": {"errors", "system", "training", "config", "build"},
     "stylize.evaluation": {
         "errors",
         "system",
@@ -91,6 +93,7 @@ MAY_IMPORT = {
         "inference",
         "config",
         "build",
+        "run",
         "evaluation",
         "studies",
     },

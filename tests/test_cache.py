@@ -128,7 +128,7 @@ def test_a_disk_without_the_room_is_refused_before_anything_is_decoded(
         f"content.cache: 35 photographs, about {gib:.3g} GiB, must fit on the disk of {tmp_path / 'cache'}, which has "
         "9.54e-07 GiB left; make room, choose another folder, or train without (null)"
     )
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".cache.lock"]
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path, files: list[Path]) -> None:
@@ -203,7 +203,7 @@ def test_an_interrupted_build_leaves_nothing(
     monkeypatch.setattr(cache_module, "read_rgb", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepared(files, tmp_path / "cache")
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".cache.lock"]
 
 
 SLOW = """
@@ -246,7 +246,7 @@ def test_a_second_build_beside_the_first_is_refused(tmp_path: Path, files: list[
         f"{tmp_path / 'cache'}: in use: another process is building a cache there; wait for its end, "
         "or choose another content.cache"
     )
-    with FolderLock(tmp_path / "cache"):
+    with FolderLock(tmp_path / "cache", name=cache_module.LOCK_NAME):
         pass
 
 
@@ -282,7 +282,7 @@ def test_a_full_disk_ends_the_build_with_one_line(
     assert refusal(lambda: prepared(files, tmp_path / "cache")) == (
         f"{path}: cannot be written (No space left on device)"
     )
-    assert [left.name for left in path.parent.iterdir()] == [".lock"]
+    assert [left.name for left in path.parent.iterdir()] == [".cache.lock"]
 
 
 def test_a_cache_that_is_not_there_is_told(tmp_path: Path, files: list[Path]) -> None:
@@ -314,3 +314,15 @@ def test_another_seed_finds_its_photographs_in_the_same_cache(tmp_path: Path, to
         load_config(write_config(tmp_path, {**changes, "content.limit": 2})), CPU, tmp_path
     ).trainer.batches.prepare()
     assert len(list((tmp_path / "cache").glob("*.cache"))) == 2
+
+
+def test_another_draw_of_a_limit_has_another_cache(tmp_path: Path, told: pytest.LogCaptureFixture) -> None:
+    trainers = []
+    for seed in (0, 1):
+        changes = {"content.cache": "cache", "content.validation": 1, "content.limit": 3, "seed": seed}
+        trainers.append(build_run(load_config(write_config(tmp_path, changes)), CPU, tmp_path).trainer)
+        trainers[-1].batches.prepare()
+    assert trainers[0].batches.dataset.files != trainers[1].batches.dataset.files
+    for trainer in trainers:  # the second has not replaced what the first reads
+        next(trainer.batches.from_step(0, 1))
+    assert "is stale" not in " ".join(told.messages)

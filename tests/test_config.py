@@ -7,7 +7,7 @@ import pytest
 import yaml
 from fixtures_runs import TINY, tiny
 
-from stylize.config import RunConfig, load_config
+from stylize.config import RunConfig, load_config, with_changes
 from stylize.errors import StylizeError
 
 TAPS = (
@@ -340,3 +340,18 @@ def test_whatever_a_file_holds_the_config_is_valid_or_refused_in_one_line() -> N
         assert "\n" not in refusal(written(tree))
     Path("a.yaml").write_text("style: &x {image: *x}\n")
     assert "\n" not in refusal(Path("a.yaml"))
+
+
+def test_changes_at_dotted_keys_leave_the_rest_and_are_checked_like_a_file() -> None:
+    before = load({})
+    changed = with_changes(before, {"train.steps": 9, "loss.style_weight": 2.0}, "study")
+    assert (changed.train.steps, changed.loss.style_weight) == (9, 2.0)
+    assert with_changes(changed, {"train.steps": 4, "loss.style_weight": before.loss.style_weight}, "study") == before
+    for changes, message in (
+        ({"train.steps": 0}, "study: train.steps: got 0, must be at least 1"),
+        ({"train.stps": 1}, "study: train.stps: unknown key, must be one of "),
+        ({"name.a": 1}, "study: name holds a value, not keys"),
+    ):
+        with pytest.raises(StylizeError) as caught:
+            with_changes(before, changes, "study")
+        assert str(caught.value).startswith(message)

@@ -204,6 +204,22 @@ def test_the_limit_counts_photographs_to_train_on(tmp_path: Path) -> None:
     assert set(limited.training) <= set(whole.training)
 
 
+def test_the_limit_draws_by_the_seed_and_smaller_limits_are_subsets(tmp_path: Path) -> None:
+    files = flat_photographs(tmp_path, 60)
+
+    def limited(limit: int, seed: int) -> list[Path]:
+        return find_photographs(config(tmp_path, validation=0, limit=limit), seed).training
+
+    draws = [limited(20, seed) for seed in range(4)]
+    assert [len(draw) for draw in draws] == [20] * 4
+    assert len({tuple(draw) for draw in draws}) == 4
+    assert len(set().union(*draws)) > 40  # from the whole folder, not only its beginning
+    assert limited(20, 0) == draws[0] == sorted(draws[0])
+    for smaller, larger in ((1, 5), (5, 20), (20, 59)):
+        assert set(limited(smaller, 1)) < set(limited(larger, 1))
+    assert limited(60, 0) == limited(100, 0) == files
+
+
 @pytest.mark.parametrize("key", ("content.path", "content.validation"))
 def test_missing_and_empty_folders_are_refused(tmp_path: Path, key: str) -> None:
     flat_photographs(tmp_path / "photos", 2)

@@ -25,11 +25,12 @@ from stylize.build import build_run
 from stylize.config import load_config
 from stylize.errors import StylizeError
 from stylize.models.file import load_model
-from stylize.system.files import FolderLock, RecordFile, remove_leftovers
+from stylize.run import train
+from stylize.system.files import FolderLock, RecordFile, remove_leftovers, write_atomically
 from stylize.training.checkpoint import encode_checkpoint, newest_checkpoint, save_checkpoint
 from stylize.training.monitor import TIMES, Monitor
 from stylize.training.tensorboard import PREFIX, EventFile, read_events
-from stylize.training.trainer import Interrupted, Trainer
+from stylize.training.trainer import Interrupted, Progress, Trainer
 from stylize.training.workers import _context_of_workers
 
 CPU = torch.device("cpu")
@@ -397,6 +398,47 @@ def test_decoding_processes_that_outlive_their_parent_do_not_hold_the_folder(tmp
     finally:
         os.kill(child, signal.SIGKILL)
         process.communicate()
+
+
+def test_a_folder_has_one_owner_among_threads_too(tmp_path: Path) -> None:
+    with FolderLock(tmp_path):
+        with pytest.raises(StylizeError, match="in use: another process is training there"):
+            FolderLock(tmp_path)
+        # The refused attempt did not drop the lock, which the system keeps for the whole process.
+        assert "in use: another process" in in_process(tmp_path).communicate()[1]
+    with FolderLock(tmp_path):
+        pass
+
+
+def test_a_cache_in_the_run_folder_leaves_the_run_its_lock(tmp_path: Path) -> None:
+    config = load_config(write_config(tmp_path, {"train.steps": 4}), [f"content.cache={tmp_path}/run"])
+    others = []
+
+    def try_to_hold(progress: Progress) -> None:
+        if progress.step == 2:
+            others.append(in_process(tmp_path / "run").communicate()[1])
+
+    result = train(config, tmp_path / "run", device="cpu", on_progress=try_to_hold)
+    assert result.progress.step == 4
+    assert len(list((tmp_path / "run").glob("*.cache"))) == 1
+    assert len(others) == 1
+    assert "in use: another process is training there" in others[0]
+
+
+# Files
+
+
+def test_files_have_the_mode_of_the_umask_which_is_never_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = os.umask(0o027)
+    try:
+        monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("other threads write files, too"))
+        write_atomically(tmp_path / "a", b"a")
+        monkeypatch.undo()
+        assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+    finally:
+        os.umask(before)
 
 
 # Full disks

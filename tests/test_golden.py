@@ -20,9 +20,11 @@ from stylize.generators import GENERATORS, GeneratorConfig, build_generator
 from stylize.losses.perceptual import LossConfig, PerceptualLoss
 from stylize.losses.vgg_weights import load_vgg
 from stylize.norms import NORMS
+from stylize.system.compute import Compute
 from stylize.training.loader import Batches, CropDataset
 from stylize.training.photographs import ContentConfig
-from stylize.training.trainer import ScheduleConfig, TrainConfig, Trainer
+from stylize.training.schedule import ScheduleConfig
+from stylize.training.trainer import TrainConfig, Trainer
 
 FOLDER = Path(__file__).parent / "golden"
 STEPS = 3
@@ -62,7 +64,17 @@ def losses(generator_name: str, norm: str, folder: Path) -> dict[str, dict[str, 
     generator = build_generator(GeneratorConfig(name=generator_name, norm=norm, width=16))
     loss = PerceptualLoss(load_vgg("random", LOSSES.taps(), seed=0).vgg, LOSSES, [image(100, 64)])
     batches = Batches(CropDataset([Path("unused.jpg")], ContentConfig(path="unused"), 0), 2)
-    trainer = Trainer(generator, loss, batches, [], CONFIG, seed=0, run_dir=folder, save_best=lambda progress: None)
+    trainer = Trainer(
+        generator,
+        loss,
+        batches,
+        [],
+        CONFIG,
+        compute=Compute(torch.device("cpu")),
+        seed=0,
+        run_dir=folder,
+        save_best=lambda progress: None,
+    )
     generator.train()
     found = {}
     for step in range(STEPS):

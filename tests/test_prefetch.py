@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from stylize.errors import StylizeError
+from stylize.system.compute import Compute
 from stylize.training.prefetch import one_ahead, prefetched
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -36,7 +37,7 @@ def test_what_is_wrong_with_an_item_is_told_after_the_one_before_it_is_used() ->
 
 def test_on_the_cpu_batches_pass_through() -> None:
     batches = iter([torch.zeros(1)])
-    assert prefetched(batches, torch.device("cpu")) is batches
+    assert prefetched(batches, Compute(torch.device("cpu"))) is batches
 
 
 @cuda
@@ -46,7 +47,7 @@ def test_on_cuda_batches_arrive_whole_while_others_are_worked_on() -> None:
             yield torch.full((4, 3, 256, 256), i, dtype=torch.uint8).pin_memory()
 
     sums = []
-    for batch in prefetched(pinned(), torch.device("cuda", 0)):
+    for batch in prefetched(pinned(), Compute(torch.device("cuda", 0))):
         work = torch.randn(2048, 2048, device=batch.device)
         for _ in range(5):
             work = work @ work

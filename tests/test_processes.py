@@ -171,9 +171,9 @@ def test_one_process_is_given_back_what_it_gives() -> None:
     assert distributed.count() == 1
     assert distributed.is_first()
     assert distributed.share([1, 2, 3]) == [1, 2, 3]
-    assert distributed.gather_shared([1, 2]) == [1, 2]
-    assert distributed.first_says("word") == "word"
-    assert distributed.any_says(True)
-    assert not distributed.any_says(False)
+    assert distributed.gather_interleaved([1, 2]) == [1, 2]
+    assert distributed.broadcast("word") == "word"
+    assert distributed.any_rank(True)
+    assert not distributed.any_rank(False)
     terms = {"total": torch.tensor(2.0, requires_grad=True)}
     assert distributed.average_terms(terms) == {"total": torch.tensor(2.0)}

@@ -40,7 +40,7 @@ from stylize.studies.conduct import quickened
 from stylize.studies.findings import Histogram, Plot, Sheet, line_of_seeds
 from stylize.studies.photographs import changed, drawn, part
 from stylize.studies.report import as_markdown, labelled
-from stylize.studies.runs import Arm, StudyRun, generator_of, plan_runs, records, train_runs, with_changes
+from stylize.studies.runs import Arm, StudyRun, generator_of, plan_runs, records, train_runs
 from stylize.studies.study import Results, Setting
 from stylize.training.tensorboard import read_events
 from stylize.training.trainer import Trainer
@@ -153,7 +153,12 @@ def test_equal_trainings_have_one_folder_and_others_another(tmp_path: Path) -> N
 
 def test_a_change_that_does_not_fit_is_told(tmp_path: Path) -> None:
     with pytest.raises(StylizeError, match=r"study: train.batch_size: got 1 with generator.norm 'batch_instance'"):
-        with_changes(base(tmp_path), {"generator.norm": "batch_instance", "train.batch_size": 1})
+        plan_runs(
+            base(tmp_path),
+            [Arm("a", {"generator.norm": "batch_instance", "train.batch_size": 1})],
+            (0,),
+            tmp_path,
+        )
 
 
 def one_run(folder: Path, **changes: object) -> StudyRun:

@@ -21,7 +21,7 @@ from stylize.inference.stylizer import Paint, Shape, Stylizer, pictures_together
 from stylize.norms import NORMS
 from stylize.pictures.images import Picture
 from stylize.pictures.raster import Notes, raster_of
-from stylize.system.devices import check_compiler, has_compiler, keep_compiled_code, why_not_compile
+from stylize.system.compiler import check_compiler, has_compiler, keep_compiled_code, why_not_compile
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -295,7 +295,7 @@ def test_a_photograph_given_twice_does_not_replace_its_own_output(
 def test_compilation_follows_device_precision_and_megapixels_and_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("stylize.system.devices.has_compiler", lambda device: True)
+    monkeypatch.setattr("stylize.system.compiler.has_compiler", lambda device: True)
     monkeypatch.setattr("stylize.system.devices.multiplies_bf16", lambda device: True)
     square, wide = [(1000, 1000)] * 50, [(2000, 1000)] * 24
     with caplog.at_level(logging.DEBUG, "stylize"):

@@ -59,6 +59,24 @@ def test_what_goes_wrong_in_a_thread_is_raised_when_all_have_ended(failing: int)
     assert sorted(ended) == [0, 0, 1, 1, 2, 2]
 
 
+NESTED = """
+from threading import Barrier
+from stylize.system.threads import in_threads
+ended = []
+all_there = Barrier(4, timeout=30)  # all four at once
+def inner(number):
+    all_there.wait()
+    ended.append(number)
+in_threads(lambda number: in_threads(inner, 2), 2)
+print(sorted(ended))
+"""
+
+
+def test_threads_may_be_started_in_threads() -> None:
+    run = subprocess.run([sys.executable, "-c", NESTED], capture_output=True, text=True, check=False, timeout=60)
+    assert run.stdout == "[0, 0, 1, 1]\n", run.stderr
+
+
 def test_nothing_of_the_work_is_held_afterwards() -> None:
     def work(maps: torch.Tensor, number: int) -> None:
         maps[number] = 1

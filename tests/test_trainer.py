@@ -22,7 +22,9 @@ from stylize.errors import StylizeError
 from stylize.models.file import load_model, read_card
 from stylize.norms import BatchInstanceNorm, BatchNorm
 from stylize.pictures.images import read_rgb, to_bytes
-from stylize.system.devices import choose_device, choose_memory_format, choose_precision, has_compiler
+from stylize.system.compiler import choose_compile, has_compiler
+from stylize.system.compute import Compute
+from stylize.system.devices import CPU, choose_device, choose_memory_format, choose_precision
 from stylize.training.checkpoint import (
     checkpoint_path,
     checkpoints,
@@ -33,17 +35,10 @@ from stylize.training.checkpoint import (
 from stylize.training.loader import Batches, CropDataset
 from stylize.training.monitor import TIMES, Monitor
 from stylize.training.photographs import ContentConfig
-from stylize.training.trainer import (
-    Interrupted,
-    NotFinite,
-    ScheduleConfig,
-    TrainConfig,
-    Trainer,
-    choose_compile,
-    rate_factor,
-)
+from stylize.training.schedule import ScheduleConfig, rate_factor
+from stylize.training.trainer import Interrupted, NotFinite, Trainer
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+CUDA = torch.device("cuda")
 
 
 def build(folder: Path, changes: Mapping[str, Any] | None = None, name: str = "run") -> Run:
@@ -185,12 +180,11 @@ def test_a_step_in_bfloat16_keeps_weights_and_loss_in_float32(tmp_path: Path) ->
     ],
 )
 def test_the_learning_rate_follows_its_schedule(schedule: ScheduleConfig, factors: list[float]) -> None:
-    config = TrainConfig(steps=5, schedule=schedule)
-    assert [rate_factor(step, config) for step in range(5)] == pytest.approx(factors, abs=1e-7)
+    assert [rate_factor(step, 5, schedule) for step in range(5)] == pytest.approx(factors, abs=1e-7)
 
 
 def test_a_run_of_one_step_has_a_learning_rate() -> None:
-    assert rate_factor(0, TrainConfig(steps=1, schedule=ScheduleConfig(warmup_steps=0))) == 1
+    assert rate_factor(0, 1, ScheduleConfig(warmup_steps=0)) == 1
 
 
 # Validation
@@ -291,7 +285,7 @@ def test_a_resumed_run_equals_the_run_that_never_stopped(tmp_path: Path, changes
     assert equal(best_of_parts[0].state_dict(), best[0].state_dict())
     assert best_of_parts[1] == best[1]
     rates = [line["learning_rate"] for line in metrics(tmp_path / "parts") if line["kind"] == "train"]
-    assert rates == [pytest.approx(1e-3 * rate_factor(step, whole.config), rel=1e-6) for step in range(7)]
+    assert rates == [pytest.approx(1e-3 * rate_factor(step, 7, whole.config.schedule), rel=1e-6) for step in range(7)]
 
 
 def test_resuming_drops_the_records_after_the_checkpoint(tmp_path: Path) -> None:
@@ -475,7 +469,7 @@ def test_automatic_precision_is_bf16_on_gpus_that_multiply_it_and_says_so(
     assert choose_precision("fp32", CUDA) == "fp32"
     assert choose_precision("bf16", CPU) == "bf16"
     with caplog.at_level(logging.INFO, "stylize"):
-        assert build(tmp_path, {"train.precision": "auto"}).trainer.precision == "fp32"
+        assert build(tmp_path, {"train.precision": "auto"}).trainer.compute.precision == "fp32"
     assert caplog.messages == ["train.precision: auto on cpu is fp32"]
 
 
@@ -487,7 +481,7 @@ def test_memory_format_follows_the_device() -> None:
 def test_automatic_compilation_is_for_long_runs_where_it_pays_and_says_why(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("stylize.system.devices.has_compiler", lambda device: True)
+    monkeypatch.setattr("stylize.system.compiler.has_compiler", lambda device: True)
     monkeypatch.setattr("stylize.system.devices.multiplies_bf16", lambda device: True)
     with caplog.at_level(logging.INFO, "stylize"):
         assert choose_compile("auto", CUDA, 40_000, "bf16")
@@ -508,7 +502,7 @@ def test_automatic_compilation_is_for_long_runs_where_it_pays_and_says_why(
 def test_compilation_without_a_compiler_is_refused(
     device: torch.device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("stylize.system.devices.has_compiler", lambda device: False)
+    monkeypatch.setattr("stylize.system.compiler.has_compiler", lambda device: False)
     monkeypatch.setattr("stylize.system.devices.multiplies_bf16", lambda device: True)
     with pytest.raises(StylizeError) as caught:
         choose_compile("always", device, 1)
@@ -543,7 +537,7 @@ def test_the_first_compiled_step_tells_how_long_it_took_and_no_other(
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(torch, "compile", lambda forward: forward)
-    monkeypatch.setattr("stylize.system.devices.has_compiler", lambda device: True)
+    monkeypatch.setattr("stylize.system.compiler.has_compiler", lambda device: True)
     run = build(tmp_path, {"train.compile": "always", "train.steps": 2})
     with caplog.at_level(logging.INFO, "stylize"):
         fit(run.trainer)
@@ -568,11 +562,11 @@ def test_a_decoding_process_that_is_spawned_gives_the_same_batches(tmp_path: Pat
 def test_automatic_workers_on_a_gpu_share_the_cores_and_are_told(
     cores: int, processes_here: int, workers: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("stylize.build._cores", lambda: cores)
+    monkeypatch.setattr("stylize.system.compute.usable_cores", lambda: cores)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes_here))
-    assert choose_workers(torch.device("cpu")) == 0
+    assert choose_workers(Compute(CPU)) == 0
     with caplog.at_level(logging.INFO, "stylize"):
-        assert choose_workers(torch.device("cuda")) == workers
+        assert choose_workers(Compute(CUDA)) == workers
     assert caplog.messages == [f"content.workers: auto on cuda is {workers}"]
 
 

@@ -21,12 +21,14 @@ from stylize.inference.strips import StripPainter
 from stylize.inference.stylizer import Stylizer
 from stylize.losses.perceptual import PerceptualLoss
 from stylize.pictures.images import Picture
-from stylize.system.devices import choose_memory_format, choose_precision
+from stylize.system.compute import Compute
+from stylize.system.devices import choose_precision
 from stylize.system.memory import keep_freed_memory, return_freed_memory
 from stylize.system.threads import SHORT_SPINS
 from stylize.training.loader import Batches, CropDataset
 from stylize.training.photographs import ContentConfig
-from stylize.training.trainer import ScheduleConfig, TrainConfig, Trainer
+from stylize.training.schedule import ScheduleConfig
+from stylize.training.trainer import TrainConfig, Trainer
 
 LEARNING_RATE = 1e-3
 # Of the environment of the processes, as the commands choose it.
@@ -59,7 +61,7 @@ class StylizeTraining(Workload):
     def __init__(self, settings: Settings, norm: str = "instance") -> None:
         keep_freed_memory()  # as `stylize train` does
         device = settings.torch_device()
-        generator = make_generator(settings.seed, norm).to(device).train()
+        generator = make_generator(settings.seed, norm).train()
         loss = PerceptualLoss(make_vgg(settings.seed), LOSS, [make_style(settings)])
         config = TrainConfig(
             batch_size=settings.batch,
@@ -69,19 +71,20 @@ class StylizeTraining(Workload):
             compile=settings.compile,
         )
         self.crops = make_crops(settings)
+        compute = Compute.for_training(device, config.precision, config.compile, config.steps)
         self.trainer = Trainer(
             generator,
-            loss.to(device),
+            loss,
             Batches(CropDataset([], ContentConfig(path="samples"), seed=0), settings.batch),  # not drawn from
             validation=[],
             config=config,
+            compute=compute,
             seed=settings.seed,
             run_dir=Path(),
             save_best=lambda progress: None,
         )
         self.generator = generator
-        memory_format = choose_memory_format(device)
-        self.choices = choices(self.trainer.precision, memory_format, self.trainer.compiled)
+        self.choices = choices(compute.precision, compute.memory_format, compute.compiled)
 
     def run(self) -> Tensor:
         return self.trainer.step(self.crops)["total"].cpu()

@@ -123,7 +123,8 @@ def apply(
     from stylize.inference.stylizer import Paint, Stylizer
     from stylize.models.file import load_model
     from stylize.models.find import find_model
-    from stylize.system.devices import choose_device, choose_precision, keep_compiled_code
+    from stylize.system.compiler import keep_compiled_code
+    from stylize.system.devices import choose_device, choose_precision
 
     found = find_model(model)
     generator, card = load_model(found.path)

@@ -12,7 +12,7 @@ import torch
 from stylize.errors import StylizeError
 from stylize.inference.strokes import shrunk_size
 from stylize.inference.stylizer import Shape, pictures_together
-from stylize.system.devices import check_compiler, why_not_compile
+from stylize.system.compiler import check_compiler, why_not_compile
 
 logger = logging.getLogger("stylize")
 

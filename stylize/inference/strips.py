@@ -38,7 +38,7 @@ from stylize.inference.plans import (
 from stylize.ops import MergedStatistics, Statistics, Window
 from stylize.system.memory import return_freed_memory
 from stylize.system.row_store import RowStore
-from stylize.system.scratch import BLOCKS
+from stylize.system.scratch import SCRATCH
 
 logger = logging.getLogger("stylize")
 
@@ -98,7 +98,7 @@ class StripPainter:
         for store in (*self._spare, *(kept.store for kept in self._kept.values())):
             store.close()
         self._kept, self._spare = {}, []
-        BLOCKS.clear()
+        SCRATCH.clear()
 
     def measure(self) -> Iterator[float]:
         """Take the statistics of the whole picture, one sweep after the other.
@@ -120,7 +120,7 @@ class StripPainter:
         stage = self.stages[sweep.stage]
         height = stage.size[0]
         statistics = MergedStatistics()
-        BLOCKS.clear()  # this sweep's are of other sizes
+        SCRATCH.clear()  # this sweep's are of other sizes
         target = self._target(sweep) if sweep.keeps else None
         for first, convolved in self._by_strips(sweep.stage, self._convolved, height):
             if stage.needs_images:
@@ -190,7 +190,7 @@ class StripPainter:
         """Where so many rows of a stage's maps go, `(rows, W, C)`; None where they come from torch's own memory."""
         if self.device != CPU or self.dtype != torch.float32:
             return None
-        return BLOCKS.take((rows, *map_shape(stage)[1:]), self.dtype)
+        return SCRATCH.take((rows, *map_shape(stage)[1:]), self.dtype)
 
     def _read(self, i: int, first: int, last: int) -> Tensor:
         return self._kept[i].store.read(first, last).to(self.device)[None].permute(0, 3, 1, 2)

@@ -8,7 +8,7 @@ from torch import Tensor
 from stylize.ops.dispatch import on_cpu
 from stylize.ops.geometry import Geometry, Window, scale_factors, source_rows
 from stylize.ops.limits import TILE_PX, limits
-from stylize.system.scratch import BLOCKS
+from stylize.system.scratch import SCRATCH
 
 aten = torch.ops.aten
 
@@ -25,7 +25,7 @@ def as_maps(image: Tensor) -> Tensor:
 
 def scratch(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Return uninitialized memory for one strip; on a CPU the next strip reuses it."""
-    return BLOCKS.take(shape, like.dtype) if on_cpu(like) else like.new_empty(shape)
+    return SCRATCH.take(shape, like.dtype) if on_cpu(like) else like.new_empty(shape)
 
 
 def padded_rows(window: Window, geometry: Geometry, first: int, last: int) -> Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stylize.config import RunConfig
+from stylize.config import RunConfig, with_changes
 from stylize.errors import StylizeError
 from stylize.generators import Generator
 from stylize.models.file import load_model
@@ -19,7 +19,7 @@ from stylize.models.find import built_in_models, find_model
 from stylize.pictures.images import find_images
 from stylize.studies.photographs import held_out_squares, part
 from stylize.studies.report import Making, check_plots_can_be_drawn, write_report
-from stylize.studies.runs import plan_runs, train_runs, with_changes
+from stylize.studies.runs import PLACE, plan_runs, train_runs
 from stylize.studies.study import Results, Setting, Study
 from stylize.system.devices import choose_device
 from stylize.system.files import FolderLock
@@ -35,18 +35,18 @@ OF_A_STUDY = "another study is being made there; wait for its end, or choose ano
 
 @dataclass(frozen=True)
 class Request:
-    """How a study is asked for.
+    """The options of a study.
 
     Attributes:
-        config: What all its trainings have in common.
-        folder: Holds photographs and run folders, which all studies share, and each study's own folder.
-        seeds: How many.
-        device: By name.
-        jobs: Trainings at a time.
+        config: The config that all its trainings have in common.
+        folder: The folder of the photographs and run folders, which all studies share, and of each study's own folder.
+        seeds: Number of seeds.
+        device: Name of the device.
+        jobs: Number of trainings at a time.
         pictures: A folder of photographs for the sheets; None: the first of those held out.
-        iterations: Of the optimization beside which networks are shown; 0 for none.
-        restyle: The model that paints photographs in another style; None: a built-in one of another style.
-        command: What was typed.
+        iterations: L-BFGS iterations of the optimized pictures shown for comparison; 0: none are shown.
+        restyle: The model that stylizes photographs in another style; None: a built-in one of another style.
+        command: The command as typed.
     """
 
     config: RunConfig
@@ -74,7 +74,7 @@ def quickened(config: RunConfig) -> RunConfig:
     }
     if isinstance(content.validation, int):
         small["content.validation"] = min(content.validation, 8)
-    return with_changes(config, small)
+    return with_changes(config, small, PLACE)
 
 
 def conduct(study: Study, request: Request) -> Path:
@@ -98,7 +98,7 @@ def conduct(study: Study, request: Request) -> Path:
         raise StylizeError(f"{place}: cannot be created ({error.strerror})") from error
     with FolderLock(place, OF_A_STUDY):
         parted = part(request.config, request.folder / "photographs")
-        base = with_changes(request.config, parted.changes())
+        base = with_changes(request.config, parted.changes(), PLACE)
         setting = Setting(base, parted, tuple(range(request.seeds)), restyle, restyle_name)
         arms = study.arms(setting)
         runs = plan_runs(base, arms, setting.seeds, request.folder / "runs")

@@ -238,7 +238,7 @@ def _machine(making: Making) -> str:
     python = ".".join(map(str, sys.version_info[:3]))
     return (
         f"stylize {__version__}, Python {python}, {packages}; {platform.system()} {platform.machine()}, "
-        f"{making.device.type}, {torch.get_num_threads()} threads; the last call took {making.seconds:.0f} s."
+        f"{making.device}, {torch.get_num_threads()} threads; the last call took {making.seconds:.0f} s."
     )
 
 

@@ -1,4 +1,4 @@
-"""The trainings of a study: planned, run once, taken up where they were stopped, and read."""
+"""The trainings of a study: plan them, run each once, resume those that were stopped, read their records."""
 
 from __future__ import annotations
 
@@ -16,33 +16,31 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pydantic import ValidationError
 from tqdm import tqdm
 
-from stylize.build import build_run
-from stylize.config import RunConfig
+from stylize.config import RunConfig, with_changes
 from stylize.errors import StylizeError
 from stylize.generators import Generator, build_generator
-from stylize.system.devices import choose_device
-from stylize.system.files import FolderLock, remove_leftovers, write_atomically
+from stylize.norms import NORMS, Norm
+from stylize.run import continuation, train
+from stylize.system.devices import CPU
 from stylize.system.memory import keep_freed_memory
-from stylize.training.checkpoint import checkpoint_path, load_checkpoint, newest_checkpoint
-from stylize.training.monitor import Monitor
+from stylize.training.checkpoint import checkpoint_path, load_checkpoint
 
 logger = logging.getLogger("stylize")
 
-CPU = torch.device("cpu")
-CHECKPOINTS = 10  # of every run with gates, whose course is read from them
+PLACE = "study"  # where the changes of a config come from, for messages
+CHECKPOINTS = 10  # of every run whose norm has values worth watching, such as gates: their course is read from them
 
 
 class Arm(NamedTuple):
     """One of the settings that a study compares.
 
     Attributes:
-        name: How the report calls it.
+        name: Its name in the report.
         changes: Values at dotted keys of the config.
     """
 
@@ -55,8 +53,8 @@ class StudyRun(NamedTuple):
 
     Attributes:
         arm: The name of its arm.
-        seed: Of its weights, crops and order.
-        config: All of it.
+        seed: Seed of its weights, crops and order.
+        config: Its whole config.
         folder: Its run folder.
     """
 
@@ -72,54 +70,35 @@ class StudyRun(NamedTuple):
 
     @property
     def command(self) -> str:
-        """What trains the same again, alone, from the shell."""
+        """The shell command that trains it again, alone."""
         return shlex.join(
             ["stylize", "train", "--config", str(self.folder / "config.yaml"), "--output", f"again/{self.folder.name}"]
         )
 
 
-def with_changes(config: RunConfig, changes: Mapping[str, object]) -> RunConfig:
-    """A config with other values at dotted keys.
-
-    Raises:
-        StylizeError: They do not fit together.
-    """
-    tree: dict[str, Any] = config.model_dump(mode="json")
-    for key, value in changes.items():
-        *parents, last = key.split(".")
-        branch = tree
-        for parent in parents:
-            branch = branch[parent]
-        branch[last] = value
-    try:
-        return RunConfig.model_validate(tree)
-    except ValidationError as error:
-        raise StylizeError(f"study: {str(error.errors()[0]['msg']).removeprefix('Value error, ')}") from error
-
-
 def plan_runs(base: RunConfig, arms: Sequence[Arm], seeds: Sequence[int], folder: Path) -> list[StudyRun]:
-    """The trainings of all arms and seeds. Equal configs have one folder, so studies share what they have in common.
+    """The trainings of all arms and seeds. Equal configs have one folder, so studies share trainings.
 
     Args:
-        base: What all have in common.
-        arms: What differs; a value that is a mapping from seeds is taken by the run's own.
-        seeds: Added to the base's seed.
-        folder: Below which the run folders are.
+        base: The config that all have in common.
+        arms: The settings; where a value is a mapping from seeds, a run takes the value of its seed.
+        seeds: Seeds, added to that of the base.
+        folder: The parent of the run folders.
     """
     runs = []
     for arm in arms:
         for seed in seeds:
             changes = {key: value[seed] if isinstance(value, dict) else value for key, value in arm.changes.items()}
-            config = with_changes(base, {**changes, "seed": base.seed + seed})
-            config = with_changes(config, _checkpointing(config))
+            config = with_changes(base, {**changes, "seed": base.seed + seed}, PLACE)
+            config = with_changes(config, _checkpointing(config), PLACE)
             runs.append(StudyRun(arm.name, seed, config, folder / _folder_name(config)))
     return runs
 
 
 def _checkpointing(config: RunConfig) -> dict[str, object]:
-    gated = config.generator.norm == "batch_instance"
+    watched = NORMS[config.generator.norm].histograms is not Norm.histograms  # such as gates
     every = max(1, config.train.steps // CHECKPOINTS)
-    kept = CHECKPOINTS + 1 if gated else 1
+    kept = CHECKPOINTS + 1 if watched else 1
     # Networks are compared after equally many steps, so none stops early.
     return {"train.checkpoint_every": every, "train.keep_checkpoints": kept, "train.stop_after": None}
 
@@ -130,15 +109,15 @@ def _folder_name(config: RunConfig) -> str:
 
 
 def train_runs(runs: Sequence[StudyRun], device: str, jobs: int = 1) -> None:
-    """Train what is not trained yet.
+    """Run the trainings that are not done yet.
 
     Args:
         runs: All trainings; those with the same folder are one.
-        device: Where.
-        jobs: How many at a time, each in a process with its share of the cores.
+        device: Name of the device.
+        jobs: Number of trainings at a time, each in a process with its share of the cores.
 
     Raises:
-        StylizeError: One cannot be trained; what the others have done is kept.
+        StylizeError: One fails; the checkpoints of the others are kept.
     """
     waiting = list({run.folder: run for run in runs if not run.is_done}.values())
     logger.info("%d trainings, %d of them still to do", len({run.folder for run in runs}), len(waiting))
@@ -167,7 +146,7 @@ def _trained(runs: Sequence[StudyRun], device: str, jobs: int) -> Iterator[Study
                 future.result()
                 yield futures[future]
         except BrokenProcessPool as error:
-            if interrupts:  # which ended the processes, too
+            if interrupts:  # they ended the processes, too
                 raise KeyboardInterrupt from error
             raise StylizeError(
                 "a process that trained has died, maybe for want of memory: ask for the study again, with fewer "
@@ -179,7 +158,7 @@ def _trained(runs: Sequence[StudyRun], device: str, jobs: int) -> Iterator[Study
 
 @contextmanager
 def _noted_interrupts() -> Iterator[list[int]]:
-    """Within the block a ctrl-c is noted, too: as an exception it may come where nobody sees it."""
+    """Record interrupts within the block: as an exception one may be raised where nobody sees it."""
     noted: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -198,7 +177,7 @@ def _noted_interrupts() -> Iterator[list[int]]:
 
 def _begin_process(threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a ctrl-c ends it without a traceback; its checkpoints are whole
-    tqdm.set_lock(threading.RLock())  # its own would be one of all processes, and left behind by a ctrl-c
+    tqdm.set_lock(threading.RLock())  # the default is shared by all processes, and stays locked after a ctrl-c
     torch.set_num_threads(threads)
     keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -206,40 +185,15 @@ def _begin_process(threads: int) -> None:
 
 def _train(run: StudyRun, device: str) -> None:
     """Train to the last step, from the newest checkpoint if there is one."""
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with FolderLock(run.folder), _quiet():
-        if run.is_done:
-            return
-        remove_leftovers(run.folder)
-        write_atomically(run.folder / "config.yaml", run.config.to_yaml().encode())
-        built = build_run(run.config, choose_device(device), run.folder)
-        if newest_checkpoint(run.folder / "checkpoints", CPU) is not None:
-            built.trainer.resume()
-        built.trainer.batches.prepare()
-        train = run.config.train
-        first = built.trainer.progress.step
-        with Monitor(
-            run.folder, steps=train.steps, first_step=first, images_per_step=train.batch_size, bar="hidden"
-        ) as monitor:
-            monitor.log_start(run.config.to_yaml(), built.styles)
-            built.trainer.fit(monitor)
+    if run.is_done:
+        return
+    train(run.config, run.folder, device=device, quiet=True, **continuation(run.folder)._asdict())
     if not run.is_done:
         raise StylizeError(f"{run.folder}: its last checkpoint could not be written; make room and start anew")
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what every single training tells."""
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
 def records(run: StudyRun, kind: str) -> list[dict[str, float]]:
-    """What a run has recorded of one kind, `train` or `validation`, by step."""
+    """The records of a run of one kind, `train` or `validation`, by step."""
     found = []
     for line in (run.folder / "metrics.jsonl").read_text("utf-8").splitlines():
         with suppress(ValueError):
@@ -250,12 +204,12 @@ def records(run: StudyRun, kind: str) -> list[dict[str, float]]:
 
 
 def generator_of(run: StudyRun, device: torch.device = CPU) -> Generator:
-    """The network as it was after the last step, in `eval()`."""
+    """The generator after the last step, in `eval()`."""
     return generator_at(run, run.config.train.steps, device)
 
 
 def generator_at(run: StudyRun, step: int, device: torch.device = CPU) -> Generator:
-    """The network as it was at a checkpoint, in `eval()`.
+    """The generator at a checkpoint, in `eval()`.
 
     Raises:
         StylizeError: There is no such checkpoint.

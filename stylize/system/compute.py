@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 import torch
+from torch import Tensor, nn
 
+from stylize.system.compiler import choose_compile, keep_compiled_code
 from stylize.system.devices import choose_device, choose_memory_format, choose_precision
 
+logger = logging.getLogger("stylize")
+
+Result = TypeVar("Result")
+Parameters = ParamSpec("Parameters")
+Module = TypeVar("Module", bound=nn.Module)
+
+WORKERS_THAT_SERVE_A_GPU = 8
 # A GPU is busy with so many pixels at a time; smaller pictures are painted several together.
 PIXELS_TOGETHER = 1 << 20
 
@@ -46,6 +59,24 @@ class Compute:
         found = choose_device(device)
         return cls(found, choose_precision(precision, found))
 
+    @classmethod
+    def for_training(cls, device: torch.device, precision: str, compile_step: str, steps: int) -> Compute:
+        """The choice for a training; what `auto` chose is logged.
+
+        Args:
+            device: The device of this process.
+            precision: `train.precision`.
+            compile_step: `train.compile`.
+            steps: Number of training steps: compilation pays in long runs only.
+
+        Raises:
+            StylizeError: Compilation was asked for, but no compiler is found.
+        """
+        chosen = choose_precision(precision, device)
+        if precision == "auto":
+            logger.info("train.precision: auto on %s is %s", device.type, chosen)
+        return cls(device, chosen, choose_compile(compile_step, device, steps, chosen))
+
     @property
     def kind(self) -> str:
         """`cpu`, `cuda` or `mps`."""
@@ -81,6 +112,11 @@ class Compute:
         return self.kind == "cpu" and self.precision == "fp32" and not self.compiled
 
     @property
+    def copies_in_background(self) -> bool:
+        """Whether batches in pinned memory are copied to the device while it computes."""
+        return self.kind == "cuda"
+
+    @property
     def by_stages(self) -> bool:
         """Whether a picture that is not compiled for is painted stage by stage, in one piece of memory."""
         return self.kind == "cpu" and self.precision == "fp32"
@@ -90,6 +126,36 @@ class Compute:
         """Whether torch's optimizers have fused kernels for the device."""
         return self.kind in ("cpu", "cuda")
 
+    def place(self, module: Module) -> Module:
+        """Move a module to the device and to its memory layout; returns the module itself."""
+        return module.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload,no-any-return]
+
+    def compile(self, function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+        """The function itself, or compiled where that was chosen; it compiles when it is first called."""
+        if not self.compiled:
+            return function
+        keep_compiled_code()
+        return torch.compile(function)
+
+    def decoding_workers(self) -> int:
+        """Number of processes that decode photographs for this one; 0: this one decodes.
+
+        Beside a CPU that trains, decoding in another process wins nothing.
+        """
+        if self.kind == "cpu":
+            return 0
+        processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return min(WORKERS_THAT_SERVE_A_GPU, max(1, usable_cores() // processes_here))
+
+    def random_states(self) -> list[Tensor]:
+        """The states of the device's own random generators, for a checkpoint; on a CPU there are none."""
+        return torch.cuda.get_rng_state_all() if self.kind == "cuda" else []
+
+    def set_random_states(self, states: Sequence[Tensor]) -> None:
+        """Set the states that `random_states` returned on a device of the same kind."""
+        if self.kind == "cuda":
+            torch.cuda.set_rng_state_all([state.cpu() for state in states])
+
     def pictures_together(self, size: tuple[int, int]) -> int:
         """How many pictures of this width and height are painted together.
 
@@ -97,3 +163,10 @@ class Compute:
         """
         width, height = size
         return max(1, PIXELS_TOGETHER // (width * height)) if self.kind == "cuda" else 1
+
+
+def usable_cores() -> int:
+    """Number of CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,7 +1,7 @@
-"""The processes of a training, as torchrun starts them: how many there are, which one this is, what they agree on.
+"""Training in several processes, as torchrun starts them: ranks, exchange, averages.
 
-In a training of one process every function gives back what it was given. Every function that exchanges something must
-be called by all processes, in the same order.
+In a training of one process every function returns its argument. Functions that exchange values must be called by all
+processes, in the same order.
 """
 
 from __future__ import annotations
@@ -23,19 +23,22 @@ from stylize.system.devices import choose_device
 T = TypeVar("T")
 
 BACKENDS = "cpu:gloo,cuda:nccl"
-# A process that waits longer for the others gives up; the first may be reading a large folder of photographs.
+# A process that waits longer for the others fails; the first may be reading a large folder of photographs.
 PATIENCE = timedelta(minutes=30)
 
 
 @contextmanager
 def joined(device_name: str) -> Iterator[torch.device]:
-    """Within the block this process is one of those that torchrun started, if it did; gives the device of this one.
+    """Join the processes that torchrun started, if it did, for the block; yields the device of this process.
+
+    It may be nested: a process that has joined already stays joined.
 
     Args:
-        device_name: As `choose_device` takes it; of several CUDA devices every process of a machine takes its own.
+        device_name: A name that `choose_device` takes; of several CUDA devices every process of a machine takes its
+            own.
 
     Raises:
-        StylizeError: The device is not there.
+        StylizeError: torch does not find the device.
     """
     device = choose_device(device_name)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -44,11 +47,14 @@ def joined(device_name: str) -> Iterator[torch.device]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         torch.cuda.set_device(device)
-    # Its functions' defaults are the group that is there when it is first imported, which torch's optimizers do in
-    # their first step: the group's threads would last to the interpreter's end, where they can abort the process.
+    if _several():
+        yield device
+        return
+    # Defaults of its functions are the group that exists at its first import, which is in the first step of torch's
+    # optimizers. The group's threads would then live to the interpreter's end, where they can abort the process.
     importlib.import_module("torch.distributed.nn")
 
-    # The store outlives the processes that torchrun starts anew: they must not find addresses of the dead in it.
+    # The store outlives processes that torchrun restarts: they must not find the addresses of dead ones in it.
     meeting = dist.rendezvous("env://", timeout=PATIENCE)  # type: ignore[attr-defined]
     store, own_rank, world_size = next(meeting)
     dist.init_process_group(
@@ -61,12 +67,12 @@ def joined(device_name: str) -> Iterator[torch.device]:
     try:
         yield device
     finally:
-        gc.collect()  # the network that is trained by several holds the group, too, and stands in a cycle
+        gc.collect()  # the wrapped network holds the group, too, and is part of a cycle
         dist.destroy_process_group()
 
 
 def restarted() -> bool:
-    """Whether torchrun starts these processes anew, because one of them died."""
+    """Whether torchrun has restarted these processes because one of them died."""
     return _attempt() > 0
 
 
@@ -75,46 +81,46 @@ def _attempt() -> int:
 
 
 def count() -> int:
-    """How many there are."""
+    """Number of processes."""
     return dist.get_world_size() if _several() else 1
 
 
 def rank() -> int:
-    """Which one this is, from 0."""
+    """Number of this process, from 0."""
     return dist.get_rank() if _several() else 0
 
 
 def is_first() -> bool:
-    """Whether it is this one that writes and speaks."""
+    """Whether this process is the one that writes and logs."""
     return rank() == 0
 
 
 def share(items: Sequence[T]) -> Sequence[T]:
-    """The items that are this process's."""
+    """The items of this process: every `count()`-th."""
     return items[rank() :: count()]
 
 
 def average(x: Tensor) -> Tensor:
-    """The mean of every process's `x`, to be differentiated like any function of all of them."""
+    """The mean of `x` over all processes, differentiable with respect to each of them."""
     averaged: Tensor = _Sum.apply(x) / count() if _several() else x
     return averaged
 
 
 def average_terms(terms: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The means of scalars by name, detached, by one exchange."""
+    """The means of named scalars over all processes, detached, in one exchange."""
     detached = {name: term.detach() for name, term in terms.items()}
     if not _several():
         return detached
     return dict(zip(detached, average(torch.stack(list(detached.values()))).unbind(), strict=True))
 
 
-def any_says(flag: bool) -> bool:
-    """Whether one of them says so."""
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set in any process. With several processes the host waits for all of them."""
     return any(gather(flag)) if _several() else flag
 
 
-def first_says(value: T) -> T:
-    """The first one's value."""
+def broadcast(value: T) -> T:
+    """The value of the first process."""
     if not _several():
         return value
     values = [value]
@@ -123,7 +129,7 @@ def first_says(value: T) -> T:
 
 
 def gather(value: T) -> list[T]:
-    """Every process's value, in their order."""
+    """The values of all processes, by rank."""
     if not _several():
         return [value]
     values: list[Any] = [None] * count()
@@ -131,14 +137,14 @@ def gather(value: T) -> list[T]:
     return values
 
 
-def gather_shared(items: Sequence[T]) -> list[T]:
-    """What `share` dealt out, or what became of it, in the order from before."""
+def gather_interleaved(items: Sequence[T]) -> list[T]:
+    """The items that `share` distributed, or results for them, in their original order."""
     parts = gather(list(items))
     return [part[i] for i in range(max(map(len, parts))) for part in parts if i < len(part)]
 
 
-def synchronized(network: nn.Module) -> nn.Module:
-    """The network with gradients that are the means of all processes'."""
+def wrap_ddp(network: nn.Module) -> nn.Module:
+    """Wrap a network so that gradients are averaged over all processes."""
     if not _several():
         return network
     return nn.parallel.DistributedDataParallel(network)
@@ -149,7 +155,7 @@ def _several() -> bool:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes, whose gradient is the sum over all processes, too."""
+    """The sum over all processes; its gradient is the sum over all processes, too."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

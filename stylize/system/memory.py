@@ -1,9 +1,8 @@
-"""How much memory there is, and how the process gets it.
+"""How much memory there is, and whether the process keeps what it frees.
 
-On Linux the most part of what a large tensor costs is the finding of its pages.
-
-The C library takes every tensor of more than 32 MiB from the system, and returns it there as soon as it is freed; each
-comes back as pages of 4 KiB that the system first has to find and clear, one by one.
+On Linux most of the cost of a large allocation is page faults: the C library takes every tensor of more than 32 MiB
+from the system and returns it as soon as it is freed; the next one comes as pages of 4 KiB that the system first finds
+and clears, one by one.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from pathlib import Path
 
 import psutil
 
-# Of malloc.h: what may be set, and how much.
+# Parameters of malloc.h and their values.
 M_TRIM_THRESHOLD = -1
 M_MMAP_MAX = -4
 KEPT_BYTES = 2**31 - 1
 
 
-# Limit and use of the process's own group, as a container shows them.
+# Limit and use of the process's own control group, as a container shows them.
 CONTROL_GROUPS = (
     ("/sys/fs/cgroup", "memory.max", "memory.current"),
     ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
@@ -29,9 +28,9 @@ CONTROL_GROUPS = (
 
 
 def keep_freed_memory() -> None:
-    """Let the process keep the memory of freed tensors for the next ones: right where all steps need the same.
+    """Let the process keep the memory of freed tensors for the next ones; pays where every step needs the same.
 
-    Where the C library is not GNU's, nothing is done.
+    Does nothing where the C library is not GNU's.
     """
     library = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
     if library is not None and hasattr(library, "mallopt"):
@@ -40,9 +39,9 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Give the system what the process has freed, where small things had it: after much was loaded or compiled.
+    """Return the memory of freed small objects to the system; pays after loading or compiling.
 
-    Where the C library is not GNU's, nothing is done.
+    Does nothing where the C library is not GNU's.
     """
     library = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
     if library is not None and hasattr(library, "malloc_trim"):
@@ -50,19 +49,19 @@ def return_freed_memory() -> None:
 
 
 def available_bytes() -> int:
-    """Memory that the process can have without others being pushed out: of the machine, or of its container."""
-    return min(psutil.virtual_memory().available, *_container_rooms())
+    """Bytes that the process can allocate without swapping: of the machine, or of its container if that has fewer."""
+    return min(psutil.virtual_memory().available, *_left_in_containers())
 
 
 def own_bytes() -> int:
-    """Memory that the process has."""
+    """Resident bytes of the process."""
     return int(psutil.Process().memory_info().rss)
 
 
-def _container_rooms() -> list[int]:
-    """What the limits of control groups leave; caches that the system would give up count as taken."""
-    rooms = [sys.maxsize]
+def _left_in_containers() -> list[int]:
+    """Bytes that the limits of control groups leave; caches that the system would drop count as used."""
+    left = [sys.maxsize]
     for folder, limit, taken in CONTROL_GROUPS:
         with suppress(OSError, ValueError):  # not there, or "max"
-            rooms.append(int(Path(folder, limit).read_text()) - int(Path(folder, taken).read_text()))
-    return rooms
+            left.append(int(Path(folder, limit).read_text()) - int(Path(folder, taken).read_text()))
+    return left

@@ -1,11 +1,11 @@
-"""Rows of an array that is too large for memory, or nearly: kept in memory, or in a file that nobody else can see.
+"""Arrays that may be too large for memory, read and written by rows: in memory, or in a private temporary file.
 
-A file takes no room in memory: it is read and written past the system's cache where the file system allows that, which
-is faster, too, than to find the cache's pages. Threads write what was given and read what comes next, while the process
-computes. It has no name, so it is gone with the process, however that ends.
+A file takes no room in memory: where the file system allows it, reads and writes bypass the system's cache, which is
+also faster than to fault in the cache's pages. Threads write rows behind and read rows ahead while the process
+computes. The file has no name, so it is gone with the process, however that ends.
 
-Where a system knows no files without a name (Windows), the file has one and is removed when it is closed, which the
-system does at the end of the process.
+Where a system has no files without a name (Windows), the file is removed when it is closed, which the system does at
+the end of the process.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ import torch
 from torch import Tensor
 
 from stylize.errors import StylizeError
-from stylize.system.scratch import BLOCKS, allocated, piece
+from stylize.system.devices import CPU
+from stylize.system.scratch import SCRATCH, allocate, map_pages
 
-CPU = torch.device("cpu")
-ALIGNMENT_BYTES = 4096  # of what passes the system's cache: offsets, lengths, addresses
+ALIGNMENT_BYTES = 4096  # of offsets, lengths and addresses that bypass the system's cache
 DIRECT = getattr(os, "O_DIRECT", 0)
 WITHOUT_NAME = getattr(os, "O_TMPFILE", 0)
 
 
 class RowStore:
-    """An array `(H, …)` of any type, written and read by rows; what was never written is undefined.
+    """An array `(H, …)` of any type, written and read by rows; rows never written are undefined.
 
     Args:
         shape: `(H, …)`.
-        dtype: Of its values.
-        place: The folder where its file goes, or the device in whose memory it is kept; None: the processor's.
-        direct: Read and write the file past the system's cache, if the file system can; rows are padded then. Without,
-            the file is the array as it is, and others can read it by `file_name`.
+        dtype: Type of its values.
+        place: The folder of its file, or the device in whose memory it is kept; None: the CPU.
+        direct: Bypass the system's cache, if the file system can; rows are padded then. Otherwise the file is the plain
+            array, and others can read it by `file_name`.
 
     Raises:
-        StylizeError: The folder does not exist, cannot be written to, or has not the room.
+        StylizeError: The folder does not exist, cannot be written to, or has too little room.
     """
 
     def __init__(
@@ -61,27 +61,27 @@ class RowStore:
             self._file = _RowFile(shape[0], self.row_bytes, place, direct)
         else:
             on_cpu = place is None or place == CPU
-            self._values = allocated(shape, dtype) if on_cpu else torch.empty(shape, dtype=dtype, device=place)
+            self._values = allocate(shape, dtype) if on_cpu else torch.empty(shape, dtype=dtype, device=place)
 
     @property
     def in_memory(self) -> bool:
-        """Whether it is kept in memory."""
+        """Whether the array is in memory."""
         return self._file is None
 
     @property
     def file_name(self) -> str:
-        """A name by which this process can open the file, which must not be `direct`, and reads all that was given."""
+        """A name by which this process can open the file, with all rows written; it must not be `direct`."""
         assert self._file is not None
         assert not self._file.direct
         self._file.finish()
         return self._file.name
 
     def read(self, first: int, last: int) -> Tensor:
-        """The rows `first` to `last` − 1: a view in memory, which later writes change; from a file a copy."""
+        """The rows `first` to `last` − 1: of an array in memory a view, of a file a copy."""
         if self._values is not None:
             return self._values[first:last]
         assert self._file is not None
-        rows = BLOCKS.take((last - first, *self.shape[1:]), self.dtype)
+        rows = SCRATCH.take((last - first, *self.shape[1:]), self.dtype)
         self._file.read(first, self._as_bytes(rows))
         return rows
 
@@ -89,7 +89,7 @@ class RowStore:
         """Write the rows from `first` on: `(rows, …)`, of any layout.
 
         Raises:
-            StylizeError: Those before could not be written.
+            StylizeError: Earlier rows could not be written.
         """
         if self._values is not None:
             self._values[first : first + len(rows)] = rows
@@ -98,16 +98,16 @@ class RowStore:
         self._file.write(first, self._as_bytes(rows.to(CPU, self.dtype).contiguous()))
 
     def finish(self) -> None:
-        """Wait until all that was given is written.
+        """Wait until all rows are written.
 
         Raises:
-            StylizeError: It could not be written.
+            StylizeError: They could not be written.
         """
         if self._file is not None:
             self._file.finish()
 
     def close(self) -> None:
-        """Give the memory or the file back; it cannot be used any more."""
+        """Free the memory or the file; the array cannot be used any more."""
         self._values = None
         if self._file is not None:
             self._file.close()
@@ -124,7 +124,7 @@ class RowStore:
 
 
 class _Range(NamedTuple):
-    """Rows on their way to or from the disk: from which to before which, and what waits for them."""
+    """Rows `first` to `last` − 1 on their way to or from the disk."""
 
     first: int
     last: int
@@ -138,56 +138,56 @@ class _RowFile:
         try:
             self.handle, self.direct = self._open(direct and bool(DIRECT) and self._named is None)
             self.stride_bytes = _padded(row_bytes) if self.direct else row_bytes
-            self._take_room(height * self.stride_bytes)
+            self._reserve(height * self.stride_bytes)
         except OSError as error:
             raise StylizeError(f"{folder}: no temporary file can be made there ({error.strerror})") from error
         self.height = height
         self.row_bytes = row_bytes
         self._threads = ThreadPoolExecutor(2)
         self._writing: _Range | None = None
-        self._coming: _Range | None = None
-        self._buffers = {name: torch.empty(0, dtype=torch.uint8) for name in ("read", "write", "coming")}
+        self._ahead: _Range | None = None
+        self._buffers = {name: torch.empty(0, dtype=torch.uint8) for name in ("read", "write", "ahead")}
 
     @property
     def name(self) -> str:
         return str(self._named.name) if self._named and sys.platform == "win32" else f"/dev/fd/{self.handle}"
 
     def read(self, first: int, rows: Tensor) -> None:
-        """Read into `rows`, and begin to read as many that follow."""
+        """Read into `rows`, and start to read as many that follow."""
         last = first + len(rows)
         self._await_written(first, last + len(rows))
-        coming, self._coming = self._coming, None
+        ahead, self._ahead = self._ahead, None
         end = first
-        if coming is not None:
-            ahead = coming.done.result()
-            low, high = max(first, coming.first), min(last, coming.last)
+        if ahead is not None:
+            values = ahead.done.result()
+            low, high = max(first, ahead.first), min(last, ahead.last)
             if low < high:
-                rows[low - first : high - first] = ahead[low - coming.first : high - coming.first]
+                rows[low - first : high - first] = values[low - ahead.first : high - ahead.first]
                 self._read_now(first, rows[: low - first])
                 end = high
         self._read_now(end, rows[end - first :])
         following = min(self.height, last + len(rows))
         if last < following:
-            buffer = self._room("coming", following - last)
-            self._coming = _Range(last, following, self._threads.submit(self._fill, last, buffer))
+            buffer = self._buffer("ahead", following - last)
+            self._ahead = _Range(last, following, self._threads.submit(self._fill, last, buffer))
 
     def write(self, first: int, rows: Tensor) -> None:
-        """Begin to write `rows`; what failed is raised by the next call."""
+        """Start to write `rows`; an error is raised by the next call."""
         self.finish()
         last = first + len(rows)
-        if self._coming is not None and first < self._coming.last and self._coming.first < last:
-            self._coming.done.result()
-            self._coming = None
-        buffer = self._room("write", len(rows))
+        if self._ahead is not None and first < self._ahead.last and self._ahead.first < last:
+            self._ahead.done.result()
+            self._ahead = None
+        buffer = self._buffer("write", len(rows))
         buffer[:, : self.row_bytes] = rows
         self._writing = _Range(first, last, self._threads.submit(self._drain, first, buffer))
 
     def finish(self) -> None:
-        """Wait until all is written."""
+        """Wait until all rows are written."""
         self._await_written(0, self.height)
 
     def _await_written(self, first: int, last: int) -> None:
-        """Wait for what is being written, if it is among these rows."""
+        """Wait for the rows being written, if they are among these."""
         writing = self._writing
         if writing is None or writing.last <= first or last <= writing.first:
             return
@@ -199,7 +199,7 @@ class _RowFile:
 
     def _read_now(self, first: int, rows: Tensor) -> None:
         if len(rows):
-            rows.copy_(self._fill(first, self._room("read", len(rows))))
+            rows.copy_(self._fill(first, self._buffer("read", len(rows))))
 
     def _fill(self, first: int, buffer: Tensor) -> Tensor:
         done, wanted = 0, buffer.numpy().data.cast("B")
@@ -218,7 +218,7 @@ class _RowFile:
 
     def close(self) -> None:
         if hasattr(self, "_threads"):
-            self._threads.shutdown()  # nobody may write to a handle that is another file's by now
+            self._threads.shutdown()  # a late write would go to whichever file has the handle next
         if self._named is not None:
             self._named.close()
         elif self.handle >= 0:
@@ -230,26 +230,26 @@ class _RowFile:
             self.close()
 
     def _open(self, direct: bool) -> tuple[int, bool]:
-        """A handle, and whether it passes the system's cache."""
+        """A handle, and whether it bypasses the system's cache."""
         if self._named is not None:
             return self._named.fileno(), False
         if direct:
             try:
                 return os.open(self.folder, WITHOUT_NAME | os.O_RDWR | DIRECT, 0o600), True
             except OSError:
-                pass  # a file system without: tmpfs
+                pass  # the file system cannot, such as tmpfs
         return os.open(self.folder, WITHOUT_NAME | os.O_RDWR, 0o600), False
 
-    def _take_room(self, size_bytes: int) -> None:
-        """Now, not in the middle of the work, is the time to learn that the disk is full."""
+    def _reserve(self, size_bytes: int) -> None:
+        """Reserve the space: a full disk must show now, not in the middle of the work."""
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(self.handle, 0, size_bytes)
 
-    def _room(self, name: str, rows: int) -> Tensor:
-        """A buffer `(rows, stride)` at an aligned address; it is kept, for its pages take long to find."""
+    def _buffer(self, name: str, rows: int) -> Tensor:
+        """A buffer `(rows, stride)` at an aligned address; it is kept, since its page faults take long."""
         needed = rows * self.stride_bytes
         if self._buffers[name].numel() < needed:
-            self._buffers[name] = torch.frombuffer(piece(needed), dtype=torch.uint8)
+            self._buffers[name] = torch.frombuffer(map_pages(needed), dtype=torch.uint8)
         return self._buffers[name][:needed].view(rows, self.stride_bytes)
 
     def _read_into(self, offset: int, wanted: memoryview) -> int:

@@ -1,8 +1,7 @@
 """Photographs decoded and resized once: their pixels in one memory-mapped file.
 
-The file is every photograph's pixels, uint8 `(H, W, 3)`, one after the other; then a JSON index that tells where they
-begin, and of which state of the photographs they are; then the length of the index and eight bytes that say what the
-file is.
+The file holds the pixels of every photograph, uint8 `(H, W, 3)`, one after the other; a JSON index with the offset of
+each and the size and time of its file; the length of the index; and eight bytes that identify the format.
 """
 
 from __future__ import annotations
@@ -35,7 +34,8 @@ logger = logging.getLogger("stylize")
 
 KIND = b"stylize1"
 SUFFIX = ".cache"
-# What else decides the pixels: they must be those that decoding anew would give.
+LOCK_NAME = ".cache.lock"  # not that of a run: the folder may be the run's
+# The pixels depend on the decoder, too: they must be those that decoding again would give.
 DECODER = f"Pillow {PIL.__version__} with libjpeg {features.version('jpg')}"
 MEASURED_HEADERS = 2000
 SIGN_OF_LIFE_S = 60.0
@@ -43,7 +43,7 @@ GIB = 2**30
 
 
 class _Entry(NamedTuple):
-    """Where a photograph's pixels begin, and the file's bytes and time of change when it was decoded."""
+    """Offset and shape of a photograph's pixels, and size and time of its file when it was decoded."""
 
     file_bytes: int
     changed_ns: int
@@ -58,28 +58,29 @@ class _Entry(NamedTuple):
 
 
 class _Contents(NamedTuple):
-    """An opened cache."""
+    """The contents of an open cache file."""
 
     pixels: NDArray[np.uint8]
     entries: dict[str, _Entry]
 
 
 class PhotographCache:
-    """Photographs as `read_rgb` gives them, decoded once; to be opened in any process.
+    """Photographs as `read_rgb` decodes them, but decoded once; any process can open it.
 
     Args:
-        folder: Where the file is kept; it is named after the photographs' folder, the shorter side and the limit.
-        files: All photographs that may be read.
-        shorter_side_px: The shorter side of the decoded ones.
-        limit: How many photographs of the folder are used; with another limit it is another cache.
+        folder: The folder of the cache file, which is named after the photographs' folder and the shorter side.
+        files: All photographs that will be read.
+        shorter_side_px: Shorter side of the decoded photographs.
+        limited: Whether the files were drawn from those of their folder: another draw has another cache.
     """
 
-    def __init__(self, folder: Path, files: Sequence[Path], shorter_side_px: int, limit: int | None = None) -> None:
+    def __init__(self, folder: Path, files: Sequence[Path], shorter_side_px: int, limited: bool = False) -> None:
         self.files = sorted(set(files))
         self.shorter_side_px = shorter_side_px
         self.made = f"to {shorter_side_px} px by {DECODER}"
         common = Path(os.path.commonpath([file.parent for file in self.files]))
-        key = hashlib.sha256(os.fsencode(f"{common}\0{limit}")).hexdigest()[:8]
+        draw = hashlib.sha256(os.fsencode("\0".join(map(str, self.files)))).hexdigest() if limited else None
+        key = hashlib.sha256(os.fsencode(f"{common}\0{draw}")).hexdigest()[:8]
         self.path = folder / f"{common.name or 'photographs'}-{shorter_side_px}px-{key}{SUFFIX}"
         self._contents: _Contents | None = None
 
@@ -90,7 +91,7 @@ class PhotographCache:
         """A photograph's pixels, `(H, W, 3)`; they cannot be written to.
 
         Raises:
-            StylizeError: As `read_rgb` did when the cache was built; or the cache is not there.
+            StylizeError: The error of `read_rgb` when the cache was built; or there is no cache.
         """
         contents = self._open()
         entry = contents.entries.get(str(file))
@@ -102,28 +103,28 @@ class PhotographCache:
         return pixels.reshape(entry.height, entry.width, 3)
 
     def prepare(self, workers: int) -> None:
-        """Build the cache where it is missing or stale; of several processes the first does, the others wait.
+        """Build the cache where it is missing or stale; the first process does, the others wait.
 
         Args:
-            workers: Processes that decode; 0: this one.
+            workers: Number of decoding processes; 0: this one decodes.
 
         Raises:
-            StylizeError: It cannot be written, or the disk has not the room.
+            StylizeError: It cannot be written, or the disk has too little room.
         """
         if not distributed.is_first():
-            while not distributed.first_says(False):
+            while not distributed.broadcast(False):
                 pass
         else:
             last_s = time.monotonic()
             for _ in self._built(workers):
-                if time.monotonic() > last_s + SIGN_OF_LIFE_S:  # they would give up
-                    distributed.first_says(False)
+                if time.monotonic() > last_s + SIGN_OF_LIFE_S:  # the others would time out
+                    distributed.broadcast(False)
                     last_s = time.monotonic()
-            distributed.first_says(True)
+            distributed.broadcast(True)
         self._open()
 
     def _built(self, workers: int) -> Iterator[None]:
-        """Build it where that is needed; comes back after every photograph."""
+        """Build the cache if needed; yields after every photograph."""
         states = {str(file): _state(file) for file in self.files}
         if self.path.exists():
             reason = self._why_stale(states)
@@ -134,7 +135,7 @@ class PhotographCache:
         remedy = "another process is building a cache there; wait for its end, or choose another content.cache"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with FolderLock(self.path.parent, remedy):
+            with FolderLock(self.path.parent, remedy, LOCK_NAME):
                 self._make_room()
                 with written_atomically(self.path) as file:
                     yield from self._write(file, states, workers)
@@ -142,7 +143,7 @@ class PhotographCache:
             raise StylizeError(f"content.cache: {self.path}: cannot be written ({error.strerror})") from error
 
     def _make_room(self) -> None:
-        """Remove what is of no use any more; tell how much room the cache needs, and that there is as much."""
+        """Remove the stale cache and leftovers; log the room that a new one needs, and check that there is as much."""
         self.path.unlink(missing_ok=True)
         for leftover in self.path.parent.glob(f".*{SUFFIX}.*.part"):
             leftover.unlink(missing_ok=True)
@@ -177,7 +178,7 @@ class PhotographCache:
         file.write(index + len(index).to_bytes(8, "little") + KIND)
 
     def _why_stale(self, states: dict[str, tuple[int, int]]) -> str:
-        """Why the cache there cannot be used, or nothing."""
+        """The reason why the present cache cannot be used, or an empty string."""
         try:
             made, contents = _read(self.path)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -201,20 +202,20 @@ class PhotographCache:
 
 
 def estimated_bytes(files: Sequence[Path], shorter_side_px: int) -> int:
-    """How much room photographs of this shorter side take, by the headers of some 2,000 of them."""
+    """Estimate the bytes of photographs decoded to this shorter side, from some 2,000 headers."""
     measured = files[:: max(1, len(files) // MEASURED_HEADERS)]
     ratios = []
     for file in measured:
         try:
             size = image_size(file)
         except StylizeError:
-            continue  # it will take no room
+            continue  # it will take no bytes
         ratios.append(max(size) / min(size))
     return round(3 * shorter_side_px**2 * sum(ratios) * len(files) / len(measured))
 
 
 class _Decoding(Dataset["NDArray[np.uint8] | str"]):
-    """Photographs decoded, or in their place the reason why they cannot be."""
+    """Decoded photographs, or the reason why one cannot be decoded."""
 
     def __init__(self, files: Sequence[Path], shorter_side_px: int) -> None:
         self.files = files
@@ -243,7 +244,7 @@ def _as_it_is(decoded: Any) -> Any:
 
 
 def _state(file: Path) -> tuple[int, int]:
-    """A file's bytes and time of change; of one that is gone, none."""
+    """Size in bytes and time of change of a file; (−1, −1) if it is gone."""
     try:
         found = file.stat()
     except OSError:
@@ -255,7 +256,7 @@ def _read(path: Path) -> tuple[str, _Contents]:
     """How a cache was made, and its contents.
 
     Raises:
-        OSError: It is not there.
+        OSError: There is none.
         ValueError, KeyError, TypeError, AttributeError: It is damaged.
     """
     pixels = np.asarray(np.memmap(path, np.uint8, "r"))

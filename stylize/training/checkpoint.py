@@ -1,6 +1,6 @@
 """The full training state on disk: written whole or not at all, found by content, loaded without running code.
 
-A file begins with a line that holds its step and the SHA-256 of what follows; what follows is `torch.save`'s.
+A file is a line with its step and the SHA-256 of the rest; the rest is written by `torch.save`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ logger = logging.getLogger("stylize")
 
 NAME = re.compile(r"step-(\d{8})\.pt")
 HEADER = re.compile(rb"stylize checkpoint 1, step (\d{1,12}), sha256 ([0-9a-f]{64})\n")
-HEADER_BYTES = 128  # at most
+MAX_HEADER_BYTES = 128
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """The file of a step.
+    """The path of a step's checkpoint.
 
     >>> checkpoint_path(Path("checkpoints"), 1000).name
     'step-00001000.pt'
@@ -36,7 +36,7 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
-    """Write the state of a step, whole or not at all, and remove all but the newest `keep` checkpoints.
+    """Write the state of a step whole or not at all, then remove all but the newest `keep` checkpoints.
 
     Raises:
         StylizeError: The folder cannot be written to; older checkpoints stay.
@@ -53,7 +53,7 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int
 
 
 def encode_checkpoint(step: int, state: Mapping[str, Any]) -> bytes:
-    """The content of a checkpoint file."""
+    """The bytes of a checkpoint file."""
     encoded = io.BytesIO()
     torch.save(dict(state), encoded)
     payload = encoded.getvalue()
@@ -65,7 +65,7 @@ def _digest(step: int, payload: bytes) -> bytes:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first by the step in the file, or in the name where the file is damaged."""
+    """The checkpoints of a run, oldest first: by the step in the file, or in its name where the file is damaged."""
     found = folder.iterdir() if folder.is_dir() else iter(())
     steps = {path: _step(path) for path in found if path.suffix == ".pt" and path.is_file()}
     return sorted((path for path, step in steps.items() if step is not None), key=lambda path: (steps[path], path))
@@ -73,7 +73,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def _step(path: Path) -> int | None:
     with path.open("rb") as file:
-        header = HEADER.match(file.read(HEADER_BYTES))
+        header = HEADER.match(file.read(MAX_HEADER_BYTES))
     if header is not None:
         return int(header[1])
     name = NAME.fullmatch(path.name)
@@ -81,13 +81,13 @@ def _step(path: Path) -> int | None:
 
 
 def newest_checkpoint(folder: Path, device: torch.device) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that is whole, or None where there is none at all.
+    """The newest checkpoint that is whole, or None where there are no checkpoints.
 
-    Damaged ones that are newer are told and renamed to end in `.damaged`: among the newest that are kept, they would
-    push out good ones.
+    Newer damaged ones are logged and renamed to end in `.damaged`: counted among those to keep, they would push out
+    good ones.
 
     Raises:
-        StylizeError: There are only damaged ones.
+        StylizeError: All are damaged.
     """
     found = checkpoints(folder)
     for path in reversed(found):
@@ -105,7 +105,7 @@ def newest_checkpoint(folder: Path, device: torch.device) -> tuple[Path, dict[st
 
 
 def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read a checkpoint; only tensors and plain values are accepted.
+    """Read a checkpoint; it may hold tensors and plain values only.
 
     Raises:
         StylizeError: It is damaged.

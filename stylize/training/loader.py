@@ -1,7 +1,7 @@
 """Photographs → seeded, resumable batches of crops.
 
-The sample at position p of the endless stream depends on the seed, the files and p alone: no state has to be saved
-but the position, and any number of workers gives the same batches.
+The sample at position p of the endless stream depends only on the seed, the files and p: the position is all the state
+there is to save, and any number of workers gives the same batches.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ UNREADABLE_SHARE = 0.05
 class CropDataset(Dataset[tuple[Tensor | None, list[str]]]):
     """Square crops by position in the endless stream.
 
-    An item is the crop, uint8 `(3, crop, crop)`, and the messages of files that could not be read; in their place
-    comes another file, also determined by the position. After 20 such files there is no crop: an error raised in a
+    An item is the crop, uint8 `(3, crop, crop)`, and the messages of files that could not be read. Another file, also
+    determined by the position, replaces each of those. After 20 such files the crop is None: an error raised in a
     worker would arrive with the worker's traceback in its message.
 
     Args:
         files: The photographs.
-        config: How to crop them, and where decoded ones are kept.
-        seed: Of the order and the crops.
-        held_out: Others of the same folder, on which a run with another seed would train: a cache holds them, too.
+        config: How to crop them, and the cache folder of decoded ones.
+        seed: Seed of the order and the crops.
+        held_out: Held-out photographs of the same folder. A run with another seed trains on them, so a cache holds
+            them, too.
     """
 
     def __init__(self, files: Sequence[Path], config: ContentConfig, seed: int, held_out: Sequence[Path] = ()) -> None:
@@ -51,7 +52,9 @@ class CropDataset(Dataset[tuple[Tensor | None, list[str]]]):
         self.seed = seed
         self.cache = None
         if config.cache is not None:
-            self.cache = PhotographCache(Path(config.cache), [*files, *held_out], config.resize, config.limit)
+            self.cache = PhotographCache(
+                Path(config.cache), [*files, *held_out], config.resize, limited=config.limit is not None
+            )
 
     def __getitem__(self, position: int) -> tuple[Tensor | None, list[str]]:
         draw = random.Random(f"crop {self.seed} {position}")
@@ -67,7 +70,7 @@ class CropDataset(Dataset[tuple[Tensor | None, list[str]]]):
         return None, unreadable
 
     def fingerprint(self) -> str:
-        """A word for the files by name: with others the positions mean other crops."""
+        """A hash of the file names: with other files the same positions are other crops."""
         names = "\0".join(file.name for file in self.files)
         return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
 
@@ -90,12 +93,12 @@ class CropDataset(Dataset[tuple[Tensor | None, list[str]]]):
 
 @lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, count: int) -> Sequence[int]:
-    """The order of the files in one pass."""
+    """The order of the files in one epoch."""
     return random.Random(f"epoch {seed} {epoch}").sample(range(count), count)
 
 
 def unreadable_report(messages: Sequence[str], count: int) -> str:
-    """The message that stops a run for its bad files.
+    """The message of a run that stops because files cannot be read.
 
     >>> unreadable_report(["a.jpg: no such file"], 10)
     '1 of 10 photographs cannot be read: a.jpg: no such file'
@@ -107,7 +110,7 @@ def unreadable_report(messages: Sequence[str], count: int) -> str:
 
 
 class _Positions(torch.utils.data.Sampler[list[int]]):
-    """Positions of the batches from one step to another; of several processes, this one's equal part of each."""
+    """Positions of the batches of some steps; in several processes, the equal part of this process."""
 
     def __init__(self, first_step: int, last_step: int, batch_size: int) -> None:
         self.steps = range(first_step, last_step)
@@ -128,7 +131,7 @@ def _collate(items: list[tuple[Tensor | None, list[str]]]) -> tuple[Tensor | Non
     messages = [message for _, some in items for message in some]
     if len(crops) < len(items):
         return None, messages
-    # numpy's stack runs in this thread; torch's would divide the copy of a megabyte among threads, and wait for them
+    # numpy stacks in this thread; torch would divide the copy of a megabyte among threads, and wait for them
     return torch.from_numpy(np.stack([crop.numpy() for crop in crops])), messages
 
 
@@ -137,13 +140,13 @@ class Batches:
 
     Args:
         dataset: The crops.
-        batch_size: Crops a batch, of all processes together.
-        workers: Processes that decode; 0: this one.
-        pin_memory: For transfer to a GPU.
-        building_workers: Processes that decode for the cache before the training, where `workers` is 0.
+        batch_size: Number of crops a batch, over all processes.
+        workers: Number of decoding processes; 0: this one decodes.
+        pin_memory: Whether batches lie in pinned memory, for transfer to a GPU.
+        building_workers: Number of processes that decode for the cache before training, where `workers` is 0.
 
     Attributes:
-        unreadable: Messages of the files that could not be read so far.
+        unreadable: Messages about the files that could not be read so far.
     """
 
     def __init__(
@@ -163,23 +166,23 @@ class Batches:
 
     @property
     def workers(self) -> int:
-        """Processes that decode."""
+        """Number of decoding processes."""
         return int(self.options["num_workers"])
 
     def prepare(self) -> None:
-        """Build the cache of decoded photographs, if there shall be one and it is not there; else `from_step` does.
+        """Build the cache of decoded photographs where one is configured; `from_step` does it otherwise.
 
         Raises:
-            StylizeError: It cannot be written, or the disk has not the room.
+            StylizeError: It cannot be written, or the disk has too little room.
         """
         if self.dataset.cache is not None and not self._prepared:
             self.dataset.cache.prepare(self.workers or self.building_workers)
         self._prepared = True
 
     def from_step(self, first_step: int, last_step: int) -> Iterator[Tensor]:
-        """Batches `(N, 3, crop, crop)`, uint8, of the steps `first_step` to `last_step` − 1.
+        """Yield the batches of the steps `first_step` to `last_step` − 1: uint8 `(N, 3, crop, crop)`.
 
-        Of several processes each gets its equal part.
+        In several processes, the equal part of this process.
 
         Raises:
             StylizeError: More than 5 % of the files, or all that were tried, cannot be read; the message lists them.

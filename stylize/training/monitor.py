@@ -1,4 +1,4 @@
-"""What a training run tells: a progress bar, `metrics.jsonl`, TensorBoard, sample sheets."""
+"""Records of a training: a progress bar, `metrics.jsonl`, TensorBoard, sample sheets."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
@@ -25,22 +26,37 @@ from stylize.training.tensorboard import EventFile
 logger = logging.getLogger("stylize")
 
 T = TypeVar("T")
+Arguments = ParamSpec("Arguments")
 
-# Scalars that tell of the machine, not of the run: equal runs differ in them.
+# Scalars that describe the machine, not the run: equal runs differ in them.
 TIMES = frozenset(("images_per_s", "data_wait_share"))
 
 
-class Monitor:
-    """Writes down how a run goes.
+def _unless_silent(
+    record: Callable[Concatenate[Monitor, Arguments], None],
+) -> Callable[Concatenate[Monitor, Arguments], None]:
+    """Let a method of the monitor do nothing where the monitor is silent."""
 
-    What cannot be written is told once and does not stop the run. Records wait until there is room again.
+    @wraps(record)
+    def recorded(monitor: Monitor, /, *args: Arguments.args, **options: Arguments.kwargs) -> None:
+        if not monitor.silent:
+            record(monitor, *args, **options)
+
+    return recorded
+
+
+class Monitor:
+    """Records a run.
+
+    A record that cannot be written is logged once and does not stop the run; it waits until there is room again.
 
     Args:
-        run_dir: The run's folder, which exists.
+        run_dir: The run folder, which exists.
         steps: The last step, for the bar.
         first_step: Steps done before (a resumed run); later records of an interrupted run are dropped.
         images_per_step: The batch size, for images/s.
         bar: Shown where stderr is a terminal, or hidden.
+        silent: Write, log and show nothing: for every process but the first.
     """
 
     def __init__(
@@ -51,28 +67,34 @@ class Monitor:
         first_step: int = 0,
         images_per_step: int = 1,
         bar: Literal["shown", "hidden"] = "shown",
+        silent: bool = False,
     ) -> None:
         self.run_dir = run_dir
         self.images_per_step = images_per_step
+        self.silent = silent
         self._failing: set[str] = set()
-        metrics_path = run_dir / "metrics.jsonl"
-        _drop_lines_after(metrics_path, first_step)
-        try:
-            self._metrics = RecordFile(metrics_path)
-            self.tensorboard = EventFile(run_dir, first_step)
-        except OSError as error:
-            raise StylizeError(f"{run_dir}: cannot be written to ({error.strerror})") from error
+        self._open_files(first_step)
         self.bar = _SteadyBar(
             total=steps,
             initial=first_step,
             unit="step",
-            disable=bar == "hidden" or not sys.stderr.isatty(),
+            disable=silent or bar == "hidden" or not sys.stderr.isatty(),
             dynamic_ncols=True,
         )
         self._last = (first_step, time.perf_counter())
         self._since_record = _StepTimes()
         self._in_all = _StepTimes()
         self._batch_came_s = self._last[1]
+
+    @_unless_silent
+    def _open_files(self, first_step: int) -> None:
+        metrics_path = self.run_dir / "metrics.jsonl"
+        _drop_lines_after(metrics_path, first_step)
+        try:
+            self._metrics = RecordFile(metrics_path)
+            self.tensorboard = EventFile(self.run_dir, first_step)
+        except OSError as error:
+            raise StylizeError(f"{self.run_dir}: cannot be written to ({error.strerror})") from error
 
     def __enter__(self) -> Monitor:
         return self
@@ -85,11 +107,15 @@ class Monitor:
     ) -> None:
         self.bar.close()
         self.sync()
+        self._close_files()
+
+    @_unless_silent
+    def _close_files(self) -> None:
         self.tensorboard.close()
         self._metrics.close()
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
-        """The same batches; how long each is waited for is measured."""
+        """The same batches; the wait for each is measured."""
         while True:
             asked_s = time.perf_counter()
             try:
@@ -107,16 +133,18 @@ class Monitor:
 
     @property
     def data_wait_share(self) -> float:
-        """The share of all steps' time in which they waited for their batch; validations and checkpoints aside."""
+        """The share of the steps' time spent waiting for batches; validations and checkpoints do not count."""
         return self._in_all.plus(self._since_record).wait_share
 
+    @_unless_silent
     def sync(self) -> None:
-        """Bring all records to the disk: a checkpoint must not be ahead of them."""
+        """Bring all records to the disk: a checkpoint must not be newer than they are."""
         self._write("metrics.jsonl", self._metrics.sync)
         self._write("TensorBoard's events", self.tensorboard.sync)
 
+    @_unless_silent
     def log_step(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Record a training step's scalars, and the images/s and the share of waiting since the last record."""
+        """Record a step's scalars, and since the last record images/s and the share of time spent waiting."""
         last_step, last_s = self._last
         now_s = time.perf_counter()
         rate = (step - last_step) * self.images_per_step / max(now_s - last_s, 1e-9)
@@ -126,6 +154,7 @@ class Monitor:
         self._scalars(step, "train", {**scalars, "images_per_s": rate, "data_wait_share": times.wait_share})
         self.bar.set_postfix_str(f"content {scalars['content']:.3f}, style {scalars['style']:.4f}, {rate:.1f} images/s")
 
+    @_unless_silent
     def log_validation(
         self, step: int, terms: Mapping[str, float], content: list[Tensor], stylized: list[Tensor]
     ) -> None:
@@ -146,6 +175,7 @@ class Monitor:
             f"content {terms['content']:.4f} (correlation {terms['content_correlation']:.3f})"
         )
 
+    @_unless_silent
     def log_skipped(self, step: int, report: str, scalars: Mapping[str, float]) -> None:
         """Record a step that was skipped, and why."""
         self.bar.clear()
@@ -153,12 +183,14 @@ class Monitor:
         self.bar.refresh()
         self._scalars(step, "skipped", scalars)
 
+    @_unless_silent
     def log_histogram(self, step: int, name: str, values: Tensor) -> None:
-        """Record a distribution and its mean."""
+        """Record a distribution and its mean. The host waits for the device."""
         values = values.detach().float().cpu()
         self.tensorboard.histogram(name, values, step)
         self.tensorboard.scalar(f"{name}/mean", values.mean().item(), step)
 
+    @_unless_silent
     def log_start(self, config_yaml: str, styles: list[Tensor]) -> None:
         """Show the resolved configuration and the style images."""
         self.tensorboard.text("config", f"```yaml\n{config_yaml}```", 0)
@@ -166,6 +198,7 @@ class Monitor:
             self.tensorboard.image(f"style/{i}", style, 0)
         self._write("TensorBoard's events", self.tensorboard.flush)
 
+    @_unless_silent
     def log_hyperparameters(self, values: Mapping[str, Any], results: Mapping[str, float]) -> None:
         """Fill TensorBoard's HParams tab: the settings with the final held-out losses."""
         metrics = {f"hparam/{name}": value for name, value in results.items()}
@@ -174,19 +207,20 @@ class Monitor:
         for name, value in metrics.items():
             self.tensorboard.scalar(name, value, 0)
 
+    @_unless_silent
     def tell(self, message: str) -> None:
-        """A line for the user, above the bar."""
+        """Log a line above the bar."""
         self.bar.clear()
         logger.info(message)
         self.bar.refresh()
 
     @contextmanager
     def surviving(self, what: str, consequence: str = "") -> Iterator[None]:
-        """Go on when something cannot be written, and say so once until it can be written again.
+        """Go on when something cannot be written; log it once, and once more when it can be written again.
 
         Args:
-            what: Names the thing.
-            consequence: Completes the message.
+            what: What is written, for the message.
+            consequence: The end of the message.
         """
         try:
             yield
@@ -215,7 +249,7 @@ class Monitor:
 
 @dataclass
 class _StepTimes:
-    """How long steps waited for their batches, and how long they worked on them."""
+    """Time that steps spent waiting for their batches and working on them."""
 
     waited_s: float = 0.0
     worked_s: float = 0.0
@@ -228,60 +262,8 @@ class _StepTimes:
         return _StepTimes(self.waited_s + other.waited_s, self.worked_s + other.worked_s)
 
 
-class SilentMonitor(Monitor):
-    """Of a process that is not the first: it writes nothing and says nothing."""
-
-    def __init__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        pass
-
-    def timed(self, batches: Iterator[T]) -> Iterator[T]:
-        return batches
-
-    def advance(self) -> None:
-        pass
-
-    def sync(self) -> None:
-        pass
-
-    def log_step(self, step: int, scalars: Mapping[str, float]) -> None:
-        pass
-
-    def log_validation(
-        self, step: int, terms: Mapping[str, float], content: list[Tensor], stylized: list[Tensor]
-    ) -> None:
-        pass
-
-    def log_skipped(self, step: int, report: str, scalars: Mapping[str, float]) -> None:
-        pass
-
-    def log_histogram(self, step: int, name: str, values: Tensor) -> None:
-        pass
-
-    def log_start(self, config_yaml: str, styles: list[Tensor]) -> None:
-        pass
-
-    def log_hyperparameters(self, values: Mapping[str, Any], results: Mapping[str, float]) -> None:
-        pass
-
-    def tell(self, message: str) -> None:
-        pass
-
-    @contextmanager
-    def surviving(self, what: str, consequence: str = "") -> Iterator[None]:
-        """The first process is the one that writes, and may fail."""
-        yield
-
-
 class _SteadyBar(tqdm):  # type: ignore[type-arg]
-    """A bar that does not stand still when the clock is set back."""
+    """A progress bar that does not stop when the clock is set back."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)

@@ -1,4 +1,4 @@
-"""The photographs of a training: which files there are, which are held out."""
+"""The photographs of a training: files to train on and files held out."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class ContentConfig(BaseModel):
         description="a folder of photographs, searched recursively, or 'samples' (of scikit-image, scikit-learn)"
     )
     validation: Annotated[int, Field(ge=0)] | str = Field(
-        16, description="how many photographs are held out, or a folder of others"
+        16, description="number of photographs held out, or a folder of others"
     )
     resize: int = Field(288, ge=16, le=8192, description="shorter side, px, before the crop")
     crop: int = Field(256, ge=16, le=8192, description="side of the square crop, px")
-    limit: int | None = Field(None, ge=1, description="use only that many photographs")
+    limit: int | None = Field(None, ge=1, description="use only that many photographs, drawn by the seed")
     workers: Annotated[int, Field(ge=0, le=64)] | Literal["auto"] = Field(
-        "auto", description="processes that decode; 0: the training process itself"
+        "auto", description="number of decoding processes; 0: the training process decodes"
     )
     cache: str | None = Field(
         None, description="a folder for the decoded and resized photographs, to decode each once; null: none"
@@ -72,7 +72,7 @@ class Photographs(NamedTuple):
 
 
 def find_photographs(config: ContentConfig, seed: int) -> Photographs:
-    """The files that a run uses; the held-out ones are drawn by the seed.
+    """The files that a run uses; those held out, and those within a limit, are drawn by the seed.
 
     Raises:
         StylizeError: The folder is missing or empty, or nothing is left to train on.
@@ -89,7 +89,14 @@ def find_photographs(config: ContentConfig, seed: int) -> Photographs:
             f"content.validation: got {config.validation}, must leave photographs to train on: "
             f"{config.path} holds {len(files)}"
         )
-    return Photographs(training[: config.limit], held_out)
+    return Photographs(_drawn(training, config.limit, seed), held_out)
+
+
+def _drawn(files: list[Path], limit: int | None, seed: int) -> list[Path]:
+    """As many of the files as the limit allows, drawn by the seed: a smaller limit draws a subset of a larger one's."""
+    if limit is None:
+        return files
+    return sorted(random.Random(f"limit {seed}").sample(files, len(files))[:limit])
 
 
 def sample_photographs() -> list[Path]:
@@ -139,7 +146,14 @@ def validation_images(files: Sequence[Path], side_px: int) -> list[Tensor]:
 
 
 class FolderReport(NamedTuple):
-    """What a folder of photographs offers to a run."""
+    """The photographs of a folder, as a run would read them.
+
+    Attributes:
+        files: Number of image files.
+        sizes: Width and height of each that can be read, px.
+        unreadable: Messages about the others.
+        small: Number of photographs that a run would enlarge.
+    """
 
     files: int
     sizes: list[tuple[int, int]]
@@ -154,8 +168,8 @@ def check_folder(
 
     Args:
         files: The files.
-        resize_px: The shorter side to which a run resizes; smaller photographs are enlarged, and counted.
-        progress: Wraps the files, to show how far it is.
+        resize_px: The shorter side to which a run resizes; smaller photographs are counted.
+        progress: Wraps the files, to show the progress.
     """
     sizes, unreadable, small = [], [], 0
     for file in progress(files):

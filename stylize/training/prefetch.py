@@ -9,22 +9,23 @@ import torch
 from torch import Tensor
 
 from stylize.errors import StylizeError
+from stylize.system.compute import Compute
 
 T = TypeVar("T")
 
 
-def prefetched(batches: Iterator[Tensor], device: torch.device) -> Iterator[Tensor]:
-    """Batches on their device; on CUDA the next one is copied, from pinned memory, beside the work on this one."""
-    if device.type != "cuda":
+def prefetched(batches: Iterator[Tensor], compute: Compute) -> Iterator[Tensor]:
+    """Batches on their device; where it can, the next one is copied while the network computes on this one."""
+    if not compute.copies_in_background:
         return batches
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    return (_arrived(*copy) for copy in one_ahead(_departing(batch, stream) for batch in batches))
+    stream = torch.cuda.Stream(compute.device)  # type: ignore[no-untyped-call]
+    return (_received(*copy) for copy in one_ahead(_sent(batch, stream) for batch in batches))
 
 
 def one_ahead(items: Iterator[T]) -> Iterator[T]:
     """The same items, the next of which is always there already.
 
-    What is wrong with the next one is raised in its turn: the work on this one comes first.
+    An error of the next one is raised in its turn: the work on this one comes first.
 
     >>> taken = []
     >>> ahead = one_ahead(taken.append(i) or i for i in range(3))
@@ -42,14 +43,14 @@ def one_ahead(items: Iterator[T]) -> Iterator[T]:
     yield from ahead
 
 
-def _departing(batch: Tensor, stream: torch.cuda.Stream) -> tuple[Tensor, torch.cuda.Event]:
+def _sent(batch: Tensor, stream: torch.cuda.Stream) -> tuple[Tensor, torch.cuda.Event]:
     with torch.cuda.stream(stream):
         return batch.to(stream.device, non_blocking=True), stream.record_event()
 
 
-def _arrived(batch: Tensor, copied: torch.cuda.Event) -> Tensor:
-    """A batch that may be used: its copy is waited for, and its memory not given away while it is in use."""
+def _received(batch: Tensor, copied: torch.cuda.Event) -> Tensor:
+    """The batch, once the device has its copy; the host does not wait."""
     current = torch.cuda.current_stream(batch.device)
     current.wait_event(copied)
-    batch.record_stream(current)
+    batch.record_stream(current)  # its memory must not be reused while this stream computes with it
     return batch

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 
-class LastGood:
-    """A copy of weights, buffers and optimizer state, to go back to.
+class Rollback:
+    """A copy of weights, buffers and optimizer state, to return to when a loss is not finite.
 
-    It is kept in memory, before every update: to go back to a checkpoint would throw up to a thousand good steps away.
-    It costs a copy of the weights and of Adam's moments a step, and doubles the size of a checkpoint.
+    It is taken before every update and kept on the device: a return to the last checkpoint would lose up to a thousand
+    good steps. It costs a copy of the weights and of Adam's moments a step, and doubles the size of a checkpoint.
 
     Args:
-        network: Whose parameters and buffers are kept.
-        optimizer: Whose state is kept; it must be all tensors, as Adam's is.
+        network: The network whose parameters and buffers are copied.
+        optimizer: The optimizer whose state is copied; it must be all tensors, as Adam's is.
     """
 
     def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -27,7 +27,7 @@ class LastGood:
 
     @torch.no_grad()
     def keep(self) -> None:
-        """Take the present state as good."""
+        """Copy the present state."""
         present = self._present()
         if present.keys() != self._kept.keys():
             self._kept = {name: value.detach().clone() for name, value in present.items()}
@@ -36,19 +36,23 @@ class LastGood:
 
     @torch.no_grad()
     def restore_(self) -> None:
-        """Go back to the state that was kept last."""
+        """Return to the state that was copied last."""
         present = self._present()
         for name, value in self._kept.items():
             present[name].copy_(value)
-        if present.keys() != self._kept.keys():  # kept before the first update, when Adam had no moments
+        if present.keys() != self._kept.keys():  # copied before the first update, when Adam had no moments
             self._optimizer.state.clear()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """For checkpoints: a resumed run must go back to the same state."""
+        """The copy, for a checkpoint: a resumed run must return to the same state."""
         return dict(self._kept)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take the state that `state_dict` gave; the network and the optimizer stay."""
+        """Take a copy that `state_dict` returned; the network and the optimizer stay as they are.
+
+        Raises:
+            ValueError: It is of another network.
+        """
         present = self._present()
         wrong = [name for name in state if name not in present or present[name].shape != state[name].shape]
         if wrong or not self._network.state_dict().keys() <= {name.removeprefix("network.") for name in state}:

@@ -1,7 +1,7 @@
-"""TensorBoard's event files, written so that a full disk, a killed process and a clock set back do no harm.
+"""TensorBoard's event files, safe against a full disk, a killed process and a clock that is set back.
 
-torch's `SummaryWriter` writes from a thread that dies of the first full disk, leaves half records, and names its files
-by the clock, by whose order TensorBoard reads them.
+torch's `SummaryWriter` writes in a thread that dies when the disk is full, leaves half records, and names its files by
+the clock: TensorBoard reads them in that order.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ BINS = [-edge for edge in reversed(POSITIVE_BINS)] + [0.0] + POSITIVE_BINS
 
 
 class EventFile:
-    """The records of one process of a run, in a file of its own, after those of the processes before it.
+    """The events of one process of a run; its file follows those of earlier processes.
 
     Args:
         run_dir: The run's folder; events after `first_step` in its earlier files are dropped.
-        first_step: Steps done before.
+        first_step: Number of steps done before.
     """
 
     def __init__(self, run_dir: Path, first_step: int = 0) -> None:
@@ -40,7 +40,7 @@ class EventFile:
         number = max((_number(path) for path in earlier), default=-1) + 1
         self._file = RecordFile(run_dir / f"{PREFIX}{number:010d}.stylize")
         self._add(Event(wall_time=time.time(), file_version=VERSION))
-        if earlier:  # a TensorBoard that is looking has read what was dropped
+        if earlier:  # a running TensorBoard has read the dropped events
             self._add(
                 Event(wall_time=time.time(), step=first_step + 1, session_log=SessionLog(status=SessionLog.START))
             )
@@ -58,14 +58,14 @@ class EventFile:
         self.add(summary.text(name, text), step)  # type: ignore[no-untyped-call]
 
     def add(self, values: Summary, step: int) -> None:
-        """Take a summary; `flush` writes it."""
+        """Append a summary; `flush` writes it."""
         self._add(Event(wall_time=time.time(), step=step, summary=values))
 
     def flush(self) -> None:
-        """Write what waits.
+        """Write the events that wait.
 
         Raises:
-            OSError: It cannot be written, and waits on.
+            OSError: They cannot be written, and wait on.
         """
         self._file.flush()
 
@@ -74,7 +74,7 @@ class EventFile:
         self._file.sync()
 
     def close(self) -> None:
-        """Close the file; what still waits is lost."""
+        """Close the file; events that still wait are lost."""
         self._file.close()
 
     def _add(self, event: Event) -> None:
@@ -82,7 +82,7 @@ class EventFile:
 
 
 def framed(data: bytes) -> bytes:
-    """A record as event files hold it: length, its checksum, data, their checksum."""
+    """Frame a record for an event file: length, its checksum, data, their checksum."""
     length = struct.pack("<Q", len(data))
     return b"".join(
         [length, struct.pack("<I", masked_crc32c(length)), data, struct.pack("<I", masked_crc32c(data))]
@@ -90,7 +90,7 @@ def framed(data: bytes) -> bytes:
 
 
 def read_events(path: Path) -> Iterator[Event]:
-    """The events of a file, up to the first record that is cut or damaged."""
+    """Yield the events of a file up to the first record that is cut or damaged."""
     content = path.read_bytes()
     place = 0
     while place + 12 <= len(content):

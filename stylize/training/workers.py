@@ -1,4 +1,4 @@
-"""Processes that decode, and the order of their work when one of them is killed."""
+"""Decoding processes, and the order of their items when one of them is killed."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ DEATHS_THAT_STOP = 3
 
 
 def options_of(workers: int) -> dict[str, Any]:
-    """What a `DataLoader` has to be given, to decode in so many processes; 0: in this one."""
+    """Arguments of a `DataLoader` that decodes in that many processes; 0: in this one."""
     return {
         "num_workers": workers,
         "multiprocessing_context": _context_of_workers() if workers else None,
         "worker_init_fn": _leave_ctrl_c_to_the_training,
-        "generator": torch.Generator(),  # its seed would be drawn from torch's: a resumed run would differ
+        "generator": torch.Generator(),  # else its seed is drawn from torch's generator, and a resumed run differs
     }
 
 
 def loaded(loader_from: Callable[[int], DataLoader[Any]], first: int, last: int, place: str) -> Iterator[Any]:
-    """What is loaded from place `first` to `last` − 1; when a process that decodes dies, others begin at its place.
+    """Yield the items `first` to `last` − 1; restart the loader at the failed item when a decoding process dies.
 
     Args:
-        loader_from: Makes a loader of what comes from a place on, one item a place.
-        first: The first place.
-        last: The place after the last.
-        place: What a place is called in messages.
+        loader_from: Returns a loader of the items from a number on.
+        first: Number of the first item.
+        last: Number after the last item.
+        place: The word for an item in messages, such as `step`.
 
     Raises:
-        StylizeError: Three processes died at the same place.
+        StylizeError: Three processes died at the same item.
     """
     at, deaths = first, 0
     while at < last:
@@ -74,7 +74,7 @@ def _or_worker_died(items: Iterator[Any]) -> Iterator[Any]:
             if "DataLoader worker" not in str(error):
                 raise
             raise _WorkerDied(str(error).splitlines()[0]) from error
-        except (ConnectionError, EOFError) as error:  # it died while it handed something over
+        except (ConnectionError, EOFError) as error:  # it died while it sent an item
             raise _WorkerDied(f"DataLoader worker: {error!r}") from error
         yield item
 
@@ -90,9 +90,9 @@ def _leave_ctrl_c_to_the_training(worker: int) -> None:
 
 
 class _Flag:
-    """What `DataLoader` asks of a `multiprocessing.Event`, without its lock.
+    """The part of `multiprocessing.Event` that `DataLoader` uses, without its lock.
 
-    A worker that is killed while it holds that lock, which it takes once a batch, would stop the training for ever.
+    A worker takes that lock once a batch; killed while holding it, it would block the training for ever.
     """
 
     def __init__(self) -> None:
@@ -113,9 +113,9 @@ def _context_of_workers() -> BaseContext:
 
 @contextmanager
 def _no_interruption_by_dead_workers() -> Iterator[None]:
-    """Keep torch from raising the death of a worker in the middle of whatever the training is doing.
+    """Keep torch from raising the death of a worker in the middle of a step.
 
-    Its handler of SIGCHLD would leave a step half done; without it the death is told where the next batch is awaited.
+    Its handler of SIGCHLD would leave the step half done; without it the error comes where the next batch is awaited.
     """
     if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
         yield
