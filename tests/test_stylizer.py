@@ -19,6 +19,7 @@ from stylize.inference.compilation import choose_shapes
 from stylize.inference.pipeline import Piece, ahead, ahead_if_small, behind_if_small, grouped
 from stylize.inference.stylizer import Paint, Shape, Stylizer, pictures_together
 from stylize.norms import NORMS
+from stylize.ops.cpu import winograd
 from stylize.pictures.images import Picture
 from stylize.pictures.raster import Notes, raster_of
 from stylize.system.devices import check_compiler, has_compiler, keep_compiled_code, why_not_compile
@@ -110,6 +111,22 @@ def test_no_more_photographs_are_read_than_go_together(monkeypatch: pytest.Monke
             yield Piece(Path(str(i)), Path("-"), raster_of(pictures(1), Notes()))
 
     assert [len(read) for _ in grouped(reading(), CUDA)] == [2, 4, 6]
+
+
+def test_weights_are_transformed_once_for_all_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    transformed: list[torch.Size] = []
+    transform = winograd._transformed
+
+    def counted(kernels: torch.Tensor) -> torch.Tensor:
+        transformed.append(kernels.shape)
+        return transform(kernels)
+
+    monkeypatch.setattr(winograd, "_transformed", counted)
+    stylizer = Stylizer(build_generator(GeneratorConfig(width=16)), CPU)
+    transformed.clear()
+    for width in (24, 24, 40):
+        stylizer(pictures(1, width)[0])
+    assert len(transformed) == 12  # ten convolutions of the residual blocks, two that enlarge
 
 
 # Beside each other

@@ -59,7 +59,7 @@ class Stylizer:
     """Paints pictures with a generator.
 
     Args:
-        generator: The network; it is put on the device, in `eval()`.
+        generator: The network; it is put on the device, in `eval()`, and its weights are frozen.
         device: Where to compute.
         precision: `fp32`, or `bf16` for autocast.
         compiled: For which shapes the network is compiled, when the first pictures of a shape come.
@@ -73,7 +73,8 @@ class Stylizer:
         compiled: Collection[Shape] = (),
     ) -> None:
         self.memory_format = choose_memory_format(device)
-        self.generator = generator.to(device).eval()
+        # Frozen weights are transformed for Winograd's algorithm once, others anew for every picture.
+        self.generator = generator.to(device).eval().requires_grad_(False)
         self.generator.to(memory_format=self.memory_format)
         self.device = device
         self.precision = precision
