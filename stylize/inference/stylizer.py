@@ -64,18 +64,32 @@ class Stylizer:
             raise ValueError(f"pictures to paint together: got the sizes {sizes}, must be of one")
         images = [picture.rgb[None] for picture in pictures]
         together = images[0] if len(images) == 1 else torch.cat(images)
-        painted = self._paint(together, shrunk_size(sizes[0], options.stroke_scale), options)
+        painted = self.paint_batch(together, options).cpu()
         return [Picture(rgb, picture.alpha) for rgb, picture in zip(painted, pictures, strict=True)]
 
-    def _paint(self, images: Tensor, size: tuple[int, int], options: PaintOptions) -> Tensor:
-        """Photographs `(N, 3, H, W)`, painted at this width and height, on the CPU."""
+    @torch.inference_mode()
+    def paint_batch(self, images: Tensor, options: PaintOptions) -> Tensor:
+        """Paint photographs of one size, each as it would be painted alone.
+
+        Args:
+            images: `(N, 3, H, W)` in [0, 1], float32, on any device.
+            options: How to paint; `max_size_px` has been applied already.
+
+        Returns:
+            `(N, 3, H, W)` in [0, 1], float32, on the device of the stylizer.
+
+        Raises:
+            StylizeError: The photographs are smaller than the generator can take at this stroke scale.
+        """
         photographs = images.to(self.device)
-        if size == (images.shape[3], images.shape[2]):
+        full_size = (images.shape[3], images.shape[2])
+        size = shrunk_size(full_size, options.stroke_scale)
+        if size == full_size:
             painted = self.painter.paint(photographs)
         else:
             small = shrink(images, size).to(self.device)
             painted = enlarged(small, self.painter.paint(small), photographs)
-        return finished(photographs, painted, options).cpu()
+        return finished(photographs, painted, options)
 
     def bytes_for(self, size: tuple[int, int]) -> int:
         """Estimated device memory in bytes for painting one picture of this width and height as a whole."""
