@@ -22,9 +22,14 @@ from stylize.version import __version__
 
 if TYPE_CHECKING:  # type checkers see no `__getattr__`, under which every name would be known
     from stylize.inference.model import Model
-    from stylize.interface import load, styles
+    from stylize.interface import load, styles, train
 else:
-    _MODULES = {"Model": "stylize.inference.model", "load": "stylize.interface", "styles": "stylize.interface"}
+    _MODULES = {
+        "Model": "stylize.inference.model",
+        "load": "stylize.interface",
+        "styles": "stylize.interface",
+        "train": "stylize.interface",
+    }
 
     def __getattr__(name: str) -> object:
         if name not in _MODULES:
@@ -35,4 +40,4 @@ else:
         return sorted({*globals(), *__all__})
 
 
-__all__ = ["Model", "StylizeError", "__version__", "load", "styles"]
+__all__ = ["Model", "StylizeError", "__version__", "load", "styles", "train"]

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fixtures_runs import picture, write_model
+from fixtures_runs import picture, tiny, write_config, write_model
 from mypy import api
 from PIL import Image
 
 import stylize
 from stylize.cli import cli
+from stylize.config import load_config
 from stylize.inference.stylizer import Stylizer
 
 CPU = "cpu"
@@ -335,6 +336,49 @@ def test_a_file_that_cannot_be_painted_is_refused(model: stylize.Model, tmp_path
         with pytest.raises(stylize.StylizeError) as caught:
             model.apply_file(source, overwrite=True, **options)  # type: ignore[arg-type]
         assert str(caught.value) == message
+
+
+# Training
+
+
+def train_and_count(config: Any, folder: Path | None = None, **options: Any) -> tuple[Any, list[int]]:
+    """The result, and the steps at which progress was reported."""
+    pytest.importorskip("stylize.run")
+    steps: list[int] = []
+    return stylize.train(config, folder, device=CPU, on_progress=lambda p: steps.append(p.step), **options), steps
+
+
+def test_a_config_is_trained_from_file_dict_and_checked_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = write_config(tmp_path)
+    result, steps = train_and_count(str(file), quiet=True)
+    assert (result.folder, result.model) == (Path("runs/tiny"), Path("runs/tiny/model.safetensors"))
+    assert (steps, result.progress.step, result.interrupted) == ([1, 2, 3, 4], 4, False)
+    assert capfd.readouterr() == ("", "")
+    painted = stylize.load(result.folder, device=CPU)(photograph())
+
+    tree = tiny({"style.image": Path("style.png")})
+    for config, folder in ((tree, tmp_path / "from_dict"), (load_config(file), tmp_path / "from_config")):
+        result, _ = train_and_count(config, folder, quiet=True)
+        assert result.folder == folder
+        assert np.array_equal(stylize.load(folder, device=CPU)(photograph()), painted)
+
+    result, steps = train_and_count(tree, tmp_path / "from_dict", overrides=["train.steps=6"], resume=True)
+    assert (steps, result.first_step, result.progress.step) == ([5, 6], 4, 6)
+
+
+def test_a_config_that_is_wrong_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("stylize.run")
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path)
+    with pytest.raises(stylize.StylizeError) as caught:
+        stylize.train(tiny({"train.steps": "many"}), device=CPU)
+    assert str(caught.value) == "config: train.steps: got 'many', must be a whole number"
+    with pytest.raises(TypeError, match=r"^config: got list, must be a path, a dict or a RunConfig$"):
+        stylize.train([], device=CPU)  # type: ignore[arg-type]
+    assert not (tmp_path / "runs").exists()
 
 
 # Types

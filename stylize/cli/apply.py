@@ -111,7 +111,10 @@ def apply(
     recursive: bool,
     device: str,
 ) -> None:
-    """Paint photographs with a trained model."""
+    """Paint photographs with a trained model.
+
+    INPUT is an image file or a folder of images. An animation is painted frame by frame.
+    """
     from stylize.inference.compilation import choose_shapes
     from stylize.inference.file_painter import FileOptions
     from stylize.inference.jobs import photograph_sizes, plan_jobs, training_crop_px
