@@ -221,10 +221,15 @@ def test_a_model_is_found_by_name_file_and_run_folder(tmp_path: Path) -> None:
     (
         ({"model": "stained_gloss"}, "model: got 'stained_gloss', must be a model file, a run folder, or a built-in"),
         ({"precision": "fp8"}, "precision: got 'fp8', must be one of 'auto', 'bf16', 'fp32'."),
+        ({"device": "cuda"}, "device: got 'cuda', which torch does not find here; usable: 'cpu'"),
         ({"device": "gpu"}, "device: got 'gpu', which PyTorch cannot use here ("),
     ),
 )
-def test_what_cannot_be_loaded_is_refused(arguments: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_loaded_is_refused(
+    arguments: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(stylize.StylizeError) as caught:
         stylize.load(**{"model": "stained_glass", "device": CPU, **arguments})
     assert str(caught.value).startswith(message)
@@ -264,6 +269,25 @@ def test_eight_pictures_in_eight_threads_are_those_painted_alone_bit_for_bit() -
     for image, results in zip(pictures, painted, strict=True):
         expected = alone(image)
         assert all(torch.equal(result, expected) for result in results)
+
+
+def test_files_in_strips_and_whole_pictures_are_painted_in_threads_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stylizer, "bytes_for", lambda self, size: 2**50)
+    shared = stylize.load("stained_glass", device=CPU)
+    sources = [picture(tmp_path / f"{i}.png", 90, 60 + i, seed=i) for i in range(4)]
+    arrays = [np.array(Image.open(source)) for source in sources]
+
+    def by_file(source: Path) -> bytes:
+        return shared.apply_file(source, overwrite=True).read_bytes()
+
+    whole, files = [shared(array) for array in arrays], [by_file(source) for source in sources]
+    with ThreadPoolExecutor(8) as threads:
+        painted = threads.map(shared, arrays * 4)
+        written = threads.map(by_file, sources)
+        assert list(written) == files
+        assert all(np.array_equal(a, b) for a, b in zip(painted, whole * 4, strict=True))
 
 
 def test_a_pickled_model_paints_the_same_in_another_process(model: stylize.Model, tmp_path: Path) -> None:

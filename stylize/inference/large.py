@@ -154,7 +154,7 @@ def _paint_strips(stylizer: Stylizer, frame: _Frame, room: MemoryBudget) -> None
 def _stages(stylizer: Stylizer, size: tuple[int, int]) -> list[Stage]:
     width, height = size
     check_size(height, width)
-    stages = stylizer.torch_painter.stages(size)
+    stages = stylizer.torch_painter.stages_of_copy(size)
     if stages is None:
         needed = stylizer.bytes_for(size) / GIB
         raise StylizeError(

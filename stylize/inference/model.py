@@ -25,6 +25,7 @@ from stylize.inference.stylizer import Stylizer, shrink
 from stylize.models.file import ModelCard, make_generator
 from stylize.pictures.images import limited_size
 from stylize.system.compute import Compute
+from stylize.system.devices import choose_device, choose_precision
 from stylize.system.places import temporary_folder
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -39,15 +40,25 @@ def choose_compute(device: str | torch.device, precision: str) -> Compute:
         StylizeError: There is no such precision or device, or PyTorch does not find the device.
     """
     pick(dict.fromkeys(get_args(Precision)), str(precision), "precision")
-    if isinstance(device, str) and device in NAMED_DEVICES:
-        return Compute.choose(device, precision)
+    found = _device_by_name(device) if device in NAMED_DEVICES else _exact_device(device)
+    return Compute(found, choose_precision(precision, found))
+
+
+def _device_by_name(name: str | torch.device) -> torch.device:
+    try:
+        return choose_device(str(name))
+    except StylizeError as error:
+        raise StylizeError(str(error).removeprefix("--")) from error  # here it is no option of a command
+
+
+def _exact_device(device: str | torch.device) -> torch.device:
     try:
         exact = torch.device(device)
         torch.empty(0, device=exact)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise StylizeError(f"device: got '{device}', which PyTorch cannot use here ({reason})") from error
-    return Compute(exact, Compute.choose(exact.type, precision).precision)
+    return exact
 
 
 class Model:

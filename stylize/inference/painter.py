@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Collection
 from threading import Lock
@@ -99,6 +100,15 @@ class TorchPainter:
                     del self._stages[next(iter(self._stages))]
                 self._stages[size] = self.generator.stages(height, width)
             return self._stages[size]
+
+    def stages_of_copy(self, size: tuple[int, int]) -> list[Stage] | None:
+        """The stages of a copy of the generator, with the same weights.
+
+        Painting in strips freezes the statistics of the norms, which must not reach pictures in other threads.
+        """
+        width, height = size
+        weights = (*self.generator.parameters(), *self.generator.buffers())
+        return copy.deepcopy(self.generator, {id(tensor): tensor for tensor in weights}).stages(height, width)
 
     def _network(self, photographs: Tensor) -> Tensor:
         count, _, height, width = photographs.shape
