@@ -2,8 +2,8 @@
 
 >>> import numpy as np
 >>> import stylize
->>> stylize.styles()
-['stained_glass', 'swirling_strokes']
+>>> "stained_glass" in stylize.styles()
+True
 >>> model = stylize.load("stained_glass", device="cpu")
 >>> photograph = np.full((48, 64, 3), 128, np.uint8)
 >>> model(photograph).shape

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def styles() -> list[str]:
     """Return the names of the built-in styles.
 
-    >>> styles()
-    ['stained_glass', 'swirling_strokes']
+    >>> "stained_glass" in styles()
+    True
     """
     return list(built_in_models())
 
