@@ -137,6 +137,19 @@ def test_a_pil_image_keeps_its_alpha(model: stylize.Model, mode: str) -> None:
     assert model(image, max_size=20).size == (20, 16)
 
 
+def test_transparency_of_palettes_and_premultiplied_alpha_are_kept(model: stylize.Model, tmp_path: Path) -> None:
+    rgba = Image.fromarray(photograph()).convert("RGBA")
+    rgba.putalpha(Image.fromarray(photograph(seed=1)[..., 0]))
+    rgba.quantize(32).save(tmp_path / "palette.png")
+    with Image.open(tmp_path / "palette.png") as palette:
+        assert (palette.mode, type(palette.info["transparency"])) == ("P", bytes)
+        painted = model(palette)
+        assert np.array_equal(np.asarray(painted)[..., 3], np.asarray(palette.convert("RGBA"))[..., 3])
+        assert "transparency" in palette.info
+    painted = model(rgba.convert("RGBa"))
+    assert np.array_equal(np.asarray(painted)[..., 3], np.asarray(rgba)[..., 3])
+
+
 def test_a_pil_image_comes_back_upright_and_the_given_one_is_unchanged(model: stylize.Model, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -15,6 +15,8 @@ from torch import Tensor
 from stylize.errors import StylizeError
 from stylize.pictures.images import alpha_of, to_image, to_rgb, to_tensor
 
+PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}  # modes of Pillow with premultiplied alpha, and the usual ones
+
 
 class Pixels(NamedTuple):
     """The pixels of an image, and the way back to its kind.
@@ -51,8 +53,11 @@ def pixels_of(image: object) -> Pixels:
 
 
 def _of_pil(image: Image.Image) -> Pixels:
-    upright = ImageOps.exif_transpose(image)  # a copy: decoders change what an image says of itself
+    upright = ImageOps.exif_transpose(image)  # a copy, so the image of the caller stays as it is
+    if upright.mode in PREMULTIPLIED:
+        upright = upright.convert(PREMULTIPLIED[upright.mode])
     alpha = alpha_of(upright)
+    upright.info.pop("transparency", None)  # Pillow would warn that it is lost
     rgb = to_tensor(to_rgb(upright, Path("image")))[None]
     return Pixels(rgb, None if alpha is None else to_tensor(alpha)[None], _to_pil)
 
