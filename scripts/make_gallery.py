@@ -18,6 +18,7 @@ from stylize.inference.stylizer import Stylizer
 from stylize.models.file import load_model
 from stylize.models.find import built_in_models, find_model
 from stylize.pictures.images import Picture, contact_sheet, read_rgb, to_tensor, write_picture
+from stylize.system.compute import Compute
 from stylize.training.photographs import sample_photographs
 
 ROOT = Path(__file__).parent.parent
@@ -43,7 +44,7 @@ def main(models: tuple[str, ...], output: Path, quality: int) -> None:
 def painted_row(model: str, photographs: list[Tensor]) -> list[Tensor]:
     """The style picture, then the photographs as the model paints them."""
     generator, card = load_model(find_model(model).path)
-    stylizer = Stylizer(generator, torch.device("cpu"))
+    stylizer = Stylizer(generator, Compute(torch.device("cpu")))
     style = ROOT / "configs" / "styles" / Path(card.config["style"]["image"]).name
     painted = [stylizer(Picture(photograph)).rgb for photograph in photographs]
     return [shrink(image) for image in (square(style, PAINTED_PX), *painted)]

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stylize.inference.stylizer import Paint, Stylizer, shrink
+from stylize.inference.options import PaintOptions
+from stylize.inference.stylizer import Stylizer, shrink
 from stylize.models.file import load_model
 from stylize.models.find import find_model
 from stylize.pictures.images import Picture, contact_sheet, read_picture, write_picture
+from stylize.system.compute import Compute
 from stylize.training.photographs import sample_photographs
 
 ROOT = Path(__file__).parent.parent
@@ -35,8 +37,8 @@ DETAIL_PX = 120  # shown at twice its size
 def main(model: str, photograph: str, detail: tuple[int, int], output: Path, quality: int) -> None:
     """Paint the photograph at every scale, and write the sheet."""
     picture = read_picture({path.stem: path for path in sample_photographs()}[photograph])
-    stylizer = Stylizer(load_model(find_model(model).path)[0], torch.device("cpu"))
-    images = [picture.rgb, *(stylizer(picture, Paint(stroke_scale=scale)).rgb for scale in SCALES)]
+    stylizer = Stylizer(load_model(find_model(model).path)[0], Compute(torch.device("cpu")))
+    images = [picture.rgb, *(stylizer(picture, PaintOptions(stroke_scale=scale)).rgb for scale in SCALES)]
     rows = [[tile(image) for image in images], [enlarged_detail(image, *detail) for image in images]]
     write_picture(output, Picture(contact_sheet(rows)), quality=quality)
     click.echo(f"{output} ({output.stat().st_size / 1024:.0f} kB)")

@@ -27,6 +27,7 @@ from stylize.models.file import load_model
 from stylize.pictures.raster import raster_of
 from stylize.pictures.reading import read_raster
 from stylize.pictures.writing import write_raster
+from stylize.system.compute import Compute
 from stylize.system.devices import CPU
 
 ALLOWED_MIB = 8.0
@@ -102,7 +103,7 @@ def train(folder: Path) -> tuple[Held, Held]:
 
 def paint(folder: Path, images: int) -> tuple[Held, Held]:
     """Paint; what was held after a tenth, and at the end."""
-    stylizer = Stylizer(load_model(folder / "run" / "model.safetensors")[0], CPU)
+    stylizer = Stylizer(load_model(folder / "run" / "model.safetensors")[0], Compute(CPU))
     photographs = sorted((folder / "photos").iterdir())
     early = held()
     for i in range(images):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -133,6 +134,29 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         StylizeError: The first mistake, in one line: file, key, what came, what must hold.
     """
     return _with_absolute_paths(read_config(RunConfig, path, overrides), path.resolve().parent)
+
+
+def config_from_tree(tree: Mapping[str, Any], overrides: Sequence[str] = (), place: str = "config") -> RunConfig:
+    """Check the configuration of a run that is given as nested dicts, as a YAML file would hold them.
+
+    Args:
+        tree: Keys with values; paths may be of any kind and are relative to the current folder.
+        overrides: As in `load_config`.
+        place: Where the tree came from, for messages.
+
+    Raises:
+        StylizeError: As in `load_config`.
+    """
+    return _with_absolute_paths(_checked(RunConfig, _plain(tree), overrides, place), Path.cwd())
+
+
+def _plain(value: Any) -> Any:
+    """A copy of nested dicts and sequences, in the types that a YAML file would give."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def read_config(model: type[Config], path: Path, overrides: Sequence[str] = ()) -> Config:

@@ -11,9 +11,10 @@ TORCH = {"torch", "torchvision", "tensorboard"}
 
 # A row a room; a file of a room may have one of its own.
 MAY_IMPORT = {
-    "stylize": set(),
+    "stylize": {"errors", "interface", "inference.model", "version"},
     "stylize.__main__": {"cli"},
     "stylize.errors": set(),
+    "stylize.version": set(),
     "stylize.system": {"errors", "system"},
     "stylize.ops": {"errors", "system", "ops"},
     "stylize.ops.cpu": {
@@ -30,7 +31,7 @@ MAY_IMPORT = {
     "stylize.norms": {"errors", "ops", "system"},
     "stylize.generators": {"errors", "norms", "ops", "system", "generators"},
     "stylize.losses": {"errors", "ops", "losses"},
-    "stylize.models": {"errors", "generators", "system", "models"},
+    "stylize.models": {"errors", "generators", "system", "models", "version"},
     "stylize.training": {
         "errors",
         "system",
@@ -97,6 +98,7 @@ MAY_IMPORT = {
         "evaluation",
         "studies",
     },
+    "stylize.interface": {"errors", "models", "inference", "config", "run"},
     "stylize.cli": EVERYTHING,
 }
 

@@ -17,22 +17,24 @@ from stylize.cli import cli
 from stylize.errors import StylizeError
 from stylize.generators import GeneratorConfig, build_generator
 from stylize.inference.large import fits_whole, paint_large, raster_place
-from stylize.inference.plans import CPU, Plan, Room, choose_plan, whole_bytes
-from stylize.inference.stylizer import Paint, Stylizer
+from stylize.inference.options import PaintOptions
+from stylize.inference.plans import CPU, MemoryBudget, Plan, choose_plan
+from stylize.inference.stylizer import Stylizer
 from stylize.models.file import ModelCard, encode_model
 from stylize.pictures.images import Picture
 from stylize.pictures.raster import Notes, Raster, raster_of
+from stylize.system.compute import Compute
 
 GIB = 2**30
 MIB = 2**20
 
 
 def stylizer_of(name: str = "johnson", norm: str = "instance", width: int = 4) -> Stylizer:
-    return Stylizer(build_generator(GeneratorConfig(name=name, norm=norm, width=width)), CPU)
+    return Stylizer(build_generator(GeneratorConfig(name=name, norm=norm, width=width)), Compute(CPU))
 
 
-def room(device_bytes: int, folder: Path) -> Room:
-    return Room(CPU, device_bytes, device_bytes, folder, 2**40)
+def room(device_bytes: int, folder: Path) -> MemoryBudget:
+    return MemoryBudget(CPU, device_bytes, device_bytes, folder, 2**40)
 
 
 def photograph(width: int = 150, height: int = 203, alpha: bool = False) -> Picture:
@@ -58,9 +60,9 @@ def test_a_stylizer_holds_the_compiled_functions_before_memory_is_planned(monkey
     loaded: list[bool] = []
     monkeypatch.setattr("stylize.ops.load_kernels", lambda: loaded.append(True))
     generator = build_generator(GeneratorConfig(width=4))
-    Stylizer(generator, CPU, "bf16")
+    Stylizer(generator, Compute(CPU, "bf16"))
     assert loaded == []
-    Stylizer(generator, CPU)
+    Stylizer(generator, Compute(CPU))
     assert loaded == [True]
 
 
@@ -69,9 +71,9 @@ def test_a_stylizer_holds_the_compiled_functions_before_memory_is_planned(monkey
 
 @pytest.mark.parametrize("place", ("memory", "disk"))
 @pytest.mark.parametrize("bits", (8, 16))
-@pytest.mark.parametrize("paint", (Paint(), Paint(strength=0.6), Paint(keep_colors=True)))
+@pytest.mark.parametrize("paint", (PaintOptions(), PaintOptions(strength=0.6), PaintOptions(keep_colors=True)))
 def test_a_picture_in_strips_has_the_levels_of_the_whole(
-    paint: Paint, bits: int, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    paint: PaintOptions, bits: int, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stylizer, notes = stylizer_of(), Notes(bits=bits)
     source = raster_of([photograph(alpha=True)], notes)
@@ -91,7 +93,9 @@ def test_a_picture_in_strips_has_the_levels_of_the_whole(
 def test_every_frame_is_painted(tmp_path: Path) -> None:
     stylizer = stylizer_of()
     frames = [photograph(), Picture(photograph().rgb.flip(2))]
-    painted = paint_large(stylizer, raster_of(frames, Notes()), None, Paint(), room(10**9, tmp_path), lambda _: None)
+    painted = paint_large(
+        stylizer, raster_of(frames, Notes()), None, PaintOptions(), room(10**9, tmp_path), lambda _: None
+    )
     expected = raster_of([stylizer(frame) for frame in frames], Notes())
     assert painted.frames == 2
     assert (levels(painted) - levels(expected)).abs().max() <= 1
@@ -104,7 +108,7 @@ def test_larger_strokes_are_those_of_the_whole(
     monkeypatch.setattr("stylize.inference.large.fits_whole", lambda *arguments: whole_fits)
     keep_maps(tmp_path, monkeypatch)
     monkeypatch.setattr("stylize.inference.large.STRIP_PIXELS", 5_000)
-    stylizer, paint = stylizer_of(), Paint(stroke_scale=2)
+    stylizer, paint = stylizer_of(), PaintOptions(stroke_scale=2)
     whole = photograph()
     rgb = torch.nn.functional.interpolate(whole.rgb[None], (102, 75), mode="bicubic", antialias=True)[0]
     small = raster_of([Picture(rgb)], Notes(bits=16))  # in 8 bits it would be another picture
@@ -119,11 +123,11 @@ def test_in_bfloat16_strips_differ_no_more_than_that_precision_does(
 ) -> None:
     generator = build_generator(GeneratorConfig(width=8))
     source = raster_of([photograph()], Notes())
-    exact, rough = (Stylizer(generator, CPU, precision) for precision in ("fp32", "bf16"))
+    exact, rough = (Stylizer(generator, Compute(CPU, precision)) for precision in ("fp32", "bf16"))
     expected, whole = (levels(raster_of([stylizer(source.picture())], Notes())) for stylizer in (exact, rough))
     for place in (CPU, tmp_path):
         keep_maps(place, monkeypatch)
-        painted = levels(paint_large(rough, source, None, Paint(), room(GIB, tmp_path), lambda _: None))
+        painted = levels(paint_large(rough, source, None, PaintOptions(), room(GIB, tmp_path), lambda _: None))
         off = (painted - expected).abs().double().mean()
         assert off <= 1.5 * (whole - expected).abs().double().mean()
 
@@ -133,16 +137,16 @@ def test_in_bfloat16_strips_differ_no_more_than_that_precision_does(
 
 def test_what_a_whole_picture_takes_decides(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     stylizer = stylizer_of(width=32)
-    needed = whole_bytes(stylizer.values_per_px((1000, 800)), (1000, 800), torch.float32)
+    needed = stylizer.bytes_for((1000, 800))
     gib = f"{needed / GIB:.2f}"
     with caplog.at_level(logging.DEBUG, "stylize"):
-        assert fits_whole(stylizer, (1000, 800), Paint(), room(needed, tmp_path))
-        assert not fits_whole(stylizer, (1000, 800), Paint(), room(needed - 1, tmp_path))
+        assert fits_whole(stylizer, (1000, 800), PaintOptions(), room(needed, tmp_path))
+        assert not fits_whole(stylizer, (1000, 800), PaintOptions(), room(needed - 1, tmp_path))
     assert caplog.messages == [
         f"1000×800 px as a whole would take about {gib} GiB of the {gib} that there are: {decision}"
         for decision in ("whole", "in strips")
     ]
-    assert fits_whole(stylizer, (1000, 800), Paint(stroke_scale=2), room(needed - 1, tmp_path))
+    assert fits_whole(stylizer, (1000, 800), PaintOptions(stroke_scale=2), room(needed - 1, tmp_path))
 
 
 def test_files_are_decoded_to_the_disk_where_they_would_take_much_of_the_memory(tmp_path: Path) -> None:
@@ -154,7 +158,7 @@ def test_a_network_that_cannot_paint_in_strips_says_what_the_whole_takes(tmp_pat
     source = raster_of([photograph()], Notes())
     with pytest.raises(StylizeError) as caught:
         paint_large(
-            stylizer_of("texture_network", width=32), source, None, Paint(), room(MIB, tmp_path), lambda _: None
+            stylizer_of("texture_network", width=32), source, None, PaintOptions(), room(MIB, tmp_path), lambda _: None
         )
     assert re.fullmatch(
         r"a picture of 150×203 px takes about 0\.\d GiB of memory, for this generator cannot paint in strips; "
@@ -166,7 +170,7 @@ def test_a_network_that_cannot_paint_in_strips_says_what_the_whole_takes(tmp_pat
 def test_a_picture_that_is_too_small_is_refused(tmp_path: Path) -> None:
     source = raster_of([photograph(40, 12)], Notes())
     with pytest.raises(StylizeError) as caught:
-        paint_large(stylizer_of(), source, None, Paint(), room(10**9, tmp_path), lambda _: None)
+        paint_large(stylizer_of(), source, None, PaintOptions(), room(10**9, tmp_path), lambda _: None)
     assert str(caught.value) == "got an image of 40×12 px, must be at least 16 px in each direction"
 
 
@@ -242,17 +246,17 @@ def test_a_network_of_the_usual_width_stays_below_what_is_allowed_every_time(fol
 MANY_STRIPS = """
 import pathlib, torch
 from stylize.generators import GeneratorConfig, build_generator
-from stylize.inference.plans import CPU, Room, choose_plan
+from stylize.inference.plans import CPU, MemoryBudget, choose_plan
 from stylize.inference.strips import StripPainter
 from stylize.inference.stylizer import Stylizer
+from stylize.system.compute import Compute
 from stylize.system.memory import keep_freed_memory, own_bytes
 
 keep_freed_memory()
 width, height = 6000, 1200
-stylizer = Stylizer(build_generator(GeneratorConfig(width=16)), CPU)
-stylizer.generator.requires_grad_(False)
+stylizer = Stylizer(build_generator(GeneratorConfig(width=16)), Compute(CPU))
 stages = stylizer.generator.stages(height, width)
-room = Room(CPU, 2**31, 2**31, pathlib.Path(), 2**31)
+room = MemoryBudget(CPU, 2**31, 2**31, pathlib.Path(), 2**31)
 plan = choose_plan(stages, room, torch.float32)._replace(strip_px=8)
 photograph = torch.rand(1, 3, height, width).contiguous(memory_format=torch.channels_last)
 with (
@@ -294,8 +298,8 @@ def test_what_a_whole_picture_takes_is_estimated_well(folder: Path, name: str, w
     config = GeneratorConfig(name=name, width=width)
     write_wide_model(folder / "dots.safetensors", config)
     save(folder / "large.png", 1501, 1003)
-    stylizer = Stylizer(build_generator(config), CPU)
-    estimate = whole_bytes(stylizer.values_per_px((1501, 1003)), (1501, 1003), torch.float32) / GIB
+    stylizer = Stylizer(build_generator(config), Compute(CPU))
+    estimate = stylizer.bytes_for((1501, 1003)) / GIB
     assert 0.7 * estimate < peak_gib("large.png", "--max-memory", "9") - own_gib("--overwrite") < 1.1 * estimate
 
 

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from stylize.cli import cli
 from stylize.training.photographs import sample_photographs
@@ -19,6 +20,7 @@ BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [
     line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.startswith("stylize ")
 ]
+PROGRAMS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 def test_the_readme_has_its_two_commands() -> None:
@@ -47,6 +49,17 @@ def test_pictures_are_small() -> None:
 
 def test_the_readme_shows_commands() -> None:
     assert len(COMMANDS) >= 5
+
+
+def test_the_program_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Image.open(sample_photographs()[1]) as photograph:
+        photograph.resize((96, 64)).save("photo.png")
+    (program,) = PROGRAMS
+    exec(compile(program, "README.md", "exec"), {})
+    for name in ("glass.png", "large.png"):
+        with Image.open(name) as painted:
+            assert painted.size == (96, 64)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

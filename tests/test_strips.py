@@ -13,7 +13,7 @@ from stylize.errors import StylizeError
 from stylize.generators import GENERATORS, Generator, GeneratorConfig, build_generator
 from stylize.generators.base import PaddedConv2d, Stage
 from stylize.inference import plans
-from stylize.inference.plans import Plan, Room, choose_plan, plans_of
+from stylize.inference.plans import MemoryBudget, Plan, choose_plan, plans_of
 from stylize.inference.strips import StripPainter
 from stylize.models.file import load_model
 from stylize.models.find import find_model
@@ -97,8 +97,8 @@ def strips(plan: Plan, height: int) -> int:
     return -(-height // plan.strip_px)
 
 
-def room(device_bytes: int, folder: Path = Path("/tmp"), folder_bytes: int = 2**40) -> Room:
-    return Room(CPU, device_bytes, 0, folder, folder_bytes)
+def room(device_bytes: int, folder: Path = Path("/tmp"), folder_bytes: int = 2**40) -> MemoryBudget:
+    return MemoryBudget(CPU, device_bytes, 0, folder, folder_bytes)
 
 
 def plan_of_strips(count: int, stages: Sequence[Stage], height: int, folder: Path) -> Plan:
@@ -245,7 +245,10 @@ def test_maps_stay_in_the_memory_of_a_device_then_of_the_processor_then_on_the_d
     stages = build_generator(GeneratorConfig(width=32)).stages(3000, 4000)
     assert stages is not None
     cuda = torch.device("cuda")
-    rooms = [Room(cuda, device, host, tmp_path, 2**40) for device, host in ((2**31, 0), (2**28, 2**31), (2**28, 2**28))]
+    rooms = [
+        MemoryBudget(cuda, device, host, tmp_path, 2**40)
+        for device, host in ((2**31, 0), (2**28, 2**31), (2**28, 2**28))
+    ]
     assert [choose_plan(stages, there, torch.float32).place for there in rooms] == [cuda, CPU, tmp_path]
 
 

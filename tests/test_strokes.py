@@ -14,9 +14,12 @@ from stylize.cli import cli
 from stylize.errors import StylizeError
 from stylize.generators import GeneratorConfig, build_generator
 from stylize.inference.compilation import choose_shapes
+from stylize.inference.options import PaintOptions
+from stylize.inference.painter import Shape
 from stylize.inference.strokes import Band, Enlargement, largest_scale, shrunk_size, small_rows
-from stylize.inference.stylizer import Paint, Shape, Stylizer, shrink, with_colors_of
+from stylize.inference.stylizer import Stylizer, shrink, with_colors_of
 from stylize.pictures.images import Picture, image_size, read_picture
+from stylize.system.compute import Compute
 
 CPU = torch.device("cpu")
 
@@ -123,14 +126,14 @@ def test_bands_of_the_small_pictures_suffice(rows: int, size: tuple[int, int]) -
 
 @pytest.fixture
 def stylizer() -> Stylizer:
-    return Stylizer(build_generator(GeneratorConfig(width=4)), CPU)
+    return Stylizer(build_generator(GeneratorConfig(width=4)), Compute(CPU))
 
 
 def test_a_scale_of_one_is_painting_as_ever(stylizer: Stylizer) -> None:
     photograph = Picture(torch.rand(3, 40, 50))
     with torch.inference_mode():
         painted = stylizer.generator(photograph.rgb[None]).clamp(0, 1)[0]
-    assert torch.equal(stylizer(photograph, Paint(stroke_scale=1.0)).rgb, painted)
+    assert torch.equal(stylizer(photograph, PaintOptions(stroke_scale=1.0)).rgb, painted)
     assert torch.equal(stylizer(photograph).rgb, painted)
 
 
@@ -140,7 +143,7 @@ def test_strength_and_colours_apply_at_full_size_behind_max_size(stylizer: Styli
     thumbnail = shrink(limited, (30, 24))[0]
     painted = Enlargement(thumbnail, stylizer(Picture(thumbnail)).rgb, (60, 48)).whole(limited[0])
     expected = torch.lerp(limited, with_colors_of(limited, painted[None]), 0.7)[0]
-    result = stylizer(photograph, Paint(strength=0.7, keep_colors=True, max_size_px=60, stroke_scale=2))
+    result = stylizer(photograph, PaintOptions(strength=0.7, keep_colors=True, max_size_px=60, stroke_scale=2))
     assert torch.allclose(result.rgb, expected, atol=1e-6)
     assert result.alpha is not None
     assert result.alpha.shape == (1, 48, 60)
@@ -148,21 +151,21 @@ def test_strength_and_colours_apply_at_full_size_behind_max_size(stylizer: Styli
 
 def test_several_together_have_each_its_own_detail(stylizer: Stylizer) -> None:
     photographs = [Picture(torch.rand(3, 40, 50)) for _ in range(3)]
-    paint = Paint(stroke_scale=2)
+    paint = PaintOptions(stroke_scale=2)
     for photograph, painted in zip(photographs, stylizer.paint_many(photographs, paint), strict=True):
         assert (stylizer(photograph, paint).rgb - painted.rgb).abs().max() < 1e-5
 
 
 def test_a_scale_that_leaves_too_little_names_the_largest(stylizer: Stylizer) -> None:
     with pytest.raises(StylizeError) as caught:
-        stylizer(Picture(torch.rand(3, 70, 100)), Paint(stroke_scale=6))
+        stylizer(Picture(torch.rand(3, 70, 100)), PaintOptions(stroke_scale=6))
     assert str(caught.value) == (
         "got a stroke scale of 6 for an image of 100×70 px, must be at most 4.37: at 1/6 it must have at least 16 px "
         "in each direction"
     )
-    assert stylizer(Picture(torch.rand(3, 70, 100)), Paint(stroke_scale=4.37)).size == (100, 70)
+    assert stylizer(Picture(torch.rand(3, 70, 100)), PaintOptions(stroke_scale=4.37)).size == (100, 70)
     with pytest.raises(StylizeError) as caught:
-        stylizer(Picture(torch.rand(3, 8, 100)), Paint(stroke_scale=2))
+        stylizer(Picture(torch.rand(3, 8, 100)), PaintOptions(stroke_scale=2))
     assert str(caught.value) == "got an image of 100×8 px, must be at least 16 px in each direction"
 
 
@@ -176,7 +179,7 @@ def test_the_largest_scale_that_is_named_is_possible() -> None:
 def test_compilation_is_for_the_size_that_the_network_sees(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stylize.inference.compilation.check_compiler", lambda device, place: None)
     sizes = [(100, 80), (101, 80), (200, 40), (20, 20)]
-    assert choose_shapes("always", CPU, "fp32", sizes, 2) == {Shape(1, 50, 40), Shape(1, 100, 20)}
+    assert choose_shapes("always", Compute(CPU), sizes, 2) == {Shape(1, 50, 40), Shape(1, 100, 20)}
 
 
 # The command line

@@ -16,12 +16,16 @@ from stylize.cli import cli
 from stylize.errors import StylizeError
 from stylize.generators import GeneratorConfig, build_generator
 from stylize.inference.compilation import choose_shapes
-from stylize.inference.pipeline import Piece, ahead, ahead_if_small, behind_if_small, grouped
-from stylize.inference.stylizer import Paint, Shape, Stylizer, pictures_together
+from stylize.inference.options import PaintOptions
+from stylize.inference.painter import Shape
+from stylize.inference.pipeline import WorkItem, ahead, ahead_if_small, behind_if_small, grouped
+from stylize.inference.stylizer import Stylizer
 from stylize.norms import NORMS
+from stylize.ops.cpu import winograd
 from stylize.pictures.images import Picture
 from stylize.pictures.raster import Notes, raster_of
 from stylize.system.compiler import check_compiler, has_compiler, keep_compiled_code, why_not_compile
+from stylize.system.compute import Compute
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -37,7 +41,7 @@ def stylizer_with(norm: str, name: str = "johnson") -> Stylizer:
     for parameter_name, values in generator.state_dict().items():
         if "running" in parameter_name or "gate" in parameter_name:
             values.uniform_(0.3, 0.7)
-    return Stylizer(generator, CPU)
+    return Stylizer(generator, Compute(CPU))
 
 
 @pytest.fixture
@@ -61,8 +65,8 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("generator", ["johnson", "texture_network"])
-@pytest.mark.parametrize("paint", [Paint(), Paint(strength=0.6, keep_colors=True, max_size_px=20)])
-def test_pictures_painted_together_are_as_painted_one_by_one(norm: str, generator: str, paint: Paint) -> None:
+@pytest.mark.parametrize("paint", [PaintOptions(), PaintOptions(strength=0.6, keep_colors=True, max_size_px=20)])
+def test_pictures_painted_together_are_as_painted_one_by_one(norm: str, generator: str, paint: PaintOptions) -> None:
     stylizer, photographs = stylizer_with(norm, generator), pictures(3)
     together = stylizer.paint_many(photographs, paint)
     for photograph, painted in zip(photographs, together, strict=True):
@@ -83,33 +87,49 @@ def test_pictures_of_several_sizes_are_not_painted_together() -> None:
 
 def test_a_megapixel_goes_together_on_cuda_and_one_picture_on_a_cpu() -> None:
     sizes = ((256, 256), (1024, 1024), (1023, 1024), (4000, 3000))
-    assert [pictures_together(CUDA, size) for size in sizes] == [16, 1, 1, 1]
-    assert {pictures_together(CPU, size) for size in sizes} == {1}
+    assert [Compute(CUDA).pictures_together(size) for size in sizes] == [16, 1, 1, 1]
+    assert {Compute(CPU).pictures_together(size) for size in sizes} == {1}
 
 
 def test_consecutive_pictures_of_one_size_go_together_and_failures_keep_their_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("stylize.inference.pipeline.pictures_together", lambda device, size: 3 if size[0] < 50 else 1)
+    monkeypatch.setattr(Compute, "pictures_together", lambda self, size: 3 if size[0] < 50 else 1)
     widths = [None, 24, None, 24, 24, 24, 30, 24, 60, 60, None, 24, None]
     pieces = [
-        Piece(Path(str(i)), Path("-"), None if width is None else raster_of(pictures(1, width), Notes()))
+        WorkItem(Path(str(i)), Path("-"), None if width is None else raster_of(pictures(1, width), Notes()))
         for i, width in enumerate(widths)
     ]
-    groups = [[int(piece.source.name) for piece in group] for group in grouped(pieces, CUDA)]
+    groups = [[int(piece.source.name) for piece in group] for group in grouped(pieces, Compute(CUDA))]
     assert groups == [[0], [1, 2, 3, 4], [5], [6], [7], [8], [9], [10], [11, 12]]
 
 
 def test_no_more_photographs_are_read_than_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stylize.inference.pipeline.pictures_together", lambda device, size: 2)
+    monkeypatch.setattr(Compute, "pictures_together", lambda self, size: 2)
     read: list[int] = []
 
-    def reading() -> Iterator[Piece]:
+    def reading() -> Iterator[WorkItem]:
         for i in range(6):
             read.append(i)
-            yield Piece(Path(str(i)), Path("-"), raster_of(pictures(1), Notes()))
+            yield WorkItem(Path(str(i)), Path("-"), raster_of(pictures(1), Notes()))
 
-    assert [len(read) for _ in grouped(reading(), CUDA)] == [2, 4, 6]
+    assert [len(read) for _ in grouped(reading(), Compute(CUDA))] == [2, 4, 6]
+
+
+def test_weights_are_transformed_once_for_all_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    transformed: list[torch.Size] = []
+    transform = winograd._transformed
+
+    def counted(kernels: torch.Tensor) -> torch.Tensor:
+        transformed.append(kernels.shape)
+        return transform(kernels)
+
+    monkeypatch.setattr(winograd, "_transformed", counted)
+    stylizer = Stylizer(build_generator(GeneratorConfig(width=16)), Compute(CPU))
+    transformed.clear()
+    for width in (24, 24, 40):
+        stylizer(pictures(1, width)[0])
+    assert len(transformed) == 12  # ten convolutions of the residual blocks, two that enlarge
 
 
 # Beside each other
@@ -163,13 +183,13 @@ def test_a_small_picture_is_written_while_the_next_is_made_and_a_large_one_befor
     monkeypatch.setattr("stylize.inference.pipeline.SMALL_PIXELS", 600)
     made, told = [threading.Event() for _ in range(4)], []
 
-    def making() -> Iterator[Piece]:
+    def making() -> Iterator[WorkItem]:
         for i, width in enumerate((24, 24, 50, 24)):
             told.append(f"made {i}")
             made[i].set()
-            yield Piece(Path(str(i)), Path("-"), raster_of(pictures(1, width), Notes()))
+            yield WorkItem(Path(str(i)), Path("-"), raster_of(pictures(1, width), Notes()))
 
-    def write(piece: Piece) -> None:
+    def write(piece: WorkItem) -> None:
         if piece.source.name == "0":
             assert made[1].wait(60)
         told.append(f"written {piece.source}")
@@ -183,14 +203,14 @@ def test_a_small_picture_is_written_while_the_next_is_made_and_a_large_one_befor
 
 def test_no_more_than_three_small_pictures_are_in_memory() -> None:
     begun: list[int] = []
-    written: list[Piece] = []
+    written: list[WorkItem] = []
     held: list[int] = []
 
-    def read(job: int) -> Piece:
+    def read(job: int) -> WorkItem:
         begun.append(job)
-        return Piece(Path(str(job)), Path("-"), raster_of(pictures(1), Notes()))
+        return WorkItem(Path(str(job)), Path("-"), raster_of(pictures(1), Notes()))
 
-    def write(piece: Piece) -> None:
+    def write(piece: WorkItem) -> None:
         held.append(len(begun) - len(written))
         written.append(piece)
 
@@ -200,10 +220,10 @@ def test_no_more_than_three_small_pictures_are_in_memory() -> None:
 
 
 def test_a_file_that_cannot_be_written_by_a_fault_of_the_program_stops_it() -> None:
-    def write(piece: Piece) -> None:
+    def write(piece: WorkItem) -> None:
         raise ZeroDivisionError(piece.source.name)
 
-    pieces = (Piece(Path(str(i)), Path("-"), raster_of(pictures(1), Notes())) for i in range(3))
+    pieces = (WorkItem(Path(str(i)), Path("-"), raster_of(pictures(1), Notes())) for i in range(3))
     with pytest.raises(ZeroDivisionError, match="0"):
         list(behind_if_small(pieces, write))
 
@@ -232,8 +252,8 @@ def paint_folder(output: str, *options: str) -> str:
 
 
 def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stylize.inference.pipeline.pictures_together", lambda device, size: 2)
-    monkeypatch.setattr("stylize.inference.pipeline.works_beside", lambda device: True)
+    monkeypatch.setattr(Compute, "pictures_together", lambda self, size: 2)
+    monkeypatch.setattr(Compute, "leaves_cores_idle", True)
 
 
 def test_a_folder_painted_in_batches_and_threads_is_as_painted_one_by_one(
@@ -255,7 +275,7 @@ def test_a_batch_that_fails_is_painted_one_by_one_and_says_so(
     as_on_cuda(monkeypatch)
     paint_many = Stylizer.paint_many
 
-    def short_of_memory(self: Stylizer, pictures: list[Picture], paint: Paint) -> list[Picture]:
+    def short_of_memory(self: Stylizer, pictures: list[Picture], paint: PaintOptions) -> list[Picture]:
         if len(pictures) > 1:
             raise torch.OutOfMemoryError("out of memory\nand much about it")
         return paint_many(self, pictures, paint)
@@ -299,12 +319,12 @@ def test_compilation_follows_device_precision_and_megapixels_and_says_so(
     monkeypatch.setattr("stylize.system.devices.multiplies_bf16", lambda device: True)
     square, wide = [(1000, 1000)] * 50, [(2000, 1000)] * 24
     with caplog.at_level(logging.DEBUG, "stylize"):
-        assert choose_shapes("auto", CPU, "bf16", square + wide) == {Shape(1, 1000, 1000)}
-        assert choose_shapes("auto", CPU, "bf16", square[1:] + wide) == frozenset()
-        assert choose_shapes("auto", CPU, "fp32", square * 100) == frozenset()
-        assert choose_shapes("auto", CUDA, "bf16", [(256, 256)] * 30_600) == {Shape(16, 256, 256)}
-        assert choose_shapes("never", CUDA, "bf16", square * 100) == frozenset()
-        assert choose_shapes("always", CPU, "fp32", [(40, 30)]) == {Shape(1, 40, 30)}
+        assert choose_shapes("auto", Compute(CPU, "bf16"), square + wide) == {Shape(1, 1000, 1000)}
+        assert choose_shapes("auto", Compute(CPU, "bf16"), square[1:] + wide) == frozenset()
+        assert choose_shapes("auto", Compute(CPU, "fp32"), square * 100) == frozenset()
+        assert choose_shapes("auto", Compute(CUDA, "bf16"), [(256, 256)] * 30_600) == {Shape(16, 256, 256)}
+        assert choose_shapes("never", Compute(CUDA, "bf16"), square * 100) == frozenset()
+        assert choose_shapes("always", Compute(CPU, "fp32"), [(40, 30)]) == {Shape(1, 40, 30)}
     assert caplog.messages == [
         "--compile: auto is on for 50 of 1000×1000 px, 50.0 megapixels, at least the 50 that repay it on cpu",
         "--compile: auto is off: no size has the 50 megapixels that repay it on cpu, at most 49.0",
@@ -320,14 +340,14 @@ def test_no_file_is_opened_to_find_out_where_compilation_is_impossible() -> None
         raise AssertionError
         yield 0, 0
 
-    assert choose_shapes("auto", CPU, "fp32", sizes()) == frozenset()
-    assert choose_shapes("never", CPU, "bf16", sizes()) == frozenset()
+    assert choose_shapes("auto", Compute(CPU, "fp32"), sizes()) == frozenset()
+    assert choose_shapes("never", Compute(CPU, "bf16"), sizes()) == frozenset()
 
 
 def test_at_most_eight_sizes_are_compiled_those_with_the_most_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stylize.inference.compilation.check_compiler", lambda device, place: None)
     sizes = [(20 + i, 20) for i in range(10)]
-    assert {shape.width for shape in choose_shapes("always", CPU, "fp32", sizes)} == set(range(22, 30))
+    assert {shape.width for shape in choose_shapes("always", Compute(CPU, "fp32"), sizes)} == set(range(22, 30))
 
 
 @pytest.mark.parametrize(
@@ -389,10 +409,10 @@ def test_a_compilation_that_fails_is_told_and_painting_goes_on(
     monkeypatch.setattr(torch, "compile", compiled)
     photograph = pictures(1)[0]
     generator = build_generator(GeneratorConfig(width=4))
-    stylizer = Stylizer(generator, CPU, compiled=[Shape(1, 24, 20)])
+    stylizer = Stylizer(generator, Compute(CPU), compiled=[Shape(1, 24, 20)])
     painted = [stylizer(photograph).rgb for _ in range(2)]
     assert caplog.messages == ["--compile: compilation failed (no header); painting without"]
-    assert torch.equal(painted[0], Stylizer(generator, CPU)(photograph).rgb)
+    assert torch.equal(painted[0], Stylizer(generator, Compute(CPU))(photograph).rgb)
     assert torch.equal(*painted)
 
 

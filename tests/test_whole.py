@@ -17,6 +17,7 @@ from stylize.ops import Geometry
 from stylize.ops.cpu.winograd import Winograd
 from stylize.ops.limits import limits
 from stylize.pictures.images import Picture
+from stylize.system.compute import Compute
 
 SIZES = ((16, 16), (17, 33), (64, 50), (203, 150))
 BY_STAGES = [name for name in GENERATORS if build_generator(GeneratorConfig(name=name, width=4)).stages(16, 16)]
@@ -72,7 +73,7 @@ def test_by_the_algorithm_of_many_channels(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_stylizer_paints_pictures_together_as_alone() -> None:
-    stylizer = Stylizer(network(), torch.device("cpu"))
+    stylizer = Stylizer(network(), Compute(torch.device("cpu")))
     pictures = [Picture(torch.rand(3, 40, 52)) for _ in range(3)]
     together = stylizer.paint_many(pictures)
     assert not torch.equal(together[0].rgb, together[1].rgb)
@@ -83,7 +84,7 @@ def test_a_stylizer_paints_pictures_together_as_alone() -> None:
 @pytest.mark.parametrize("style", built_in_models())
 def test_a_picture_of_one_colour_is_painted_in_one_colour(style: str) -> None:
     generator, _ = load_model(built_in_models()[style])
-    stylizer = Stylizer(generator, torch.device("cpu"))
+    stylizer = Stylizer(generator, Compute(torch.device("cpu")))
     for level in (0.0, 0.4, 1.0):
         painted = stylizer(Picture(torch.full((3, 61, 83), level))).rgb
         assert (painted.amax((1, 2)) - painted.amin((1, 2))).max() < 0.5 / 255

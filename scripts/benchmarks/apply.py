@@ -32,10 +32,12 @@ from benchmarks.workloads import (
 )
 from torch import Tensor
 
-from stylize.inference.stylizer import Paint, Stylizer
+from stylize.inference.options import PaintOptions
+from stylize.inference.stylizer import Stylizer
 from stylize.models.file import load_model
 from stylize.models.find import built_in_models
 from stylize.pictures.images import Picture, read_picture
+from stylize.system.compute import Compute
 from stylize.training.photographs import ContentConfig, find_photographs
 
 HEADING = "apply"
@@ -135,7 +137,8 @@ def roughness(style: str, model: Path, precision: str, settings: Settings) -> Ro
     Raises:
         click.ClickException: They differ by more than a level in the mean.
     """
-    exact, rough = (Stylizer(load_model(model)[0], settings.torch_device(), kind) for kind in ("fp32", precision))
+    device = settings.torch_device()
+    exact, rough = (Stylizer(load_model(model)[0], Compute(device, kind)) for kind in ("fp32", precision))
     found = [_levels_apart(exact, rough, picture, settings.size) for picture in _pictures(settings)]
     of_pictures = [float(apart.mean()) for apart in found]
     values = sum(apart.numel() for apart in found)
@@ -150,7 +153,7 @@ def roughness(style: str, model: Path, precision: str, settings: Settings) -> Ro
 
 
 def _levels_apart(exact: Stylizer, rough: Stylizer, picture: Picture, side_px: int) -> Tensor:
-    paint = Paint(max_size_px=side_px)
+    paint = PaintOptions(max_size_px=side_px)
     first, second = ((stylizer(picture, paint).rgb.double() * 255).round() for stylizer in (exact, rough))
     return (first - second).abs()
 

@@ -7,12 +7,9 @@ what reading, writing and all else around it take is what lacks to 100 %.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import shutil
 import tempfile
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,11 +27,12 @@ from benchmarks.settings import Settings, make_generator
 from benchmarks.workloads import ENVIRONMENT
 from torch import Tensor
 
-from stylize.cli.apply import Job, StrokeHint, paint_all
-from stylize.cli.apply import Settings as ApplySettings
-from stylize.inference.plans import find_room
-from stylize.inference.stylizer import Paint, Stylizer, pictures_together
+from stylize.inference.file_painter import FileOptions
+from stylize.inference.jobs import Job, paint_files
+from stylize.inference.plans import find_budget
+from stylize.inference.stylizer import Stylizer
 from stylize.pictures.images import read_picture
+from stylize.system.compute import Compute
 from stylize.system.devices import choose_precision
 
 WIDTHS = (16, 32)  # of the built-in models, and of the defaults
@@ -65,13 +63,12 @@ class FolderPlayer:
     def __init__(self, width: int, photographs: Sequence[Path], output: Path, settings: Settings) -> None:
         self.device = settings.torch_device()
         precision = choose_precision(settings.precision, self.device)
-        self.stylizer = Stylizer(make_generator(settings.seed, width=width), self.device, precision)
+        compute = Compute(self.device, precision)
+        self.stylizer = Stylizer(make_generator(settings.seed, width=width), compute)
         self.jobs = [Job(path, output / path.name) for path in photographs]
-        self.together = pictures_together(self.device, (SIDE_PX, SIDE_PX))
-        room = find_room(self.device, output.parent)
-        self.settings = ApplySettings(
-            self.stylizer, Paint(), room, None, JPEG_QUALITY, overwrite=True, hint=StrokeHint(None, 1)
-        )
+        self.together = compute.pictures_together((SIDE_PX, SIDE_PX))
+        budget = find_budget(self.device, output.parent)
+        self.options = FileOptions(budget, quality=JPEG_QUALITY, overwrite=True)
 
     def difference(self) -> float:
         """Paint some in both ways, as a warm-up; the mean of what their pixels differ in, of the range."""
@@ -93,7 +90,7 @@ class FolderPlayer:
 
     def _read(self, paths: Sequence[Path]) -> Tensor:
         pictures = torch.stack([read_picture(path).rgb for path in paths]).to(self.device)
-        return pictures.contiguous(memory_format=self.stylizer.memory_format)
+        return pictures.contiguous(memory_format=self.stylizer.compute.memory_format)
 
     def _by_network_all(self, batches: Sequence[Tensor]) -> None:
         for batch in batches:
@@ -101,14 +98,14 @@ class FolderPlayer:
 
     @torch.inference_mode()
     def _by_network(self, batch: Tensor) -> Tensor:
-        autocast = torch.autocast(self.device.type, dtype=torch.bfloat16)
-        with autocast if self.stylizer.precision == "bf16" else nullcontext():
+        with self.stylizer.autocast():
             painted: Tensor = self.stylizer.generator(batch)
         return painted
 
     def _by_files(self, jobs: Sequence[Job]) -> None:
-        with contextlib.redirect_stdout(io.StringIO()):  # every picture's name
-            paint_all(jobs, self.settings)
+        for item in paint_files(jobs, self.stylizer, self.options):
+            if item.error is not None:
+                raise item.error
 
 
 @dataclass(frozen=True)

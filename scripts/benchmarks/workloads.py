@@ -16,7 +16,7 @@ from benchmarks.settings import LOSS, WIDTH, Settings, make_crops, make_generato
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stylize.inference.plans import Room, choose_plan
+from stylize.inference.plans import MemoryBudget, choose_plan
 from stylize.inference.strips import StripPainter
 from stylize.inference.stylizer import Stylizer
 from stylize.losses.perceptual import PerceptualLoss
@@ -123,7 +123,7 @@ class StylizeApply(Workload):
     def __init__(self, settings: Settings) -> None:
         device = settings.torch_device()
         precision = choose_precision(settings.precision, device)
-        self.stylizer = Stylizer(make_generator(settings.seed), device, precision)
+        self.stylizer = Stylizer(make_generator(settings.seed), Compute(device, precision))
         self.generator = self.stylizer.generator
         self.picture = Picture(make_images(1, settings.size, settings.seed + 3)[0])
         self.choices = choices(precision, memory_format_of(self.generator), compiled=False)
@@ -146,14 +146,14 @@ class StripsApply(Workload):
         keep_freed_memory()  # as `stylize apply` does for large pictures
         device = settings.torch_device()
         precision = choose_precision(settings.precision, device)
-        self.stylizer = Stylizer(make_generator(settings.seed), device, precision)
+        self.stylizer = Stylizer(make_generator(settings.seed), Compute(device, precision))
         self.generator = self.stylizer.generator
         self.photograph = make_images(1, settings.size, settings.seed + 3).to(device)
         stages = self.generator.stages(settings.size, settings.size)
         assert stages is not None
         self.stages = stages
         folder = Path(tempfile.gettempdir())
-        plan = choose_plan(stages, Room(device, 2**62, 2**62, folder, 2**62), self.stylizer.dtype)
+        plan = choose_plan(stages, MemoryBudget(device, 2**62, 2**62, folder, 2**62), self.stylizer.dtype)
         self.plan = plan._replace(place=folder) if on_disk else plan
         self.choices = choices(precision, memory_format_of(self.generator), compiled=False)
 

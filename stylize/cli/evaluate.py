@@ -14,9 +14,9 @@ import click
 
 from stylize.cli.losses import check_style_is_named, config_of_losses
 from stylize.cli.options import device_option, overrides_option, verbose_option
-from stylize.cli.places import check_replaceable, make_parent
 from stylize.errors import StylizeError
 from stylize.system.memory import keep_freed_memory
+from stylize.system.places import check_replaceable, make_parent
 
 if TYPE_CHECKING:
     import torch
@@ -177,8 +177,9 @@ def _painter(generator: Generator, device: torch.device) -> Painter:
     """The model as `stylize apply` paints with it, in float32 everywhere."""
     from stylize.inference.stylizer import Stylizer
     from stylize.pictures.images import Picture
+    from stylize.system.compute import Compute
 
-    stylizer = Stylizer(generator, device)
+    stylizer = Stylizer(generator, Compute(device))
     return lambda photograph: stylizer(Picture(photograph[0])).rgb[None].to(photograph)
 
 

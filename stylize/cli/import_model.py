@@ -12,11 +12,16 @@ from stylize.system.files import write_atomically
 
 @click.command("import")
 @click.argument("old", type=click.Path(path_type=Path), metavar="OLD.pth")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="PATH", help="The model file.")
-@click.option("--style", metavar="NAME", help="The style's name; default: the name of OLD.pth.")
-@click.option("--overwrite", is_flag=True, help="Replace the output if it is there.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="PATH", help="Model file to write."
+)
+@click.option("--style", metavar="NAME", help="Name of the style. Default: the name of OLD.pth.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing output file.")
 def import_model(old: Path, output: Path, style: str | None, overwrite: bool) -> None:
-    """Make a model file of a state dict of PyTorch's fast_neural_style example."""
+    """Convert a model of PyTorch's fast_neural_style example to a model file.
+
+    OLD.pth is a state dict that the example saved; it is read without running code.
+    """
     if output.suffix != ".safetensors":
         raise StylizeError(f"-o: got '{output}', must end in .safetensors")
     if output.exists() and not overwrite:

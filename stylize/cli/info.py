@@ -9,9 +9,12 @@ import click
 
 @click.command()
 @click.argument("model")
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with the whole training configuration.")
 def info(model: str, as_json: bool) -> None:
-    """Tell what a model file says about its model."""
+    """Show the style, generator and training of a model.
+
+    MODEL is a model file, a run folder, or the name of a built-in style.
+    """
     from stylize.models.file import read_card
     from stylize.models.find import find_model
 

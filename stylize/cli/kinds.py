@@ -8,7 +8,7 @@ import click
 @click.command(name="list")
 @click.argument("kind", type=click.Choice(["norms", "generators", "styles"]))
 def list_kinds(kind: str) -> None:
-    """List the norms, generators or built-in styles there are."""
+    """List the available norms, generators or built-in styles."""
     for name, summary in _described(kind):
         click.echo(f"{name:20} {summary}")
 

@@ -1,4 +1,4 @@
-"""How the command line shows what the library logs."""
+"""Show log messages on the terminal."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import logging
 import sys
 
 
-class _BelowTheBar(logging.Handler):
-    """Writes lines without tearing a progress bar."""
+class _AboveTheBar(logging.Handler):
+    """Prints lines without breaking a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         message = self.format(record)
@@ -19,8 +19,8 @@ class _BelowTheBar(logging.Handler):
 
 
 def show_log() -> None:
-    """Show what the library logs, one plain line a message, on stderr."""
+    """Print the messages of the library to stderr, one plain line each."""
     logger = logging.getLogger("stylize")
     logger.setLevel(logging.INFO)
-    logger.handlers[:] = [_BelowTheBar()]
+    logger.handlers[:] = [_AboveTheBar()]
     logger.propagate = False

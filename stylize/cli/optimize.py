@@ -13,9 +13,9 @@ import click
 
 from stylize.cli.losses import check_style_is_named, config_of_losses
 from stylize.cli.options import device_option, overrides_option, verbose_option
-from stylize.cli.places import check_replaceable, make_parent
 from stylize.errors import StylizeError
 from stylize.system.memory import keep_freed_memory
+from stylize.system.places import check_replaceable, make_parent
 
 if TYPE_CHECKING:
     from stylize.evaluation.gatys import Iterate

@@ -1,4 +1,4 @@
-"""Options that several commands take."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ verbose_option = click.option(
     is_flag=True,
     expose_value=False,
     callback=_show_details,
-    help="Tell what is decided, and why.",
+    help="Log decisions and their reasons.",
 )
 overrides_option = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the config; repeatable."
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a config key; may be repeated."
 )
 device_option = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda", "mps"]),
     default="auto",
     show_default=True,
-    help="Where to compute.",
+    help="Compute device; auto: CUDA, else MPS, else CPU.",
 )

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from stylize.errors import StylizeError
 from stylize.generators.base import Stage, check_size
-from stylize.inference.plans import CPU, GIB, Plan, Room, choose_plan, whole_bytes
+from stylize.inference.options import PaintOptions
+from stylize.inference.plans import CPU, GIB, MemoryBudget, Plan, choose_plan
 from stylize.inference.strips import StripPainter
 from stylize.inference.strokes import Band, Enlargement, shrunk_size, small_rows
-from stylize.inference.stylizer import Paint, Stylizer, finished
+from stylize.inference.stylizer import Stylizer, finished
 from stylize.pictures.images import Picture
 from stylize.pictures.raster import Notes, Raster, raster_of
 from stylize.system.row_store import RowStore
@@ -30,7 +31,7 @@ STRIP_PIXELS = 1 << 20  # of such a picture, enlarged in strips
 Told = Callable[[float], None]
 
 
-def fits_whole(stylizer: Stylizer, size: tuple[int, int], paint: Paint, room: Room) -> bool:
+def fits_whole(stylizer: Stylizer, size: tuple[int, int], paint: PaintOptions, room: MemoryBudget) -> bool:
     """Whether a picture of this width and height can be painted as a whole.
 
     Raises:
@@ -38,7 +39,7 @@ def fits_whole(stylizer: Stylizer, size: tuple[int, int], paint: Paint, room: Ro
     """
     width, height = size
     small = shrunk_size(size, paint.stroke_scale)
-    needed = whole_bytes(stylizer.values_per_px(small), small, stylizer.dtype)
+    needed = stylizer.bytes_for(small)
     if paint.stroke_scale != 1:
         needed += ENLARGED_BYTES * width * height
     fits = needed <= room.device_bytes
@@ -49,7 +50,7 @@ def fits_whole(stylizer: Stylizer, size: tuple[int, int], paint: Paint, room: Ro
     return fits
 
 
-def raster_place(raster_bytes: int, room: Room) -> Path | None:
+def raster_place(raster_bytes: int, room: MemoryBudget) -> Path | None:
     """Where a photograph goes as it stands in its file: into memory (None), or a folder."""
     memory = room.device_bytes if room.device == CPU else room.host_bytes
     return None if 2 * raster_bytes <= SHARE_OF_RASTERS * memory else room.folder
@@ -57,7 +58,7 @@ def raster_place(raster_bytes: int, room: Room) -> Path | None:
 
 @torch.inference_mode()
 def paint_large(
-    stylizer: Stylizer, photograph: Raster, small: Raster | None, paint: Paint, room: Room, told: Told
+    stylizer: Stylizer, photograph: Raster, small: Raster | None, paint: PaintOptions, room: MemoryBudget, told: Told
 ) -> Raster:
     """Paint a picture in strips; all its frames, if it has several.
 
@@ -76,7 +77,6 @@ def paint_large(
         StylizeError: The generator cannot paint in strips, the picture is too small for it, or neither memory nor disk
             suffices.
     """
-    stylizer.generator.requires_grad_(False)  # so weights are transformed once, not for every strip
     rows = photograph.rows
     place = None if rows.in_memory else room.folder
     if rows.in_memory:
@@ -97,7 +97,7 @@ def paint_large(
     return painted
 
 
-def _beside(taken_bytes: int, room: Room) -> Room:
+def _beside(taken_bytes: int, room: MemoryBudget) -> MemoryBudget:
     """What is left of the processor's memory."""
     if room.device == CPU:
         return room._replace(device_bytes=room.device_bytes - taken_bytes)
@@ -107,7 +107,7 @@ def _beside(taken_bytes: int, room: Room) -> Room:
 class _Frame:
     """A frame of a photograph and of the painted picture, by rows."""
 
-    def __init__(self, photograph: Raster, painted: Raster, frame: int, paint: Paint, told: Told) -> None:
+    def __init__(self, photograph: Raster, painted: Raster, frame: int, paint: PaintOptions, told: Told) -> None:
         self.photograph = photograph.rows
         self.painted = painted.rows
         self.width, self.height = photograph.size
@@ -133,7 +133,7 @@ class _Frame:
         self.painted.write(self.painted_above + first, torch.cat([rgb, *alpha], dim=2))
 
 
-def _paint_strips(stylizer: Stylizer, frame: _Frame, room: Room) -> None:
+def _paint_strips(stylizer: Stylizer, frame: _Frame, room: MemoryBudget) -> None:
     size = frame.width, frame.height
     stages = _stages(stylizer, size)
     plan = choose_plan(stages, room, stylizer.dtype)
@@ -154,9 +154,9 @@ def _paint_strips(stylizer: Stylizer, frame: _Frame, room: Room) -> None:
 def _stages(stylizer: Stylizer, size: tuple[int, int]) -> list[Stage]:
     width, height = size
     check_size(height, width)
-    stages = stylizer.generator.stages(height, width)
+    stages = stylizer.torch_painter.stages(size)
     if stages is None:
-        needed = whole_bytes(stylizer.network_values_per_px, size, stylizer.dtype) / GIB
+        needed = stylizer.bytes_for(size) / GIB
         raise StylizeError(
             f"a picture of {width}×{height} px takes about {needed:.1f} GiB of memory, for this generator cannot paint "
             "in strips; --max-memory allows more, --max-size shrinks the picture"
@@ -172,15 +172,15 @@ def _tell(plan: Plan, size: tuple[int, int]) -> None:
     )  # fmt: skip
 
 
-def _painted_small(stylizer: Stylizer, small: Raster, frame: int, room: Room) -> Raster:
+def _painted_small(stylizer: Stylizer, small: Raster, frame: int, room: MemoryBudget) -> Raster:
     """A frame at the size of the strokes, painted, as a whole or in strips: in 16 bits, without transparency."""
     width, height = small.size
-    if fits_whole(stylizer, small.size, Paint(), room):
+    if fits_whole(stylizer, small.size, PaintOptions(), room):
         return raster_of([Picture(stylizer(small.picture(frame)).rgb)], Notes(bits=16))
     place = None if small.rows.in_memory else room.folder
     painted = Raster(RowStore((height, width, 3), torch.uint16, place, direct=False), 1, Notes(bits=16))
     try:
-        _paint_strips(stylizer, _Frame(small, painted, frame, Paint(), lambda share: None), room)
+        _paint_strips(stylizer, _Frame(small, painted, frame, PaintOptions(), lambda share: None), room)
     except BaseException:
         painted.close()
         raise
@@ -190,8 +190,8 @@ def _painted_small(stylizer: Stylizer, small: Raster, frame: int, room: Room) ->
 def _enlarge(small: Raster, painted_small: Raster, index: int, frame: _Frame) -> None:
     """Enlarge a frame, number `index` of the small photograph, in bands."""
     height = small.size[1]
-    of_small = _Frame(small, painted_small, index, Paint(), lambda share: None)
-    of_painted = _Frame(painted_small, painted_small, 0, Paint(), lambda share: None)
+    of_small = _Frame(small, painted_small, index, PaintOptions(), lambda share: None)
+    of_painted = _Frame(painted_small, painted_small, 0, PaintOptions(), lambda share: None)
     step = max(1, STRIP_PIXELS // frame.width)
     for first in range(0, frame.height, step):
         last = min(frame.height, first + step)

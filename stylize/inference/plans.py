@@ -65,7 +65,7 @@ class Plan(NamedTuple):
     effort: float
 
 
-class Room(NamedTuple):
+class MemoryBudget(NamedTuple):
     """What there is for a picture.
 
     Attributes:
@@ -85,7 +85,7 @@ class Room(NamedTuple):
     own_bytes: int = 0
 
 
-def find_room(device: torch.device, folder: Path, max_memory_gib: float | None = None) -> Room:
+def find_budget(device: torch.device, folder: Path, max_memory_gib: float | None = None) -> MemoryBudget:
     """What there is for a picture, beside what the process already has.
 
     Args:
@@ -95,7 +95,7 @@ def find_room(device: torch.device, folder: Path, max_memory_gib: float | None =
     """
     host, own = _left(CPU, max_memory_gib if device.type == "cpu" else None)
     left, own = (host, own) if device.type == "cpu" else _left(device, max_memory_gib)
-    return Room(device, left, host, folder, shutil.disk_usage(folder).free, own)
+    return MemoryBudget(device, left, host, folder, shutil.disk_usage(folder).free, own)
 
 
 def _left(device: torch.device, max_memory_gib: float | None) -> tuple[int, int]:
@@ -131,7 +131,7 @@ def scratch_bytes() -> int:
     return FLOAT_BYTES * (SCRATCH_STRIPS * limits.strip_values + chunks * limits.chunk_values)
 
 
-def choose_plan(stages: Sequence[Stage], room: Room, dtype: torch.dtype) -> Plan:
+def choose_plan(stages: Sequence[Stage], room: MemoryBudget, dtype: torch.dtype) -> Plan:
     """The plan with the least arithmetic in the nearest place that holds its maps: device, processor's memory, disk.
 
     Args:
@@ -163,7 +163,7 @@ def plans_of(stages: Sequence[Stage], dtype: torch.dtype) -> list[Plan]:
     return [_plan(stages, kept, dtype) for kept in _choices(stages)]
 
 
-def _what_lacks(stages: Sequence[Stage], plans: Sequence[Plan], room: Room) -> str:
+def _what_lacks(stages: Sequence[Stage], plans: Sequence[Plan], room: MemoryBudget) -> str:
     height, width = stages[0].size
     least = min(plan.working_bytes for plan in plans)
     if least > room.device_bytes:

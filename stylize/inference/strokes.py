@@ -1,4 +1,4 @@
-"""Larger strokes: a picture painted small, enlarged by the detail of the photograph."""
+"""Larger strokes: a picture is painted small and enlarged with the detail of the photograph."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from stylize.errors import StylizeError
 from stylize.generators import MIN_SIZE_PX
 
 LARGEST_SCALE = 8
-USUAL_CROPS = 3  # a picture of up to so many times the training crop has strokes as the samples of the training
+USUAL_CROPS = 3  # pictures of up to this many times the training crop have strokes like the samples of the training
 
-# Of ITU-R BT.601: the guide.
+# ITU-R BT.601; the guide of the filter.
 LUMA = (0.299, 0.587, 0.114)
-# Of the guide's variance, below which its texture is taken as grain.
+# Variance of the guide below which its texture is taken as grain.
 REGULARIZATION = 3e-4
 PAINTED_VARIANCE = 1e-4
-# B-splines blur; contrast within what the painting has close by brings the edges back.
+# B-splines blur. Contrast within the range of nearby values brings the edges back.
 STEEPNESS = 2.5
-MARGIN_PX = 7  # of splines, 2, and of filters of 3×3 px one after the other
-STRIP_PIXELS = 1 << 18  # what is computed for so many stays in the cache
+MARGIN_PX = 7  # 2 for the splines, the rest for the consecutive filters of 3×3 px
+STRIP_PIXELS = 1 << 18  # values of this many pixels stay in the cache
 
 
 def shrunk_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    """Width and height at which a picture is painted whose strokes are to be `scale` times as large.
+    """Width and height at which to paint a picture so that its strokes are `scale` times as large.
 
-    A picture that is too small without that is left as it is, for the generator to refuse.
+    The size of a picture that is too small at any scale is returned unchanged; the generator refuses it.
 
     >>> shrunk_size((90, 60), 2), shrunk_size((90, 60), 1)
     ((45, 30), (90, 60))
 
     Raises:
-        StylizeError: So small that the generator could not paint it.
+        StylizeError: The picture would be too small for the generator.
     """
     width, height = (max(1, round(side / scale)) for side in size)
     if min(size) < MIN_SIZE_PX:
@@ -50,7 +50,7 @@ def shrunk_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
 
 
 def largest_scale(size: tuple[int, int]) -> float:
-    """The largest stroke scale of a picture of this width and height, to hundredths.
+    """The largest stroke scale for a picture of this width and height, to hundredths.
 
     >>> largest_scale((100, 70)), largest_scale((4000, 3000))
     (4.37, 8)
@@ -59,15 +59,15 @@ def largest_scale(size: tuple[int, int]) -> float:
 
 
 def advised_scale(size: tuple[int, int], crop_px: int, scale: float) -> int | None:
-    """The least whole stroke scale at which a picture has a size that the model knows from its training.
+    """The smallest integer stroke scale at which a picture is painted about as large as the training crops.
 
     Args:
         size: Width and height in px.
-        crop_px: Side of the training's crops.
+        crop_px: Side of the training crops.
         scale: The stroke scale that was asked for.
 
     Returns:
-        One larger than `scale`; None where that will do, or no larger one is possible.
+        A larger scale than `scale`; None if `scale` is large enough or no larger one is possible.
 
     >>> advised_scale((4000, 3000), 256, 1), advised_scale((4000, 3000), 256, 5.5), advised_scale((9000, 50), 256, 1)
     (6, None, 3)
@@ -78,41 +78,41 @@ def advised_scale(size: tuple[int, int], crop_px: int, scale: float) -> int | No
 
 
 def enlarged(photographs: Tensor, painted: Tensor, full_photographs: Tensor) -> Tensor:
-    """Small photographs as they are painted, `(N, 3, h, w)`, at the size of the full ones, `(N, 3, H, W)`."""
+    """Enlarge stylized small photographs `(N, 3, h, w)` to the size of the full photographs `(N, 3, H, W)`."""
     size = full_photographs.shape[-1], full_photographs.shape[-2]
     images = zip(photographs, painted, full_photographs, strict=True)
     return torch.stack([Enlargement(small, paint, size).whole(full) for small, paint, full in images])
 
 
 class Band(NamedTuple):
-    """Some rows of a picture: where they begin, and how many the picture has."""
+    """Rows of a picture: the first one, and the height of the whole picture."""
 
     first: int
     height: int
 
 
 class Enlargement:
-    """A small painted picture at the size of its photograph, row by row.
+    """Enlarges a small stylized picture to the size of its photograph, row by row.
 
-    The painted picture is enlarged with cubic B-splines. Where it follows the photograph, what the enlarged small
-    photograph lacks of the photograph is added, in the measure in which one goes with the other within 3×3 px (the
-    coefficients of a guided filter, times the square of the share of the painting's variance that they explain): so
-    edges lie where the photograph's lie, and what the painting ignores is not pasted on. Then contrasts are raised
-    between the least and the greatest value of the small painted picture close by, beyond which nothing goes: strokes
-    that the photograph knows nothing of are sharp, too, and there are no halos.
+    The stylized picture is enlarged with cubic B-splines. Then detail is added: the difference between the photograph
+    and the enlarged small photograph, multiplied by how far the stylized picture follows the photograph within 3×3 px
+    (the coefficients of a guided filter, times the square of the share of the stylized picture's variance that they
+    explain). So edges lie where they lie in the photograph, and detail that the stylized picture ignores is not pasted
+    on. Finally contrast is raised within the range of the nearby values of the small stylized picture: strokes without
+    a counterpart in the photograph become sharp, too, and there are no halos.
 
     Args:
-        photograph: The small one, `(3, h, w)` in [0, 1].
-        painted: How that is painted, of its size.
+        photograph: The small photograph, `(3, h, w)` in [0, 1].
+        painted: The small stylized picture, of the same shape.
         size: Width and height in px to enlarge to.
-        band: If these are only some rows of the small pictures: which, and of how many; else None. `rows` can give
-            those whose small rows are among them, with `MARGIN_PX` to spare.
+        band: Which rows of the small pictures these are, if not all; else None. `rows` can then compute only rows whose
+            small rows are among them, with `MARGIN_PX` to spare.
 
     Source:
         He & Sun 2015, "Fast Guided Filter" (arXiv:1505.00996).
     Differs:
-        The filter's output is only what its guide explains, in which strokes are lost; here it is the detail of the
-        guide that is filtered, and added to the strokes.
+        The output of that filter is what its guide explains, in which strokes are lost; here the detail of the guide is
+        filtered and added to the strokes.
     """
 
     def __init__(self, photograph: Tensor, painted: Tensor, size: tuple[int, int], band: Band | None = None) -> None:
@@ -124,7 +124,7 @@ class Enlargement:
         self.columns = _both_taps(size[0], photograph.shape[-1], 0, size[0], painted.device)
 
     def whole(self, photograph: Tensor) -> Tensor:
-        """The painted picture of a photograph, `(3, H, W)`, strip by strip."""
+        """Enlarge the whole picture, strip by strip: `(3, H, W)` → the same shape."""
         width, height = self.size
         painted = torch.empty_like(photograph, memory_format=torch.contiguous_format)
         step = max(1, STRIP_PIXELS // width)
@@ -134,12 +134,12 @@ class Enlargement:
         return painted
 
     def rows(self, photograph: Tensor, first: int, last: int) -> Tensor:
-        """Rows of the painted picture, bit for bit the same by whichever strips they come.
+        """Compute rows of the enlarged picture; bit for bit the same however they are divided into strips.
 
         Args:
-            photograph: Its rows from `first` to before `last`, at full size, `(3, last - first, W)`.
-            first: The uppermost row.
-            last: The row below the lowest.
+            photograph: Rows `first` to `last` − 1 of the full photograph, `(3, last - first, W)`.
+            first: The first row.
+            last: The row after the last one.
 
         Returns:
             `(3, last - first, W)` in [0, 1].
@@ -158,7 +158,7 @@ class Enlargement:
 
 
 def small_rows(first: int, last: int, height: int, small_height: int) -> tuple[int, int]:
-    """From which to before which row of a small picture the full one's rows are made, with what filters look at.
+    """The range of rows of a small picture that rows `first` to `last` − 1 of the full one depend on, filters included.
 
     >>> small_rows(100, 200, 1000, 500), small_rows(0, 10, 1000, 500)
     ((42, 107), (0, 12))
@@ -169,13 +169,13 @@ def small_rows(first: int, last: int, height: int, small_height: int) -> tuple[i
 
 
 class _Taps(NamedTuple):
-    """Which small pixels a full pixel consists of, and by how much: a list of indices, and one of weights."""
+    """The small pixels that full pixels are sums of: a list of indices and a list of weights."""
 
     indices: list[Tensor]
     weights: list[Tensor]
 
     def below(self, first: int) -> _Taps:
-        """The same, counted from a row further down."""
+        """The same with indices relative to row `first`."""
         return _Taps([indices - first for indices in self.indices], self.weights)
 
 
@@ -185,7 +185,7 @@ class _BothTaps(NamedTuple):
 
 
 def _both_taps(length: int, small_length: int, first: int, last: int, device: torch.device) -> _BothTaps:
-    """Of the pixels from `first` to before `last` of `length`."""
+    """Taps of the pixels `first` to `last` − 1 of `length`."""
     positions = (torch.arange(first, last, dtype=torch.float64) + 0.5) * (small_length / length) - 0.5
     base, t = positions.floor().long(), positions - positions.floor()
     smooth = [(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]
@@ -198,10 +198,10 @@ def _both_taps(length: int, small_length: int, first: int, last: int, device: to
 
 
 def _interpolated(maps: Tensor, rows: _Taps, columns: _Taps) -> Tensor:
-    """Small maps `(C, h, w)` at full size.
+    """Interpolate small maps `(C, h, w)` at full size.
 
-    Along the rows first, of which there are few, for that takes pixel by pixel; then whole rows. Products and sums one
-    by one: these are rounded alike in tensors of any shape.
+    First within rows, which goes pixel by pixel and of which there are few; then across rows. Products and sums are
+    separate operations, because these are rounded alike in tensors of any shape.
     """
     first, last = int(rows.indices[0][0]), int(rows.indices[-1][-1]) + 1
     needed = maps[:, first:last]
@@ -225,7 +225,7 @@ def _luma(image: Tensor) -> Tensor:
 
 
 def _gain(guide: Tensor, painted: Tensor) -> Tensor:
-    """By how much the painting goes with the guide, within 3×3 px: the slope times how well it explains, squared."""
+    """How far the stylized picture follows the guide within 3×3 px: slope times the squared share that it explains."""
     guide_mean, painted_mean = _box(guide), _box(painted)
     variance = _box(guide * guide) - guide_mean * guide_mean
     covariance = _box(guide * painted) - guide_mean * painted_mean
@@ -237,7 +237,7 @@ def _gain(guide: Tensor, painted: Tensor) -> Tensor:
 
 
 def _range(painted: Tensor) -> tuple[Tensor, Tensor]:
-    """The least and the greatest value within 3×3 px."""
+    """Minimum and maximum within 3×3 px."""
     bordered = _bordered(painted)
     return -F.max_pool2d(-bordered, 3, 1), F.max_pool2d(bordered, 3, 1)
 

@@ -1,4 +1,4 @@
-"""A trained model in one safetensors file: the generator's weights and all that `apply` needs to know.
+"""The model file: the weights of a generator, and a card with all that `apply` needs, in one safetensors file.
 
 Nothing in it can run code.
 """
@@ -21,33 +21,33 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from stylize import __version__
 from stylize.errors import StylizeError
 from stylize.generators import Generator, GeneratorConfig, build_generator
+from stylize.version import __version__
 
 FORMAT = "stylize model"
 FORMAT_VERSION = 1
 THUMBNAIL_PX = 96
-HEADER_BYTES = 4 * 2**20  # of metadata and tensor names; a written file has some 30 KB
-SHOWN_CHARACTERS = 200
+MAX_HEADER_BYTES = 4 * 2**20  # metadata and names of tensors; files of `stylize train` have some 30 KB
+MAX_SHOWN_CHARACTERS = 200
 DTYPES = frozenset(("F16", "BF16", "F32"))
 STYLE_NAME = re.compile(r"[\w .-]{1,100}")  # it becomes part of file names
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a model file says about its model.
+    """Description of a model, stored in its file.
 
     Attributes:
-        generator: The network to build.
-        style: The style's name.
-        step: Training steps behind the weights.
-        vgg: The weights of the VGG that it was trained against, in words.
-        validation: Held-out losses by term at that step.
+        generator: Configuration of the network.
+        style: Name of the style.
+        step: Number of training steps.
+        vgg: Name of the VGG weights that it was trained against.
+        validation: Held-out losses by term, at that step.
         config: The whole training configuration.
         thumbnail: The style image as a small JPEG, or empty.
         stylize_version: Version of stylize that wrote the file.
-        torch_version: Version of torch that trained it.
+        torch_version: Version of PyTorch that trained the model.
     """
 
     generator: GeneratorConfig
@@ -62,12 +62,12 @@ class ModelCard:
 
 
 def encode_model(generator: Generator, card: ModelCard, dtype: torch.dtype = torch.float32) -> bytes:
-    """The content of a model file.
+    """Return the content of a model file.
 
     Args:
-        generator: Its weights are stored.
-        card: What is to be known of it.
-        dtype: Type in which floating-point weights are stored; float16 halves the file.
+        generator: The network.
+        card: Its description.
+        dtype: Type of the stored weights; float16 halves the file.
     """
     state = {name: value.detach().to("cpu", dtype).contiguous() for name, value in generator.state_dict().items()}
     metadata = {
@@ -87,10 +87,10 @@ def encode_model(generator: Generator, card: ModelCard, dtype: torch.dtype = tor
 
 
 def load_model(path: Path) -> tuple[Generator, ModelCard]:
-    """Build the generator of a model file, in `eval()`, with its weights in float32 on the CPU.
+    """Load a model file: the generator in `eval()`, on the CPU in float32, and its card.
 
     Raises:
-        StylizeError: The file is missing, no model file, damaged, or of a newer format.
+        StylizeError: The file is missing, damaged, of a newer format, or not a model file.
     """
     card = read_card(path)
     damaged = f"{path}: damaged: its weights do not fit its {card.generator.name} generator"
@@ -98,20 +98,38 @@ def load_model(path: Path) -> tuple[Generator, ModelCard]:
         with safe_open(path, framework="pt") as file:
             _check_tensors(file, card.generator)  # before anything of the size that the file claims is allocated
             state: dict[str, Tensor] = {
-                name: file.get_tensor(name).float()
+                name: file.get_tensor(name)
                 for name in file.keys()  # noqa: SIM118  # it is no dict
             }
-        generator = build_generator(card.generator)
-        generator.load_state_dict(state)
+            generator = make_generator(card.generator, state)
     except (SafetensorError, RuntimeError, ValueError, OSError) as error:
         raise StylizeError(damaged) from error
     if not all(bool(value.isfinite().all()) for value in state.values()):
         raise StylizeError(f"{path}: damaged: not all of its weights are finite")
-    return generator.eval(), card
+    return generator, card
+
+
+@torch.inference_mode(mode=False)  # weights made in inference mode could not be cached in transformed form
+def make_generator(config: GeneratorConfig, state: Mapping[str, Tensor]) -> Generator:
+    """Build a generator in `eval()` with copies of given weights, in float32; no random number is drawn.
+
+    Args:
+        config: Configuration of the network.
+        state: Its complete state dict.
+
+    Raises:
+        RuntimeError: Names or shapes do not fit.
+    """
+    with torch.device("meta"):
+        generator = build_generator(config)
+    dtypes = {name: value.dtype for name, value in generator.state_dict().items()}
+    copied = {name: value.to("cpu", dtypes.get(name), copy=True) for name, value in state.items()}
+    generator.load_state_dict(copied, assign=True)
+    return generator.eval()
 
 
 def _check_tensors(file: Any, config: GeneratorConfig) -> None:
-    """Compare names, shapes and types with those of the generator, none of which is allocated.
+    """Compare names, shapes and types with those of the generator, without allocating any of it.
 
     Raises:
         ValueError: They differ.
@@ -126,10 +144,10 @@ def _check_tensors(file: Any, config: GeneratorConfig) -> None:
 
 
 def read_card(path: Path) -> ModelCard:
-    """What a model file says about its model; the weights are not read.
+    """Read the card of a model file, without its weights.
 
     Raises:
-        StylizeError: As `load_model`.
+        StylizeError: As in `load_model`.
     """
     metadata = _metadata(path)
     version = metadata.get("format_version", "")
@@ -161,15 +179,15 @@ def read_card(path: Path) -> ModelCard:
             f"{path}: damaged: its metadata: {place}: {first['msg'].removeprefix('Value error, ')}"
         ) from error
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        reason = str(error).splitlines()[0][:SHOWN_CHARACTERS]
+        reason = str(error).splitlines()[0][:MAX_SHOWN_CHARACTERS]
         raise StylizeError(f"{path}: damaged: its metadata cannot be read ({reason})") from error
 
 
 def check_style_name(name: str) -> None:
-    """Refuse a name that a model file could not hold.
+    """Check the name of a style.
 
     Raises:
-        StylizeError: It has other characters than it may have.
+        StylizeError: It has characters that are not allowed, or too many.
     """
     try:
         _style_name(name)
@@ -190,8 +208,8 @@ def _count(text: str) -> int:
 
 
 def _shown(text: str) -> str:
-    """Text that goes to a terminal: without the control characters that would steer it."""
-    return "".join(c if c.isprintable() else "?" for c in text[:SHOWN_CHARACTERS])
+    """Return text that is safe to print: short, and without control characters."""
+    return "".join(c if c.isprintable() else "?" for c in text[:MAX_SHOWN_CHARACTERS])
 
 
 def _metadata(path: Path) -> Mapping[str, str]:
@@ -211,7 +229,7 @@ def _metadata(path: Path) -> Mapping[str, str]:
 
 
 def _check_header_size(path: Path) -> None:
-    """Refuse a header that would take long to parse.
+    """Check that the header is short enough to be parsed quickly.
 
     Raises:
         StylizeError: It is larger than that of any model.
@@ -219,14 +237,14 @@ def _check_header_size(path: Path) -> None:
     """
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
-    if HEADER_BYTES < size <= path.stat().st_size:
+    if MAX_HEADER_BYTES < size <= path.stat().st_size:
         raise StylizeError(
-            f"{path}: got {size:,} bytes of metadata, must be at most {HEADER_BYTES:,}: no stylize model"
+            f"{path}: got {size:,} bytes of metadata, must be at most {MAX_HEADER_BYTES:,}: no stylize model"
         )
 
 
 def make_thumbnail(image: Image.Image) -> bytes:
-    """A small JPEG of the style image."""
+    """Return the style image as a small JPEG."""
     small = image.copy()
     small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
     encoded = io.BytesIO()

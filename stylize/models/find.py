@@ -1,4 +1,4 @@
-"""Which model file a user means."""
+"""Find the model that a user asks for."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ MODEL_NAME = "model.safetensors"
 
 
 class FoundModel(NamedTuple):
-    """A model file, and in words why it is this one."""
+    """A model file, and the reason for the choice, for the log."""
 
     path: Path
     reason: str
 
 
 def built_in_models() -> dict[str, Path]:
-    """The models that travel with the package, by style name."""
+    """Return the model files in the package, by name of the style."""
     return {path.stem: path for path in sorted(BUILT_IN.glob("*.safetensors"))}
 
 
 def find_model(name: str | None, runs: Path = RUNS, place: str = "--model") -> FoundModel:
-    """The model that a user means by a file, a run folder, a built-in style's name, or by nothing.
+    """Find a model by the path of its file, its run folder, or the name of a built-in style.
 
     Args:
-        name: What the user gave; None: the newest model under `runs`, else the first built-in style.
-        runs: Where run folders are.
-        place: Where the name was given, for the messages.
+        name: Path or name; None: the newest model under `runs`, else the first built-in style.
+        runs: Parent folder of the run folders.
+        place: The option or argument that the name came from, for messages.
 
     Raises:
         StylizeError: There is no such model.

@@ -1,4 +1,4 @@
-"""Models of PyTorch's fast_neural_style example → model files."""
+"""Import models of PyTorch's fast_neural_style example."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from stylize.errors import StylizeError
 from stylize.generators import GeneratorConfig, build_generator
-from stylize.models.file import ModelCard, check_style_name, encode_model
+from stylize.models.file import ModelCard, check_style_name, encode_model, make_generator
 
-FILE_BYTES = 2**30
+MAX_FILE_BYTES = 2**30
 WHITE = 255
-LAYERS = {  # the example's names → ours
+LAYERS = {  # the names of the example → the names here
     **{f"conv{i + 1}.conv2d": f"encode.{i}.conv" for i in range(3)},
     **{f"in{i + 1}": f"encode.{i}.norm" for i in range(3)},
     **{f"res{i + 1}.conv1.conv2d": f"blocks.{i}.first.conv" for i in range(5)},
@@ -25,44 +25,61 @@ LAYERS = {  # the example's names → ours
     **{f"in{i + 4}": f"decode.{i}.norm" for i in range(2)},
     "deconv3.conv2d": "to_rgb",
 }
-DROPPED = ("running_mean", "running_var", "num_batches_tracked")  # old versions of torch kept them, and used none
+DROPPED = ("running_mean", "running_var", "num_batches_tracked")  # saved by old versions of PyTorch, used by none
 
 
 def import_model(path: Path, style: str) -> bytes:
-    """The model file of a state dict that PyTorch's example saved.
+    """Convert a state dict that PyTorch's example saved.
 
     Args:
-        path: A .pth file; it is read as weights only, and can run no code.
-        style: The name of its style.
+        path: A .pth file; only weights are read, so it cannot run code.
+        style: Name of the style.
+
+    Returns:
+        The content of a model file.
 
     Raises:
         StylizeError: The file is missing, damaged, or of another network.
     """
     check_style_name(style)
-    ours = _renamed(_read(path), path)
-    first = ours.get("encode.0.conv.weight")
+    state = _renamed(_read(path), path)
+    config = _config_of(state, path)
+    _scale_to_unit_range_(state)
+    generator = make_generator(config, state)
+    return encode_model(generator, ModelCard(config, style, vgg=f"unknown: imported from {path.name}"))
+
+
+def _config_of(state: Mapping[str, Tensor], path: Path) -> GeneratorConfig:
+    """The configuration of the generator that has these weights.
+
+    Raises:
+        StylizeError: No width fits.
+    """
+    first = state.get("encode.0.conv.weight")
     width = len(first) if first is not None and first.ndim == 4 else 0
     if not (4 <= width <= 512 and width % 4 == 0):
         raise _of_another_network(path, "conv1.conv2d.weight")
     config = GeneratorConfig(name="fast_neural_style", norm="instance", width=width)
     with torch.device("meta"):
-        wanted = {name: value.shape for name, value in build_generator(config).state_dict().items()}
-    for name in sorted(wanted.keys() | ours.keys()):
-        if name not in ours or ours[name].shape != wanted.get(name):
+        expected = {name: value.shape for name, value in build_generator(config).state_dict().items()}
+    for name in sorted(expected.keys() | state.keys()):
+        if name not in state or state[name].shape != expected.get(name):
             raise _of_another_network(path, name)
-    ours["encode.0.conv.weight"] = ours["encode.0.conv.weight"] * WHITE
+    return config
+
+
+def _scale_to_unit_range_(state: dict[str, Tensor]) -> None:
+    """The example's images have values from 0 to 255, those here from 0 to 1."""
+    state["encode.0.conv.weight"] = state["encode.0.conv.weight"] * WHITE
     for name in ("to_rgb.weight", "to_rgb.bias"):
-        ours[name] = ours[name] / WHITE
-    generator = build_generator(config)
-    generator.load_state_dict(ours)
-    return encode_model(generator, ModelCard(config, style, vgg=f"unknown: imported from {path.name}"))
+        state[name] = state[name] / WHITE
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise StylizeError(f"{path}: {'is a folder, must be a .pth file' if path.is_dir() else 'no such file'}")
-    if path.stat().st_size > FILE_BYTES:
-        raise StylizeError(f"{path}: got {path.stat().st_size:,} bytes, must be at most {FILE_BYTES:,}")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise StylizeError(f"{path}: got {path.stat().st_size:,} bytes, must be at most {MAX_FILE_BYTES:,}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes the reader raise almost anything

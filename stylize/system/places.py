@@ -1,4 +1,4 @@
-"""Where output goes."""
+"""Where output files go."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from stylize.errors import StylizeError
 
 
 def check_replaceable(target: Path, overwrite: bool) -> None:
-    """See that a file may be written.
+    """Check that a file may be written.
 
     Raises:
-        StylizeError: It is there, and is not to be replaced.
+        StylizeError: It exists and must not be replaced.
     """
     if target.exists() and not overwrite:
         raise StylizeError(f"{target}: is there already; --overwrite replaces it")
 
 
 def make_parent(target: Path) -> None:
-    """Make the folder of a file.
+    """Create the folder of a file, if it does not exist.
 
     Raises:
-        StylizeError: It cannot be made or written to.
+        StylizeError: It cannot be created or written to.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -32,3 +32,10 @@ def make_parent(target: Path) -> None:
         raise StylizeError(f"{target.parent}: cannot be created ({error.strerror})") from error
     if not os.access(target.parent, os.W_OK):
         raise StylizeError(f"{target.parent}: cannot be written to")
+
+
+def temporary_folder(target: Path) -> Path:
+    """The folder for temporary files of large pictures: `TMPDIR` if set, else the nearest existing one above a file."""
+    if "TMPDIR" in os.environ:
+        return Path(os.environ["TMPDIR"])
+    return next(folder for folder in target.absolute().parents if folder.is_dir())

@@ -1,0 +1,202 @@
+"""Reads, paints and writes picture files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from stylize.errors import StylizeError
+from stylize.inference.large import fits_whole, paint_large, raster_place
+from stylize.inference.options import PaintOptions
+from stylize.inference.pipeline import WorkItem, is_small_size
+from stylize.inference.plans import MemoryBudget
+from stylize.inference.strokes import advised_scale, shrunk_size
+from stylize.inference.stylizer import Stylizer
+from stylize.pictures.images import format_of, limited_size
+from stylize.pictures.raster import Raster, raster_of
+from stylize.pictures.reading import read_header, read_raster
+from stylize.pictures.writing import write_raster
+from stylize.system.places import check_replaceable, make_parent
+from stylize.system.row_store import RowStore
+
+logger = logging.getLogger("stylize")
+
+OnProgress = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """How to read, paint and write files.
+
+    Attributes:
+        budget: Memory for a large picture.
+        paint: How to paint.
+        max_pixels: Accept photographs of up to this many pixels; None: the limit of the reader.
+        quality: Encoder quality for JPEG, WebP and AVIF, 1 to 100.
+        overwrite: Whether to replace existing files.
+        crop_px: Side of the crops that the model was trained on; None: unknown, and no stroke scale is advised.
+    """
+
+    budget: MemoryBudget
+    paint: PaintOptions = field(default_factory=PaintOptions)
+    max_pixels: int | None = None
+    quality: int = 95
+    overwrite: bool = False
+    crop_px: int | None = None
+
+
+class FilePainter:
+    """Reads, paints and writes picture files: a `Worker` of the pipeline.
+
+    Args:
+        stylizer: Paints.
+        options: How to read, paint and write.
+        on_progress: Called with each share of a picture that was painted in strips; the shares add up to 1.
+    """
+
+    def __init__(self, stylizer: Stylizer, options: FileOptions, on_progress: OnProgress) -> None:
+        self.stylizer = stylizer
+        self.options = options
+        self.on_progress = on_progress
+        self._advisor = StrokeScaleAdvisor(options.crop_px, options.paint.stroke_scale)
+
+    def is_small(self, item: WorkItem) -> bool:
+        """Whether the photograph may be in memory beside others, by the header of its file."""
+        with suppress(StylizeError):  # `read` meets it again and reports it
+            item.header = read_header(item.source)
+        return item.header is None or is_small_size(item.header.size, item.header.frames)
+
+    def read(self, item: WorkItem) -> WorkItem:
+        """Read the photograph at the size that is painted, after checking that its target can be written."""
+        try:
+            self._read_(item)
+        except StylizeError as error:
+            item.close()
+            item.error = error
+        return item
+
+    def _read_(self, item: WorkItem) -> None:
+        paint, budget = self.options.paint, self.options.budget
+        check_replaceable(item.target, self.options.overwrite)
+        header = item.header or read_header(item.source)
+        format_of(item.target)
+        make_parent(item.target)
+        size = limited_size(header.size, paint.max_size_px)
+        item.in_strips = not self._fits_whole(item.source, size)
+        folder = raster_place(header.bytes_of(size), budget)
+        item.raster = self._decode(item.source, paint.max_size_px, folder)
+        if item.in_strips and paint.stroke_scale != 1:
+            item.small = self._decode(item.source, max(shrunk_size(size, paint.stroke_scale)), folder)
+        self._advisor.consider(item.source, size)
+
+    def _fits_whole(self, source: Path, size: tuple[int, int]) -> bool:
+        try:
+            return fits_whole(self.stylizer, size, self.options.paint, self.options.budget)
+        except StylizeError as error:
+            raise StylizeError(f"{source}: {error}") from error
+
+    def _decode(self, source: Path, max_size_px: int | None, folder: Path | None) -> Raster:
+        return read_raster(source, max_size_px=max_size_px, max_pixels=self.options.max_pixels, folder=folder)
+
+    def paint(self, batch: list[WorkItem]) -> None:
+        """Replace the photographs of a batch by the stylized pictures; failed items are skipped."""
+        items = [item for item in batch if item.raster is not None]
+        # Not within an `except`, which would keep what the failed attempt holds on the device.
+        if len(items) > 1 and self._paint_together_(items):
+            return
+        for item in items:
+            try:
+                painted = self._painted(item)
+            except StylizeError as error:
+                item.close()
+                item.error = StylizeError(f"{item.source}: {error}")
+            else:
+                item.close()
+                item.raster = painted
+
+    def _paint_together_(self, items: list[WorkItem]) -> bool:
+        """Paint a batch; return whether that succeeded."""
+        try:
+            photographs = [_photograph(item).picture() for item in items]
+            pictures = self.stylizer.paint_many(photographs, self.options.paint)
+        except (StylizeError, RuntimeError) as error:  # too small, or the device has too little memory
+            reason = str(error).strip().partition("\n")[0]
+            logger.warning("%d pictures together failed (%s); painting them one by one", len(items), reason)
+            return False
+        for item, picture in zip(items, pictures, strict=True):
+            painted = raster_of([picture], _photograph(item).notes)
+            item.close()
+            item.raster = painted
+        return True
+
+    def _painted(self, item: WorkItem) -> Raster:
+        photograph = _photograph(item)
+        painted = None if item.in_strips else self._painted_whole(photograph)
+        if painted is None:
+            paint, budget = self.options.paint, self.options.budget
+            painted = paint_large(self.stylizer, photograph, item.small, paint, budget, self.on_progress)
+        return painted
+
+    def _painted_whole(self, photograph: Raster) -> Raster | None:
+        """Every frame, painted as a whole; None where the device has less memory than was estimated."""
+        painted = RowStore(photograph.rows.shape, photograph.rows.dtype)
+        try:
+            for frame in range(photograph.frames):
+                picture = self.stylizer(photograph.picture(frame), self.options.paint)
+                with raster_of([picture], photograph.notes) as one:
+                    painted.write(frame * one.rows.shape[0], one.rows.read(0, one.rows.shape[0]))
+        except torch.OutOfMemoryError:
+            if self.options.paint.stroke_scale != 1:
+                raise
+            logger.warning("the memory of %s does not suffice for the whole picture", self.stylizer.device)
+            return None
+        return Raster(painted, photograph.frames, photograph.notes)
+
+    def write(self, item: WorkItem) -> None:
+        """Write the stylized picture and free it."""
+        if item.raster is None:
+            return
+        try:
+            check_replaceable(item.target, self.options.overwrite)  # the same photograph may have been given twice
+            write_raster(item.target, item.raster, quality=self.options.quality)
+        except StylizeError as error:
+            item.error = error
+        finally:
+            item.close()
+
+
+class StrokeScaleAdvisor:
+    """Logs once that a picture is far larger than what its model was trained on.
+
+    Args:
+        crop_px: Side of the training crops; None: unknown, and nothing is advised.
+        scale: The stroke scale that was asked for.
+    """
+
+    def __init__(self, crop_px: int | None, scale: float) -> None:
+        self.crop_px = crop_px
+        self.scale = scale
+
+    def consider(self, source: Path, size: tuple[int, int]) -> None:
+        """Advise a larger stroke scale if this picture, of this width and height in px, is the first to need one."""
+        if self.crop_px is None:
+            return
+        advised = advised_scale(size, self.crop_px, self.scale)
+        if advised is None:
+            return
+        side_px = max(size) / self.scale
+        logger.info(
+            "%s: %.0f px are %.0f times the %d px that the model was trained on; "
+            "--stroke-scale %d paints larger strokes", source, side_px, side_px / self.crop_px, self.crop_px, advised,
+        )  # fmt: skip
+        self.crop_px = None
+
+
+def _photograph(item: WorkItem) -> Raster:
+    assert item.raster is not None
+    return item.raster

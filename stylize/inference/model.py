@@ -1,0 +1,206 @@
+"""A trained model for programs: images in, images of the same kind out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from stylize.errors import StylizeError, pick
+from stylize.generators import Generator
+from stylize.generators.base import check_size
+from stylize.inference.file_painter import FileOptions
+from stylize.inference.jobs import Job, paint_files, plan_jobs
+from stylize.inference.options import PaintOptions
+from stylize.inference.pixels import pixels_of
+from stylize.inference.plans import find_budget
+from stylize.inference.stylizer import Stylizer, shrink
+from stylize.models.file import ModelCard, make_generator
+from stylize.pictures.images import limited_size
+from stylize.system.compute import Compute
+from stylize.system.devices import choose_device, choose_precision
+from stylize.system.places import temporary_folder
+
+Precision = Literal["auto", "fp32", "bf16"]
+NAMED_DEVICES = ("auto", "cpu", "cuda", "mps")
+ImageT = TypeVar("ImageT", Image.Image, NDArray[np.uint8], Tensor)
+
+
+def choose_compute(device: str | torch.device, precision: str) -> Compute:
+    """Return the device and precision for a model.
+
+    Raises:
+        StylizeError: There is no such precision or device, or PyTorch does not find the device.
+    """
+    pick(dict.fromkeys(get_args(Precision)), str(precision), "precision")
+    found = _device_by_name(device) if device in NAMED_DEVICES else _exact_device(device)
+    return Compute(found, choose_precision(precision, found))
+
+
+def _device_by_name(name: str | torch.device) -> torch.device:
+    try:
+        return choose_device(str(name))
+    except StylizeError as error:
+        raise StylizeError(str(error).removeprefix("--")) from error  # here it is no option of a command
+
+
+def _exact_device(device: str | torch.device) -> torch.device:
+    try:
+        exact = torch.device(device)
+        torch.empty(0, device=exact)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise StylizeError(f"device: got '{device}', which PyTorch cannot use here ({reason})") from error
+    return exact
+
+
+class Model:
+    """A trained model that paints.
+
+    `stylize.load` makes it. Several threads can use one model at once. A model can be pickled; in another process it
+    needs neither its file nor anything else of this one.
+
+    Args:
+        generator: The network; its weights are frozen.
+        card: Description of the model.
+        compute: Device and precision.
+    """
+
+    def __init__(self, generator: Generator, card: ModelCard, compute: Compute) -> None:
+        self._card = card
+        self._stylizer = Stylizer(generator, compute)
+
+    @property
+    def card(self) -> ModelCard:
+        """Description of the model: its style, its generator, and how it was trained."""
+        return self._card
+
+    def __call__(
+        self,
+        image: ImageT,
+        *,
+        strength: float = 1.0,
+        keep_colors: bool = False,
+        stroke_scale: float = 1.0,
+        max_size: int | None = None,
+    ) -> ImageT:
+        """Paint an image that fits into memory; `apply_file` paints files of any size.
+
+        Args:
+            image: A PIL image of any mode; a NumPy array `(H, W, 3)` of uint8; or a tensor `(3, H, W)` or
+                `(N, 3, H, W)` of floating point in [0, 1], whose images are painted each by itself.
+            strength: Mixture of photograph (0) and stylized picture (1).
+            keep_colors: Keep the colors of the photograph; only its luminance is painted.
+            stroke_scale: Paint strokes this many times as large, 1 to 8.
+            max_size: Shrink a larger image to this longer side in px first.
+
+        Returns:
+            An image of the same kind and size. A PIL image is upright, in sRGB, of mode RGBA where there is
+            transparency and else of mode RGB. A tensor is of the same type, on the same device, without a gradient.
+
+        Raises:
+            TypeError: The image is of another kind.
+            StylizeError: The image has another shape, type or values, or is smaller than 16 px in a direction; or an
+                option is out of range.
+
+        >>> import stylize
+        >>> model = stylize.load("stained_glass", device="cpu")
+        >>> model(Image.new("RGBA", (64, 48), "teal"), strength=0.8, keep_colors=True)  # doctest: +ELLIPSIS
+        <PIL.Image.Image image mode=RGBA size=64x48 at 0x...>
+        >>> model(torch.rand(2, 3, 48, 64), max_size=32).shape
+        torch.Size([2, 3, 24, 32])
+        """
+        options = PaintOptions(strength, keep_colors, max_size, stroke_scale)
+        pixels = pixels_of(image)
+        height, width = pixels.rgb.shape[-2:]
+        size = limited_size((width, height), max_size)
+        check_size(size[1], size[0])
+        rgb, alpha = (
+            maps if maps is None or size == (width, height) else shrink(maps, size)
+            for maps in (pixels.rgb, pixels.alpha)
+        )
+        assert rgb is not None
+        together = self._stylizer.compute.pictures_together(size)
+        batches = (rgb[first : first + together] for first in range(0, len(rgb), together))
+        painted = [self._stylizer.paint_batch(batch, options) for batch in batches]
+        restored: ImageT = pixels.restore(torch.cat(painted), alpha)  # `cat` leaves the inference mode behind
+        return restored
+
+    def apply_file(
+        self,
+        source: str | os.PathLike[str],
+        target: str | os.PathLike[str] | None = None,
+        *,
+        strength: float = 1.0,
+        keep_colors: bool = False,
+        stroke_scale: float = 1.0,
+        max_size: int | None = None,
+        max_memory_gib: float | None = None,
+        max_pixels: int | None = None,
+        quality: int = 95,
+        overwrite: bool = False,
+        on_progress: Callable[[float], None] = lambda share: None,
+    ) -> Path:
+        """Paint a file, as `stylize apply` does: of any size, in strips where needed; metadata are kept.
+
+        Args:
+            source: File of the photograph.
+            target: Output file, or output folder; None: `<image>.<style>.<suffix>` beside the photograph.
+            strength: Mixture of photograph (0) and stylized picture (1).
+            keep_colors: Keep the colors of the photograph; only its luminance is painted.
+            stroke_scale: Paint strokes this many times as large, 1 to 8.
+            max_size: Shrink a larger picture to this longer side in px first.
+            max_memory_gib: Memory budget of the whole process on the compute device; None: half of the free memory.
+            max_pixels: Accept photographs of up to this many pixels; None: 179 million.
+            quality: Encoder quality for JPEG, WebP and AVIF, 1 to 100.
+            overwrite: Replace an existing file.
+            on_progress: Called with each share of a picture that was painted in strips; the shares add up to 1.
+
+        Returns:
+            The written file.
+
+        Raises:
+            StylizeError: The photograph cannot be read or painted, the file cannot be written, or an option is out of
+                range.
+        """
+        if not 1 <= quality <= 100:
+            raise StylizeError(f"quality: got {quality}, must be from 1 to 100")
+        if max_memory_gib is not None and not max_memory_gib > 0:
+            raise StylizeError(f"max_memory_gib: got {max_memory_gib:g}, must be above 0")
+        paint = PaintOptions(strength, keep_colors, max_size, stroke_scale)
+        job = self._plan(Path(source), None if target is None else Path(target))
+        budget = find_budget(self._stylizer.device, temporary_folder(job.target), max_memory_gib)
+        options = FileOptions(budget, paint, max_pixels, quality, overwrite)
+        (item,) = paint_files([job], self._stylizer, options, on_progress)
+        if item.error is not None:
+            raise item.error
+        return item.target
+
+    def _plan(self, source: Path, target: Path | None) -> Job:
+        if source.is_dir():
+            raise StylizeError(f"{source}: is a folder, must be an image file")
+        (job,) = plan_jobs([source], target, self.card.style, recursive=False)
+        return job
+
+    def __repr__(self) -> str:
+        generator, compute = self.card.generator, self._stylizer.compute
+        return (
+            f"<stylize.Model {self.card.style!r}: {generator.name}, {generator.norm} norm, width {generator.width}, "
+            f"on {compute.device} in {compute.precision}>"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        weights = {name: value.cpu() for name, value in self._stylizer.generator.state_dict().items()}
+        return {"card": self.card, "compute": self._stylizer.compute, "weights": weights}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        card: ModelCard = state["card"]
+        compute: Compute = state["compute"]
+        self.__init__(make_generator(card.generator, state["weights"]), card, compute)  # type: ignore[misc]
