@@ -1,4 +1,4 @@
-"""How a picture is painted in strips, by the memory there is: which maps are kept, and where; how high strips are."""
+"""Plan how to paint a picture in strips in a memory budget: which maps to keep and where, and the height of strips."""
 
 from __future__ import annotations
 
@@ -13,30 +13,29 @@ import torch
 from stylize.errors import StylizeError
 from stylize.generators.base import Stage
 from stylize.ops.limits import limits
-from stylize.system.memory import available_bytes, own_bytes
+from stylize.system.devices import CPU, free_and_own_bytes
 
-CPU = torch.device("cpu")
 GIB = 2**30
 LEAST_STRIP_PX = 16
-# Of a strip: beyond it nothing is gained, and all of it is taken from what may be kept.
+# Larger strips gain nothing, and their memory is lost to kept maps.
 ENOUGH_WORKING_BYTES = 512 * 2**20
-WORTH_KEEPING = 0.75  # of the largest maps: with these in memory the picture could be painted whole
+WORTH_KEEPING = 0.75  # of the largest maps: with larger ones in memory the picture could be painted as a whole
 SHARE_OF_FREE = 0.5
-BYTES_A_PIXEL = 2 * (3 * 4 + 3)  # the photograph and the painted picture, in float32 and as they stand in files
+BYTES_A_PIXEL = 2 * (3 * 4 + 3)  # the photograph and the painted picture, in float32 and in 8 bits
 SCRATCH_STRIPS = 32  # of a convolution: padded strips, results, allocator slack
 SCRATCH_CHUNKS_A_THREAD = 2  # transformed tiles, products
 FLOAT_BYTES = 4
-DISK_BUFFERS = 6  # of two files: what is read, read ahead and still to be written
+DISK_BUFFERS = 6  # of two files: being read, read ahead, waiting to be written
 
 
 class Sweep(NamedTuple):
     """One pass over a stage from top to bottom.
 
     Attributes:
-        stage: Its number.
+        stage: Number of the stage.
         keeps: Whether the convolved maps are kept.
-        over: The stage over whose kept maps they are written, or None.
-        ended: Stages whose kept maps nobody needs afterwards.
+        over: Stage whose kept maps they overwrite, or None.
+        ended: Stages whose kept maps are not needed afterwards.
     """
 
     stage: int
@@ -46,15 +45,15 @@ class Sweep(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How a picture is painted in strips.
+    """How to paint a picture in strips.
 
     Attributes:
-        sweeps: In this order, before the one that paints.
+        sweeps: Sweeps in order, before the one that paints.
         strip_px: Rows of the picture in a strip.
-        place: Where kept maps go: a folder, or the memory of a device.
-        kept_bytes: Of these, at most at a time.
-        working_bytes: For a strip.
-        effort: Multiplications, as a multiple of those of painting the whole.
+        place: Where kept maps are stored: a folder, or the memory of a device.
+        kept_bytes: Memory of the kept maps, at most.
+        working_bytes: Memory for a strip.
+        effort: Multiplications, as a multiple of those of painting the picture as a whole.
     """
 
     sweeps: tuple[Sweep, ...]
@@ -66,15 +65,15 @@ class Plan(NamedTuple):
 
 
 class MemoryBudget(NamedTuple):
-    """What there is for a picture.
+    """Memory and disk space for one picture.
 
     Attributes:
         device: Where to compute.
-        device_bytes: Of its memory.
-        host_bytes: Of the processor's memory, where the device has its own.
-        folder: For what goes on the disk.
-        folder_bytes: Free there.
-        own_bytes: What the process has of the device's memory before.
+        device_bytes: Memory of the device that may be used.
+        host_bytes: Memory of the host that may be used, where the device has its own.
+        folder: Folder for temporary files.
+        folder_bytes: Free space there.
+        own_bytes: Memory of the device that the process has already.
     """
 
     device: torch.device
@@ -86,101 +85,98 @@ class MemoryBudget(NamedTuple):
 
 
 def find_budget(device: torch.device, folder: Path, max_memory_gib: float | None = None) -> MemoryBudget:
-    """What there is for a picture, beside what the process already has.
+    """Return the budget for a picture, beside what the process already has.
 
     Args:
         device: Where to compute.
-        folder: For what goes on the disk.
-        max_memory_gib: What the process may have of the device's memory; None: half of what is free there.
+        folder: Folder for temporary files.
+        max_memory_gib: Memory budget of the whole process on the device; None: half of the free memory.
     """
-    host, own = _left(CPU, max_memory_gib if device.type == "cpu" else None)
-    left, own = (host, own) if device.type == "cpu" else _left(device, max_memory_gib)
+    host, own = _left(CPU, max_memory_gib if device == CPU else None)
+    left, own = (host, own) if device == CPU else _left(device, max_memory_gib)
     return MemoryBudget(device, left, host, folder, shutil.disk_usage(folder).free, own)
 
 
 def _left(device: torch.device, max_memory_gib: float | None) -> tuple[int, int]:
-    """How many bytes of a device's memory may still be taken, below zero if too many are, and how many are."""
-    if device.type == "cuda":
-        own = torch.cuda.memory_reserved(device)
-        free = torch.cuda.mem_get_info(device)[0] + own - torch.cuda.memory_allocated(device)
-    elif device.type == "mps":
-        own = torch.mps.driver_allocated_memory()
-        free = torch.mps.recommended_max_memory() - own
-    else:
-        free, own = available_bytes(), own_bytes()
+    """Return the bytes of a device's memory that may still be used (negative beyond the limit), and those in use."""
+    free, own = free_and_own_bytes(device)
     if max_memory_gib is None:
         return int(SHARE_OF_FREE * free), own
     return min(free, int(max_memory_gib * GIB) - own), own
 
 
 def whole_bytes(values_per_px: float, size: tuple[int, int], dtype: torch.dtype) -> int:
-    """What it takes, about, to paint a picture of this width and height as a whole.
+    """Estimate the memory that painting a picture as a whole takes.
 
     Args:
-        values_per_px: The generator's.
+        values_per_px: Values a pixel that the network holds at most.
         size: Width and height in px.
-        dtype: Of the maps.
+        dtype: Type of the maps.
     """
     width, height = size
     return int(width * height * (values_per_px * dtype.itemsize + BYTES_A_PIXEL)) + scratch_bytes()
 
 
 def scratch_bytes() -> int:
-    """What a convolution takes beside its maps; those of a picture are computed one after the other."""
+    """Return the memory that a convolution takes beside its maps."""
     chunks = SCRATCH_CHUNKS_A_THREAD * torch.get_num_threads()
     return FLOAT_BYTES * (SCRATCH_STRIPS * limits.strip_values + chunks * limits.chunk_values)
 
 
-def choose_plan(stages: Sequence[Stage], room: MemoryBudget, dtype: torch.dtype) -> Plan:
-    """The plan with the least arithmetic in the nearest place that holds its maps: device, processor's memory, disk.
+def choose_plan(stages: Sequence[Stage], budget: MemoryBudget, dtype: torch.dtype) -> Plan:
+    """Return the plan with the least arithmetic whose maps fit into the nearest place: device, host memory, or disk.
 
     Args:
-        stages: The generator's, for the picture.
-        room: What there is for it.
-        dtype: Of the maps.
+        stages: The generator's stages for the picture.
+        budget: Memory and disk space.
+        dtype: Type of the maps.
 
     Raises:
-        StylizeError: Not even a strip fits, or the disk has not the room.
+        StylizeError: Not even one strip fits, or the disk is too small.
     """
     plans = plans_of(stages, dtype)
-    near = [_with_strips(plan, stages, room.device_bytes - plan.kept_bytes, dtype) for plan in plans]
-    far = [_with_strips(plan, stages, room.device_bytes, dtype) for plan in plans]
-    disk = [_with_strips(plan._replace(place=room.folder), stages, room.device_bytes, dtype) for plan in plans]
+    near = [_with_strips(plan, stages, budget.device_bytes - plan.kept_bytes, dtype) for plan in plans]
+    far = [_with_strips(plan, stages, budget.device_bytes, dtype) for plan in plans]
+    disk = [_with_strips(plan._replace(place=budget.folder), stages, budget.device_bytes, dtype) for plan in plans]
     for place, bytes_there, candidates in (
-        (room.device, room.device_bytes, [p for p in near if p.kept_bytes + p.working_bytes <= room.device_bytes]),
-        (CPU, room.host_bytes, far if room.device.type != "cpu" else []),
-        (room.folder, room.folder_bytes // 2, disk),
-        (room.folder, room.folder_bytes, disk),
+        (
+            budget.device,
+            budget.device_bytes,
+            [p for p in near if p.kept_bytes + p.working_bytes <= budget.device_bytes],
+        ),
+        (CPU, budget.host_bytes, far if budget.device != CPU else []),
+        (budget.folder, budget.folder_bytes // 2, disk),
+        (budget.folder, budget.folder_bytes, disk),
     ):
-        fitting = [p for p in candidates if p.kept_bytes <= bytes_there and p.working_bytes <= room.device_bytes]
+        fitting = [p for p in candidates if p.kept_bytes <= bytes_there and p.working_bytes <= budget.device_bytes]
         if fitting:
             return min(fitting, key=lambda plan: plan.effort)._replace(place=place)
-    raise StylizeError(_what_lacks(stages, disk, room))
+    raise StylizeError(_what_lacks(stages, disk, budget))
 
 
 def plans_of(stages: Sequence[Stage], dtype: torch.dtype) -> list[Plan]:
-    """All plans, from the fewest kept maps to the least arithmetic; in memory, in the lowest strips."""
+    """Return all plans, from the fewest kept maps to the least arithmetic; in memory, in the lowest strips."""
     return [_plan(stages, kept, dtype) for kept in _choices(stages)]
 
 
-def _what_lacks(stages: Sequence[Stage], plans: Sequence[Plan], room: MemoryBudget) -> str:
+def _what_lacks(stages: Sequence[Stage], plans: Sequence[Plan], budget: MemoryBudget) -> str:
     height, width = stages[0].size
     least = min(plan.working_bytes for plan in plans)
-    if least > room.device_bytes:
+    if least > budget.device_bytes:
         return (
-            f"a picture of {width}×{height} px needs {(room.own_bytes + least) / GIB:.2f} GiB of memory even in "
-            f"strips, got {(room.own_bytes + room.device_bytes) / GIB:.2f}; --max-memory allows more, --max-size "
+            f"a picture of {width}×{height} px needs {(budget.own_bytes + least) / GIB:.2f} GiB of memory even in "
+            f"strips, got {(budget.own_bytes + budget.device_bytes) / GIB:.2f}; --max-memory allows more, --max-size "
             "shrinks it"
         )
     kept = min(plan.kept_bytes for plan in plans)
     return (
-        f"a picture of {width}×{height} px needs {kept / GIB:.1f} GiB on the disk, {room.folder} has "
-        f"{room.folder_bytes / GIB:.1f}; --max-memory, or TMPDIR for another folder"
+        f"a picture of {width}×{height} px needs {kept / GIB:.1f} GiB on the disk, {budget.folder} has "
+        f"{budget.folder_bytes / GIB:.1f}; --max-memory, or TMPDIR for another folder"
     )
 
 
 def _choices(stages: Sequence[Stage]) -> list[frozenset[int]]:
-    """Which stages may be kept: those up to one size or another, with all that a sum needs."""
+    """Return the sets of stages that may be kept: all up to some size, and those that residual connections need."""
     residuals = {stage.residual_of for stage in stages if stage.residual_of is not None}
     needed = frozenset(residuals | {i for i, stage in enumerate(stages) if stage.residual_of is not None})
     values = {_values(stage) for stage in stages[:-1]}
@@ -220,7 +216,7 @@ def _schedule(stages: Sequence[Stage], kept: frozenset[int]) -> Iterator[Sweep]:
 
 
 def _most_kept(stages: Sequence[Stage], sweeps: Sequence[Sweep]) -> int:
-    """The most values that are kept at a time; maps that become free serve later ones of their shape."""
+    """Return the most values that are kept at a time; freed memory is reused for maps of the same shape."""
     alive: list[int] = []
     most = 0
     for sweep in sweeps:
@@ -236,7 +232,7 @@ def _most_kept(stages: Sequence[Stage], sweeps: Sequence[Sweep]) -> int:
 
 
 def map_shape(stage: Stage) -> tuple[int, int, int]:
-    """Of what a stage's convolution leaves: `(H, W, C)`."""
+    """Return the shape of the result of a stage's convolution: `(H, W, C)`."""
     return (*stage.size, stage.conv.out_channels)
 
 
@@ -251,7 +247,7 @@ def _multiplications(stage: Stage) -> int:
 
 
 def _chain(kept: frozenset[int] | set[int], i: int) -> Iterator[int]:
-    """The stages that are computed for stage `i`: itself, and those before it as far as the next that is kept."""
+    """Yield the stages that are computed for stage `i`: itself and those before it, down to one that is kept."""
     yield i
     while i > 0 and i - 1 not in kept:
         i -= 1
@@ -259,12 +255,12 @@ def _chain(kept: frozenset[int] | set[int], i: int) -> Iterator[int]:
 
 
 def chain_multiplications(stages: Sequence[Stage], kept: frozenset[int], i: int) -> int:
-    """Of stage `i` and all that is computed anew for it."""
+    """Return the multiplications of stage `i` and of all stages that are recomputed for it."""
     return sum(_multiplications(stages[j]) for j in _chain(kept, i))
 
 
 def _with_strips(plan: Plan, stages: Sequence[Stage], bytes_left: int, dtype: torch.dtype) -> Plan:
-    """The same plan with the highest strips that are worth it and fit, or the lowest that there are."""
+    """Return the plan with the highest strips that fit and pay, or the lowest."""
     most = min(bytes_left, ENOUGH_WORKING_BYTES)
     height = stages[0].size[0]
     heights = range(LEAST_STRIP_PX, height + LEAST_STRIP_PX, LEAST_STRIP_PX)
@@ -274,7 +270,7 @@ def _with_strips(plan: Plan, stages: Sequence[Stage], bytes_left: int, dtype: to
 
 
 def working_bytes(plan: Plan, stages: Sequence[Stage], dtype: torch.dtype) -> int:
-    """What the most demanding strip takes: maps before and after a convolution, and a strip that waits for writing."""
+    """Return the memory of the largest strip: maps before and after a convolution, and one waiting to be written."""
     kept = {sweep.stage for sweep in plan.sweeps if sweep.keeps}
     most = 0
     for i in (*(sweep.stage for sweep in plan.sweeps), len(stages) - 1):
@@ -299,5 +295,5 @@ def _row_values(stage: Stage) -> int:
 
 
 def stage_rows(stages: Sequence[Stage], i: int, strip_px: int) -> int:
-    """How many rows of a stage correspond to a strip."""
+    """Return how many rows of a stage correspond to a strip."""
     return max(1, strip_px * stages[i].size[0] // stages[0].size[0], stages[i].conv.geometry.border_px)

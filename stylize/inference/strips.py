@@ -1,15 +1,14 @@
-"""Painting in strips of rows with the statistics of the whole picture: any size, in the memory that there is.
+"""Paint in strips of rows with the statistics of the whole picture: any size, in bounded memory.
 
-A generator that can be painted so says of what stages it consists (`Generator.stages`); nothing here knows one by name.
-Instance normalization needs the statistics of a whole image, so every stage with such a norm is swept once: its
-convolution is computed strip by strip from top to bottom, and the strips' statistics are merged. What a strip needs of
-the stage before, its halo with it, is computed anew, down to the next stage whose maps are *kept*. Kept are the maps up
-to some size: those of the residual blocks always, larger ones where there is room, for they save arithmetic. At the end
-the picture is painted in one more sweep.
+A generator describes itself as a chain of stages (`Generator.stages`); nothing here knows one by name. Instance
+normalization needs the statistics of a whole image, so every stage with such a norm is swept once: its convolution is
+computed strip by strip from top to bottom, and the statistics of the strips are merged. The rows of the stage before,
+with their halo, are recomputed, down to the next stage whose maps are *kept*: always those of the residual blocks, and
+larger ones where memory allows, since they save arithmetic. A last sweep paints the picture.
 
-Kept maps are those that a convolution leaves, before the norm, whose statistics are not known then. A sum, as of a
-residual block, is written over the maps that it adds to, and a convolution's result over its input where nobody else
-needs that: strip by strip, one strip behind, so that the next one still finds its halo.
+Kept maps are results of convolutions before the norm, whose statistics are not known yet. The sum of a residual block
+overwrites the maps that it adds to, and a convolution's result overwrites its input where no other stage needs it:
+strip by strip, one strip behind, so that the next one still finds its halo.
 
 Floor: Johnson's generator of width 32 in float32 keeps 64 bytes a pixel (two maps of the residual blocks) and
 multiplies 1.5 times as often as one pass; with the maps of half the size 96 bytes and 1.2 times.
@@ -44,15 +43,14 @@ logger = logging.getLogger("stylize")
 
 Rows = Callable[[int, int], Tensor]
 
-# What the library's convolutions take for themselves leaves gaps in the C library's heap, some megabytes a strip
-# (`stylize.system.scratch`); all that it has free goes back to the system now and then, which takes at most a
-# millisecond.
+# torch's convolutions leave gaps in the C library's heap, some megabytes a strip (`stylize.system.scratch`); its free
+# memory is returned to the system now and then, which takes at most a millisecond.
 STRIPS_BEFORE_RETURN = 8
 
 
 class _Kept(NamedTuple):
     store: RowStore
-    summed: bool  # a stage's result, not what its convolution leaves
+    summed: bool  # the stage's final result, not that of its convolution
 
 
 class StripPainter:
@@ -61,12 +59,12 @@ class StripPainter:
     The generator is not changed: several pictures may be painted with it at once.
 
     Args:
-        stages: The generator's, for the picture.
-        plan: How.
-        photograph: Gives rows of the picture, `(1, 3, rows, W)`, from which to before which.
-        height: The picture's, in px.
+        stages: The generator's stages for the picture.
+        plan: Which maps to keep, where, and the height of strips.
+        photograph: Returns rows `first` to `last` − 1 of the picture, `(1, 3, rows, W)`.
+        height: Height of the picture, px.
         device: Where to compute.
-        dtype: Of kept maps.
+        dtype: Type of kept maps.
     """
 
     def __init__(
@@ -101,10 +99,10 @@ class StripPainter:
         SCRATCH.clear()
 
     def measure(self) -> Iterator[float]:
-        """Take the statistics of the whole picture, one sweep after the other.
+        """Measure the statistics of the whole picture, one sweep after the other.
 
-        Returns:
-            After every strip, the share of these sweeps' work that it was.
+        Yields:
+            After every strip its share of the work of all these sweeps.
         """
         kept = frozenset(sweep.stage for sweep in self.plan.sweeps if sweep.keeps)
         work = [chain_multiplications(self.stages, kept, sweep.stage) for sweep in self.plan.sweeps]
@@ -113,14 +111,14 @@ class StripPainter:
                 yield share * multiplications / sum(work)
 
     def strips(self) -> Iterator[tuple[int, Tensor]]:
-        """The painted picture from top to bottom: where a strip begins, and the strip, `(1, 3, rows, W)`."""
+        """Yield the painted picture from top to bottom: first row of a strip, and the strip, `(1, 3, rows, W)`."""
         yield from self._by_strips(len(self.stages) - 1, self._result, self.height)
 
     def _sweep(self, sweep: Sweep) -> Iterator[float]:
         stage = self.stages[sweep.stage]
         height = stage.size[0]
         statistics = MergedStatistics()
-        SCRATCH.clear()  # this sweep's are of other sizes
+        SCRATCH.clear()  # this sweep needs other sizes
         target = self._target(sweep) if sweep.keeps else None
         for first, convolved in self._by_strips(sweep.stage, self._convolved, height):
             if stage.needs_images:
@@ -139,7 +137,7 @@ class StripPainter:
     def _by_strips(
         self, i: int, compute: Callable[[int, int, int], Tensor], height: int
     ) -> Iterator[tuple[int, Tensor]]:
-        """A stage's rows, computed strip by strip; where a GPU's memory does not suffice, in lower ones."""
+        """Compute a stage's rows strip by strip; if the memory of a GPU is exhausted, in lower strips."""
         first = strips = 0
         while first < height:
             rows = stage_rows(self.stages, i, self.strip_px)
@@ -158,7 +156,7 @@ class StripPainter:
                 return_freed_memory()
 
     def _convolved(self, i: int, first: int, last: int) -> Tensor:
-        """Rows of what the convolution of stage `i` leaves."""
+        """Return rows of the result of stage `i`'s convolution."""
         if i in self._kept:
             return self._read(i, first, last)
         stage = self.stages[i]
@@ -169,7 +167,7 @@ class StripPainter:
         return stage.conv.rows(window, (first, last), stage.geometry, self._room(stage, last - first))
 
     def _result(self, i: int, first: int, last: int) -> Tensor:
-        """Rows of the result of stage `i`; of the photograph where there is none before."""
+        """Return rows of the result of stage `i`; for −1 of the photograph."""
         if i < 0:
             return self.photograph(first, last)
         kept = self._kept.get(i)
@@ -187,7 +185,7 @@ class StripPainter:
         return x if stage.residual_of is None else x.add_(self._result(stage.residual_of, first, last))
 
     def _room(self, stage: Stage, rows: int) -> Tensor | None:
-        """Where so many rows of a stage's maps go, `(rows, W, C)`; None where they come from torch's own memory."""
+        """Return memory for rows of a stage's maps, `(rows, W, C)`; None: torch allocates it."""
         if self.device != CPU or self.dtype != torch.float32:
             return None
         return SCRATCH.take((rows, *map_shape(stage)[1:]), self.dtype)
@@ -196,7 +194,7 @@ class StripPainter:
         return self._kept[i].store.read(first, last).to(self.device)[None].permute(0, 3, 1, 2)
 
     def _target(self, sweep: Sweep) -> _Target:
-        """Where the maps of a sweep go."""
+        """Return what stores the maps of a sweep."""
         if sweep.over is not None:
             return _Target(self._kept[sweep.over].store)
         shape = map_shape(self.stages[sweep.stage])
@@ -208,7 +206,7 @@ class StripPainter:
         return _Target(fitting[0] if fitting else RowStore(shape, self.dtype, self.plan.place))
 
     def _keep(self, sweep: Sweep, store: RowStore) -> None:
-        """Keep a stage's maps; a sum over those that it adds to."""
+        """Keep a stage's maps; a sum overwrites the maps that it adds to."""
         if sweep.over is not None:
             del self._kept[sweep.over]
         self._kept[sweep.stage] = _Kept(store, summed=False)
@@ -224,19 +222,19 @@ class StripPainter:
 
 
 class _Target:
-    """Takes a stage's maps in strips; writes each when the next is there, which may need what it is written over."""
+    """Stores a stage's maps in strips, each when the next has been computed, which may need the rows it overwrites."""
 
     def __init__(self, store: RowStore) -> None:
         self.store = store
         self._waiting: tuple[int, Tensor] | None = None
 
     def put(self, first: int, maps: Tensor) -> None:
-        """Take a strip `(1, C, rows, W)`."""
+        """Store a strip `(1, C, rows, W)`, once the next one has come."""
         self.finish()
         self._waiting = first, maps[0].permute(1, 2, 0)
 
     def finish(self) -> None:
-        """Write what waits."""
+        """Write the strip that waits."""
         if self._waiting is not None:
             self.store.write(*self._waiting)
         self._waiting = None

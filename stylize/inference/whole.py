@@ -1,10 +1,10 @@
-"""Painting a picture as a whole, on a CPU: all its maps in one piece of memory, where each is as long as it is needed.
+"""Paint a picture as a whole on a CPU, with all its maps in one allocation.
 
-A convolution takes its input from top to bottom and leaves its result from top to bottom. So the result of one that
-halves the maps may lie over its input, and that of one that enlarges them may begin well before its input, and end over
-what was read: of two maps that follow each other only the larger one takes room.
+A convolution reads its input and writes its result from top to bottom. So the result of one that halves the maps may
+overwrite its input, and that of one that upsamples them may begin before its input and end over rows that were read: of
+two consecutive maps only the larger one takes memory.
 
-Floor: the largest map. Johnson's generator takes a few rows more, a third less than with every map by itself.
+Floor: the largest map. Johnson's generator takes a few rows more, a third less than with separate maps.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from stylize.generators.base import Stage
 from stylize.inference.plans import map_shape
 from stylize.ops import Geometry, Window
 
-ALIGNED_VALUES = 16  # 64 bytes: a line of the cache
+ALIGNED_VALUES = 16  # 64 bytes: a cache line
 
 
 class Maps(NamedTuple):
-    """What a stage's convolution leaves, and how long that is needed.
+    """The result of a stage's convolution.
 
     Attributes:
         shape: `(H, W, C)`.
-        geometry: Of the convolution.
-        last: The last stage that reads it.
+        geometry: Geometry of the convolution.
+        last: Last stage that reads it.
     """
 
     shape: tuple[int, int, int]
@@ -38,21 +38,21 @@ class Maps(NamedTuple):
 
     @property
     def row_values(self) -> int:
-        """Of a row."""
+        """Number of values of a row."""
         return self.shape[1] * self.shape[2]
 
     @property
     def values(self) -> int:
-        """Of all rows, and what fills the last line of the cache."""
+        """Number of values, rounded up to whole cache lines."""
         return -(-self.shape[0] * self.row_values // ALIGNED_VALUES) * ALIGNED_VALUES
 
 
 class Layout(NamedTuple):
-    """Where maps lie, in values.
+    """Positions of maps in one allocation, in values.
 
     Attributes:
-        starts: Where each begins.
-        values: That all take.
+        starts: Position of each.
+        values: Size of the allocation.
     """
 
     starts: tuple[int, ...]
@@ -60,13 +60,13 @@ class Layout(NamedTuple):
 
 
 def layout_of(stages: Sequence[Stage]) -> Layout:
-    """Where the maps of all stages but the last lie; the last one's are the picture."""
+    """Return the layout of the maps of all stages but the last, whose result is the picture."""
     return lay_out(tuple(_maps(stages, i) for i in range(len(stages) - 1)))
 
 
 @lru_cache
 def lay_out(chain: tuple[Maps, ...]) -> Layout:
-    """Each as far to the front as those that lie there already allow, the largest first."""
+    """Place each as far to the front as those already placed allow, the largest first."""
     starts: dict[int, int] = {}
     for i in sorted(range(len(chain)), key=lambda i: (-chain[i].values, -i)):
         rivals = [j for j in starts if i <= chain[j].last and j <= chain[i].last]
@@ -83,7 +83,7 @@ def paint_whole(stages: Sequence[Stage], photograph: Tensor) -> Tensor:
     """Paint one picture.
 
     Args:
-        stages: The generator's, for the picture.
+        stages: The generator's stages for the picture.
         photograph: `(1, 3, H, W)` in [0, 1], float32, on a CPU.
 
     Returns:
@@ -111,7 +111,7 @@ def _maps(stages: Sequence[Stage], i: int) -> Maps:
 
 
 def _agree(chain: Sequence[Maps], starts: dict[int, int]) -> bool:
-    """Whether two maps, of which one is needed when the other is made, may lie so."""
+    """Return whether two maps, one of which is needed while the other is computed, may be at these positions."""
     (i, start), (j, later_start) = sorted(starts.items())
     if start + chain[i].values <= later_start or later_start + chain[j].values <= start:
         return True
@@ -120,13 +120,13 @@ def _agree(chain: Sequence[Maps], starts: dict[int, int]) -> bool:
 
 
 def _reads_before_it_writes(geometry: Geometry) -> bool:
-    """Whether a convolution goes strip by strip, each copied before it is convolved."""
+    """Return whether a convolution copies each strip of its input before it writes the result."""
     return geometry.stride > 1 or geometry.size is not None
 
 
 @lru_cache
 def _lead(before: Maps, after: Maps) -> int:
-    """By how much at least maps must begin after the result that is written over them."""
+    """Return the least distance at which maps must begin after the result that overwrites them."""
     height = after.shape[0]
     leads = (
         row * after.row_values - after.geometry.needed_rows(row, height, before.shape[0])[0] * before.row_values

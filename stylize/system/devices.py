@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from stylize.errors import StylizeError
+from stylize.system.memory import available_bytes, own_bytes
 
 CPU = torch.device("cpu")
 
@@ -52,3 +53,14 @@ def multiplies_bf16(device: torch.device) -> bool:
 def choose_memory_format(device: torch.device) -> torch.memory_format:
     """Channels-last where the convolutions of the device prefer it."""
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
+
+
+def free_and_own_bytes(device: torch.device) -> tuple[int, int]:
+    """Return the free bytes of a device's memory, and those that this process has."""
+    if device.type == "cuda":
+        own = torch.cuda.memory_reserved(device)
+        return torch.cuda.mem_get_info(device)[0] + own - torch.cuda.memory_allocated(device), own
+    if device.type == "mps":
+        own = torch.mps.driver_allocated_memory()
+        return torch.mps.recommended_max_memory() - own, own
+    return available_bytes(), own_bytes()
