@@ -13,12 +13,13 @@ from torch import Tensor
 from stylize.errors import StylizeError
 from stylize.generators.base import Stage, check_size
 from stylize.inference.options import PaintOptions
-from stylize.inference.plans import CPU, GIB, MemoryBudget, Plan, choose_plan
+from stylize.inference.plans import GIB, MemoryBudget, Plan, choose_plan
 from stylize.inference.strips import StripPainter
 from stylize.inference.strokes import Band, Enlargement, shrunk_size, small_rows
 from stylize.inference.stylizer import Stylizer, finished
 from stylize.pictures.images import Picture
 from stylize.pictures.raster import Notes, Raster, raster_of
+from stylize.system.devices import CPU
 from stylize.system.row_store import RowStore
 
 logger = logging.getLogger("stylize")

@@ -26,7 +26,6 @@ from torch import Tensor
 
 from stylize.generators.base import Stage
 from stylize.inference.plans import (
-    CPU,
     LEAST_STRIP_PX,
     Plan,
     Sweep,
@@ -35,6 +34,7 @@ from stylize.inference.plans import (
     stage_rows,
 )
 from stylize.ops import MergedStatistics, Statistics, Window
+from stylize.system.devices import CPU
 from stylize.system.memory import return_freed_memory
 from stylize.system.row_store import RowStore
 from stylize.system.scratch import SCRATCH
