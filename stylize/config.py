@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from stylize.errors import StylizeError, nearest, unknown_name
 from stylize.generators import GeneratorConfig
-from stylize.losses.perceptual import LossConfig
+from stylize.losses.terms import LossConfig
 from stylize.training.photographs import SAMPLES, ContentConfig
 from stylize.training.trainer import TrainConfig
 
@@ -341,7 +341,7 @@ def _key_path(root: type[BaseModel], error: ErrorDetails) -> list[str]:
         elif fields is not None:
             path.append(str(part))
             model = _inside(fields[part].annotation) if part in fields else None
-        elif isinstance(part, int) or (path and path[-1] in ("content_layers", "style_layers")):
+        elif isinstance(part, int) or (path and path[-1].endswith("_layers")):
             path.append(str(part))
     return path
 

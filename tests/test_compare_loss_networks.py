@@ -76,7 +76,7 @@ def test_the_judge_measures_what_the_perceptual_loss_says(
     script: ModuleType, arguments: list[str], tmp_path: Path
 ) -> None:
     from stylize.build import build_run, read_styles
-    from stylize.losses.perceptual import correlation
+    from stylize.losses.terms import correlation
     from stylize.losses.vgg_weights import load_vgg
     from stylize.training.trainer import Progress
 

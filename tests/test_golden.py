@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stylize.generators import GENERATORS, GeneratorConfig, build_generator
-from stylize.losses.perceptual import LossConfig, PerceptualLoss
+from stylize.losses.perceptual import PerceptualLoss
+from stylize.losses.terms import LossConfig
 from stylize.losses.vgg_weights import load_vgg
 from stylize.norms import NORMS
 from stylize.training.loader import Batches, CropDataset

@@ -30,7 +30,8 @@ from stylize.evaluation.borders import border_mask, border_scores
 from stylize.evaluation.contrast import change_contrast, equalize_luminance, luminance
 from stylize.evaluation.statistics import Table, confidence
 from stylize.generators import GeneratorConfig, build_generator
-from stylize.losses.perceptual import LossConfig, PerceptualLoss
+from stylize.losses.perceptual import PerceptualLoss
+from stylize.losses.terms import LossConfig
 from stylize.losses.vgg_weights import load_vgg
 from stylize.norms import BatchInstanceNorm, frozen_statistics
 from stylize.studies.comparisons import STUDIES

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import stylize.losses.vgg_weights
 from stylize.errors import StylizeError
-from stylize.losses.perceptual import LossConfig, PerceptualLoss
+from stylize.losses.perceptual import PerceptualLoss
+from stylize.losses.terms import LossConfig
 from stylize.losses.vgg import LAYERS, TAPS, VGG19, Convolution, tap_depth
 from stylize.losses.vgg_weights import (
     COMPACT_FORMAT,

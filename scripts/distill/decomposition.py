@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stylize.losses.perceptual import gram_matrix
+from stylize.losses.gram import gram_matrix
 from stylize.losses.vgg import LAYERS, VGG19, last_convolution
 from stylize.ops.convolution import replicate_border
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from stylize.evaluation.evaluate import Evaluation, Painter, Photograph
     from stylize.evaluation.statistics import Table
     from stylize.generators import Generator
-    from stylize.losses.perceptual import LossConfig
+    from stylize.losses.terms import LossConfig
     from stylize.models.file import ModelCard
 
 logger = logging.getLogger("stylize")

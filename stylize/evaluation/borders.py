@@ -33,8 +33,8 @@ def border_scores(loss: PerceptualLoss, stylized: Tensor, content: Tensor) -> di
         for tap in config.content_layers
     ]
     of_style = [
-        _style_error(features[tap], loss.get_buffer(f"gram_{tap}"), True, stride_of(tap))
-        / _style_error(features[tap], loss.get_buffer(f"gram_{tap}"), False, stride_of(tap))
+        _style_error(features[tap], loss.style_gram(tap), True, stride_of(tap))
+        / _style_error(features[tap], loss.style_gram(tap), False, stride_of(tap))
         for tap in config.style_layers
     ]
     brightness = _over_centre(luminance(stylized), 1) / _over_centre(luminance(content), 1)
