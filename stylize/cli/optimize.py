@@ -93,6 +93,8 @@ def optimize(
     from stylize.build import build_loss, read_styles
     from stylize.evaluation.gatys import OptimizationConfig
     from stylize.evaluation.gatys import optimize as optimized
+    from stylize.losses.summary import headline_terms
+    from stylize.losses.terms import TOTAL
     from stylize.pictures.images import format_of
     from stylize.pictures.raster import raster_of
     from stylize.pictures.reading import read_raster
@@ -114,7 +116,7 @@ def optimize(
     iterates = optimized(loss.to(target), photograph.rgb[None].to(target), optimization)
     for iterate in _shown(iterates, iterations, log, log_every):
         last = iterate
-    terms = ", ".join(f"{name} {last.terms[name]:.4f}" for name in ("total", "style", "content"))
+    terms = ", ".join(f"{name} {last.terms[name]:.4f}" for name in (TOTAL, *headline_terms()))
     logger.info("after %d iterations: %s", last.iteration, terms)
     painted = type(photograph)(last.picture[0].cpu(), photograph.alpha)
     with raster_of([painted], notes) as result:
@@ -126,12 +128,14 @@ def _shown(iterates: Iterator[Iterate], iterations: int, log: Path | None, log_e
     """The same iterates; a bar, and TensorBoard, show them."""
     from tqdm import tqdm
 
+    from stylize.losses.summary import progress_text
+
     with ExitStack() as stack:
         events = None if log is None else stack.enter_context(closing(_events(log)))
         bar = stack.enter_context(tqdm(total=iterations, unit="iteration", disable=not sys.stderr.isatty()))
         for iterate in iterates:
             bar.update(iterate.iteration - bar.n)
-            bar.set_postfix_str(f"style {iterate.terms['style']:.4f}, content {iterate.terms['content']:.3f}")
+            bar.set_postfix_str(progress_text(iterate.terms))
             if events is not None:
                 _record(events, iterate, picture=iterate.iteration % log_every == 0 or iterate.iteration == iterations)
             yield iterate

@@ -260,11 +260,9 @@ def _report(progress: Progress, run_dir: Path, seconds: float, first_step: int, 
     if not (run_dir / "model.safetensors").exists():
         raise StylizeError(f"{run_dir}: no model could be written; make room, and train some more with --resume")
     if progress.validation:
-        logger.info(
-            "best at step %d: held-out style %.4f (photographs: %.4f), content %.4f (correlation %.3f)",
-            progress.best_step,
-            *(progress.validation[k] for k in ("style", "style_of_photographs", "content", "content_correlation")),
-        )  # fmt: skip
+        from stylize.losses.summary import held_out_text
+
+        logger.info("best at step %d: held-out %s", progress.best_step, held_out_text(progress.validation))
     click.echo(f"model: {run_dir / 'model.safetensors'}")
     click.echo(f"paint with it: stylize apply PHOTO --model {quoted(run_dir)}")
     click.echo(f"watch it: tensorboard --logdir {quoted(run_dir)}")

@@ -18,6 +18,7 @@ from stylize.evaluation.contrast import change_contrast, rms_difference
 from stylize.evaluation.gatys import OptimizationConfig, optimize
 from stylize.evaluation.statistics import Table, confidence
 from stylize.losses.perceptual import PerceptualLoss
+from stylize.losses.terms import in_order
 
 Painter: TypeAlias = Callable[[Tensor], Tensor]
 Terms: TypeAlias = Mapping[str, float]
@@ -305,16 +306,6 @@ def quantile(values: Sequence[float | None], q: float) -> float | None:
     position = q * (len(ordered) - 1)
     low, high = ordered[math.floor(position)], ordered[math.ceil(position)]
     return None if math.isinf(high) else low + (high - low) * (position % 1)
-
-
-def in_order(names: Iterable[str]) -> list[str]:
-    """Names of terms, the most important first, each before its layers.
-
-    >>> in_order(["content/relu2_2", "style/relu1_1", "content", "style", "tv", "total"])
-    ['total', 'style', 'style/relu1_1', 'content', 'content/relu2_2', 'tv']
-    """
-    kinds = ("total", "style", "content", "content_correlation", "tv")
-    return sorted(names, key=lambda name: (kinds.index(name.partition("/")[0]), name))
 
 
 def _painted(painter: Painter | None, image: Tensor) -> Tensor:

@@ -347,14 +347,9 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=place)
 
 
-def headline_terms() -> list[str]:
-    """Return the terms that one-line summaries name, in the order of tables."""
-    return [name for name in in_order(TERMS) if TERMS[name].digits is not None]
-
-
-def headline_measures() -> list[str]:
-    """Return the measures of these terms."""
-    return [measure for name in headline_terms() for measure in TERMS[name].measures]
+def layer_keys() -> list[str]:
+    """Return the config keys that name layers of VGG-19, in the order of tables."""
+    return [f"{name}_layers" for name in in_order(TERMS) if f"{name}_layers" in TERMS[name].Keys.model_fields]
 
 
 def channel_balance(gram: Tensor, balance: float) -> Tensor:

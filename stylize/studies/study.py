@@ -20,13 +20,15 @@ from stylize.evaluation.gatys import OptimizationConfig, optimize
 from stylize.evaluation.statistics import Table, spread
 from stylize.generators import Generator
 from stylize.losses.perceptual import PerceptualLoss
+from stylize.losses.summary import headline_measures, headline_terms, of_photographs
+from stylize.losses.terms import TOTAL
 from stylize.studies.findings import Finding, Line, Plot, Sheet, line_of_seeds
 from stylize.studies.photographs import Parted, held_out_squares
 from stylize.studies.runs import Arm, StudyRun, generator_of, records
 
 logger = logging.getLogger("stylize")
 
-TERMS = ("style", "content", "total", "content_correlation")
+COMPARED = (*headline_terms(), TOTAL, *headline_measures())
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,10 @@ class Results:
         table = seeds_table(
             title, {arm: [records(run, "validation")[-1] for run in self.of_arm(arm)] for arm in chosen}
         )
-        unpainted = f"{fmean(self.final(chosen[0], 'style_of_photographs')):.4f}"
-        return replace(table, rows=[*table.rows, ("photographs as they are", unpainted, "0.0000", "", "1.0000")])
+        style = fmean(self.final(chosen[0], of_photographs("style")))
+        unstylized = {"style": style, "content": 0.0, "content_correlation": 1.0}
+        cells = (f"{unstylized[name]:.4f}" if name in unstylized else "" for name in COMPARED)
+        return replace(table, rows=[*table.rows, ("photographs as they are", *cells)])
 
     def measured(self, painter: Painter) -> dict[str, float]:
         """The terms of the base's loss, averaged over the held-out photographs."""
@@ -206,8 +210,10 @@ class Results:
 
 def seeds_table(title: str, measured: Mapping[str, Sequence[Mapping[str, float]]]) -> Table:
     """Terms by name, measured for every seed: mean ± standard deviation."""
-    rows = [(name, *(spread([terms[term] for terms in seeds]) for term in TERMS)) for name, seeds in measured.items()]
-    return Table(title, ("", *(term.replace("_", " ") for term in TERMS)), rows)
+    rows = [
+        (name, *(spread([terms[term] for terms in seeds]) for term in COMPARED)) for name, seeds in measured.items()
+    ]
+    return Table(title, ("", *(term.replace("_", " ") for term in COMPARED)), rows)
 
 
 def _as_it_is(content: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from statistics import fmean
 
 from stylize.evaluation.statistics import Table, spread
+from stylize.losses.summary import headline_terms
+from stylize.losses.terms import TOTAL
 from stylize.studies.findings import Finding
 from stylize.studies.photographs import drawn
 from stylize.studies.runs import Arm, records
@@ -35,15 +37,15 @@ def _findings(results: Results) -> Findings:
     rows = []
     for arm in results.arms:
         best = _best(results, arm)
-        at_best = (spread([record[term] for record in best]) for term in ("style", "content", "total"))
+        at_best = (spread([record[term] for record in best]) for term in (*headline_terms(), TOTAL))
         rows.append(
             (arm, f"{fmean(record['step'] for record in best):.0f}", *at_best, spread(results.final(arm, "total")))
         )
-    columns = ("trained on", "best step", "style", "content", "total", "total after the last step")
+    columns = ("trained on", "best step", *headline_terms(), TOTAL, "total after the last step")
     parts: list[Finding] = [Table("Held-out losses at the best step, where early stopping would stop", columns, rows)]
     parts += [
         results.plot(f"Held-out {term} loss by the number of photographs", results.arms, term)
-        for term in ("total", "style", "content")
+        for term in (TOTAL, *headline_terms())
     ]
     painters = {arm: results.generator(arm) for arm in results.arms}
     parts.append(results.sheet("Pictures after the last step", painters))

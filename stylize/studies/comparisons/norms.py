@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stylize.losses.summary import headline_terms
 from stylize.norms import NORMS
 from stylize.studies.findings import Finding
 from stylize.studies.runs import Arm
@@ -25,7 +26,7 @@ def _findings(results: Results) -> Findings:
     for generator in GENERATORS:
         arms = [f"{generator}, {norm}" for norm in NORM_NAMES]
         parts.append(results.table(f"{generator}: held-out losses after the last step, in eval()", arms))
-        for term in ("style", "content"):
+        for term in headline_terms():
             parts.append(results.plot(f"{generator}: held-out {term} loss in eval()", arms, term))
         painters = {arm.split(", ")[1]: results.generator(arm) for arm in arms}
         parts.append(results.sheet(f"{generator}: pictures", painters, with_optimized=True))
