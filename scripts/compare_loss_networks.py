@@ -26,7 +26,7 @@ import click
 import torch
 from torch import Tensor
 
-from stylize.build import build_loss, build_run, read_styles
+from stylize.build import build_objective, build_run
 from stylize.config import RunConfig, load_config
 from stylize.errors import StylizeError
 from stylize.models.file import load_model
@@ -152,9 +152,8 @@ class Judge:
     """Measures models of one style."""
 
     def __init__(self, config: RunConfig) -> None:
-        styles = read_styles(config)
         plain = config.model_copy(update={"loss": config.loss.model_copy(update={"channel_balance": 0.0})})
-        self.loss, self.plain = (build_loss(one, styles)[0] for one in (config, plain))
+        self.loss, self.plain = (build_objective(one.objective())[0] for one in (config, plain))
         self.photographs = validation_images(
             find_photographs(config.content, config.seed).validation, config.content.crop
         )

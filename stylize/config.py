@@ -53,6 +53,16 @@ class StyleConfig(BaseModel):
         return self.images or [StyleImage(path=self.image or "")]
 
 
+class ObjectiveConfig(BaseModel):
+    """What pictures are measured against: a style and the loss."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    style: StyleConfig
+    loss: LossConfig = LossConfig()
+    seed: int = Field(0, ge=0, lt=2**32, description="of random VGG weights")
+
+
 class RunConfig(BaseModel):
     """Everything that determines a training run."""
 
@@ -74,6 +84,10 @@ class RunConfig(BaseModel):
                 "batch and instance statistics are the same and the gates do not learn"
             )
         return self
+
+    def objective(self) -> ObjectiveConfig:
+        """The part that determines the loss."""
+        return ObjectiveConfig(style=self.style, loss=self.loss, seed=self.seed)
 
     def without_folders(self) -> RunConfig:
         """The same with file names in place of paths: for a model that goes to other people."""
@@ -134,44 +148,29 @@ def read_config(model: type[Config], path: Path, overrides: Sequence[str] = ()) 
     return _checked(model, read_yaml(path), overrides, str(path))
 
 
-def loss_config(style: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """What `stylize train` would take without a file: the default losses for a style, with what overrides say of them.
+def objective_config(
+    style: Path, overrides: Sequence[str] = (), trained: Mapping[str, Any] | None = None, place: str = ""
+) -> ObjectiveConfig:
+    """Return the loss for a style without a config file: the default one, or that of a training.
 
     Args:
         style: The picture.
         overrides: As in `load_config`; paths are relative to the current folder.
-
-    Raises:
-        StylizeError: As in `load_config`.
-    """
-    return _with_absolute_paths(_checked(RunConfig, _tree_of_style(style), overrides, "--set"), Path.cwd())
-
-
-def trained_loss_config(
-    style: Path, trained: Mapping[str, Any], place: str, overrides: Sequence[str] = ()
-) -> RunConfig:
-    """The same with the losses, the size of the style and the seed of a training in place of the defaults.
-
-    Args:
-        style: The picture.
-        trained: The training's whole configuration, as a model file tells it; what it lacks is the default.
+        trained: The whole configuration of a training, as a model file holds it: its loss, style size and seed are
+            taken.
         place: Where that came from, for the messages.
-        overrides: As in `loss_config`.
 
     Raises:
         StylizeError: As in `load_config`.
     """
-    tree = _tree_of_style(style)
-    tree |= {key: trained[key] for key in ("loss", "seed") if key in trained}
-    style_of_training = trained.get("style")
-    if isinstance(style_of_training, Mapping) and "size" in style_of_training:
-        tree["style"]["size"] = style_of_training["size"]
-    base = _checked(RunConfig, tree, (), place).model_dump(mode="json")
-    return _with_absolute_paths(_checked(RunConfig, base, overrides, "--set"), Path.cwd())
-
-
-def _tree_of_style(style: Path) -> dict[str, Any]:
-    return {"name": "optimized", "style": {"image": str(style)}, "content": {"path": SAMPLES}}
+    tree: dict[str, Any] = {"style": {"image": str(style)}}
+    if trained is not None:
+        tree |= {key: trained[key] for key in ("loss", "seed") if key in trained}
+        style_of_training = trained.get("style")
+        if isinstance(style_of_training, Mapping) and "size" in style_of_training:
+            tree["style"]["size"] = style_of_training["size"]
+        tree = _checked(ObjectiveConfig, tree, (), place).model_dump(mode="json")
+    return _with_absolute_objective(_checked(ObjectiveConfig, tree, overrides, "--set"), Path.cwd())
 
 
 def is_vgg_keyword(source: str) -> bool:
@@ -261,35 +260,38 @@ def _override_(tree: dict[str, Any], override: str) -> None:
 
 
 def _with_absolute_paths(config: RunConfig, folder: Path) -> RunConfig:
-    def absolute(path: str) -> str:
-        local = folder / Path(path).expanduser()
-        return str(local if local.exists() or not Path(path).exists() else Path(path).resolve())
-
-    style = config.style
-    if style.image is not None:
-        style = style.model_copy(update={"image": absolute(style.image)})
-    images = [image.model_copy(update={"path": absolute(image.path)}) for image in style.images]
-    style = style.model_copy(update={"images": images})
     content = config.content
     if content.path != SAMPLES:
-        content = content.model_copy(update={"path": absolute(content.path)})
+        content = content.model_copy(update={"path": _absolute(content.path, folder)})
     if isinstance(content.validation, str):
-        content = content.model_copy(update={"validation": absolute(content.validation)})
+        content = content.model_copy(update={"validation": _absolute(content.validation, folder)})
     if content.cache is not None:
-        content = content.model_copy(update={"cache": absolute(content.cache)})
-    loss = config.loss.model_copy(
-        update={"vgg": "-or-".join(_vgg_source(name, absolute) for name in _alternatives(config, folder))}
-    )
-    return config.model_copy(update={"style": style, "content": content, "loss": loss})
+        content = content.model_copy(update={"cache": _absolute(content.cache, folder)})
+    objective = _with_absolute_objective(config.objective(), folder)
+    return config.model_copy(update={"style": objective.style, "content": content, "loss": objective.loss})
 
 
-def _alternatives(config: RunConfig, folder: Path) -> list[str]:
-    source = config.loss.vgg
+def _with_absolute_objective(config: ObjectiveConfig, folder: Path) -> ObjectiveConfig:
+    style = config.style
+    if style.image is not None:
+        style = style.model_copy(update={"image": _absolute(style.image, folder)})
+    images = [image.model_copy(update={"path": _absolute(image.path, folder)}) for image in style.images]
+    style = style.model_copy(update={"images": images})
+    vgg = "-or-".join(_vgg_source(name, folder) for name in _alternatives(config.loss.vgg, folder))
+    return config.model_copy(update={"style": style, "loss": config.loss.model_copy(update={"vgg": vgg})})
+
+
+def _absolute(path: str, folder: Path) -> str:
+    local = folder / Path(path).expanduser()
+    return str(local if local.exists() or not Path(path).exists() else Path(path).resolve())
+
+
+def _alternatives(source: str, folder: Path) -> list[str]:
     return [source] if (folder / source).exists() else source.split("-or-")
 
 
-def _vgg_source(name: str, absolute: Any) -> str:
-    return name if name in VGG_KEYWORDS else str(absolute(name))
+def _vgg_source(name: str, folder: Path) -> str:
+    return name if name in VGG_KEYWORDS else _absolute(name, folder)
 
 
 BOUNDS = {

@@ -86,7 +86,9 @@ def test_the_judge_measures_what_the_perceptual_loss_says(
     run.trainer.save_best(Progress())
     found, photographs, pictures = script.Judge(config)(tmp_path / "model.safetensors")
     vgg = load_vgg(judge, config.loss.taps()).vgg
-    plain = PerceptualLoss(vgg, config.loss.model_copy(update={"channel_balance": 0.0}), read_styles(config))
+    plain = PerceptualLoss(
+        vgg, config.loss.model_copy(update={"channel_balance": 0.0}), read_styles(config.style, config.loss)
+    )
     content, painted = torch.stack(photographs), torch.stack(pictures)
     with torch.no_grad():
         assert found.plain_style == pytest.approx(float(plain(painted, content)["style"]), rel=1e-4)

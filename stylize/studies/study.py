@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 import torch
 from torch import Tensor
 
-from stylize.build import build_loss, read_styles
+from stylize.build import build_objective
 from stylize.config import RunConfig
 from stylize.evaluation.contrast import change_contrast
 from stylize.evaluation.evaluate import CONTRASTS, Evaluation, EvaluationConfig, Painter, Photograph, evaluate
@@ -90,8 +90,7 @@ class Results:
     @cached_property
     def loss(self) -> PerceptualLoss:
         """The loss of the base config."""
-        config = self.setting.base
-        loss, _ = build_loss(config, read_styles(config))
+        loss, _ = build_objective(self.setting.base.objective())
         return loss.to(self.device)
 
     @cached_property
