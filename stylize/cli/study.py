@@ -50,6 +50,15 @@ from stylize.system.memory import keep_freed_memory
 @click.option(
     "--restyle", metavar="MODEL", help="Model that restyles photographs in the contrast study; default: a built-in one."
 )
+@click.option(
+    "--network",
+    "networks",
+    multiple=True,
+    metavar="VGG",
+    default=("compact", "random"),
+    show_default=True,
+    help="Loss network to compare with loss.vgg in the loss-networks study; repeatable.",
+)
 @device_option
 @verbose_option
 def study(
@@ -63,6 +72,7 @@ def study(
     pictures: Path | None,
     iterations: int,
     restyle: str | None,
+    networks: tuple[str, ...],
     device: str,
 ) -> None:
     """Run one of the papers' comparisons; without NAME, list them.
@@ -86,5 +96,5 @@ def study(
     if quick:
         config, seeds, iterations = quickened(config), min(seeds, QUICK_SEEDS), min(iterations, QUICK_ITERATIONS)
     command = shlex.join(["stylize", *sys.argv[1:]])
-    request = Request(config, output.resolve(), seeds, device, jobs, pictures, iterations, restyle, command)
+    request = Request(config, output.resolve(), seeds, device, jobs, pictures, iterations, restyle, networks, command)
     click.echo(conduct(chosen, request))

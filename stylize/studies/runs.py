@@ -1,4 +1,4 @@
-"""The trainings of a study: planned, run once, taken up where they were stopped, and read."""
+"""The trainings of a study: planned, run once, resumed if they were stopped, and read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import multiprocessing
+import os
 import shlex
 import signal
 import sys
@@ -42,28 +43,32 @@ class Arm(NamedTuple):
     """One of the settings that a study compares.
 
     Attributes:
-        name: How the report calls it.
+        name: Its name in the report.
         changes: Values at dotted keys of the config.
+        variables: Environment variables of its trainings.
     """
 
     name: str
     changes: Mapping[str, object]
+    variables: Mapping[str, str] = {}  # immutable
 
 
 class StudyRun(NamedTuple):
     """One training.
 
     Attributes:
-        arm: The name of its arm.
-        seed: Of its weights, crops and order.
-        config: All of it.
-        folder: Its run folder.
+        arm: Name of its arm.
+        seed: Seed of weights, crops and order.
+        config: The whole config.
+        folder: The run folder.
+        variables: Environment variables of its process.
     """
 
     arm: str
     seed: int
     config: RunConfig
     folder: Path
+    variables: Mapping[str, str] = {}  # immutable
 
     @property
     def is_done(self) -> bool:
@@ -72,10 +77,10 @@ class StudyRun(NamedTuple):
 
     @property
     def command(self) -> str:
-        """What trains the same again, alone, from the shell."""
-        return shlex.join(
-            ["stylize", "train", "--config", str(self.folder / "config.yaml"), "--output", f"again/{self.folder.name}"]
-        )
+        """The command that trains the same again, alone."""
+        environment = ["env", *(f"{name}={value}" for name, value in self.variables.items())] if self.variables else []
+        paths = ["--config", str(self.folder / "config.yaml"), "--output", f"again/{self.folder.name}"]
+        return shlex.join([*environment, "stylize", "train", *paths])
 
 
 def with_changes(config: RunConfig, changes: Mapping[str, object]) -> RunConfig:
@@ -98,13 +103,13 @@ def with_changes(config: RunConfig, changes: Mapping[str, object]) -> RunConfig:
 
 
 def plan_runs(base: RunConfig, arms: Sequence[Arm], seeds: Sequence[int], folder: Path) -> list[StudyRun]:
-    """The trainings of all arms and seeds. Equal configs have one folder, so studies share what they have in common.
+    """Return the trainings of all arms and seeds. Equal configs share a folder, also between studies.
 
     Args:
         base: What all have in common.
-        arms: What differs; a value that is a mapping from seeds is taken by the run's own.
+        arms: What differs; a value that maps seeds to values takes that of the run's seed.
         seeds: Added to the base's seed.
-        folder: Below which the run folders are.
+        folder: Parent of the run folders.
     """
     runs = []
     for arm in arms:
@@ -112,7 +117,8 @@ def plan_runs(base: RunConfig, arms: Sequence[Arm], seeds: Sequence[int], folder
             changes = {key: value[seed] if isinstance(value, dict) else value for key, value in arm.changes.items()}
             config = with_changes(base, {**changes, "seed": base.seed + seed})
             config = with_changes(config, _checkpointing(config))
-            runs.append(StudyRun(arm.name, seed, config, folder / _folder_name(config)))
+            place = folder / _folder_name(config, arm.variables)
+            runs.append(StudyRun(arm.name, seed, config, place, arm.variables))
     return runs
 
 
@@ -124,21 +130,22 @@ def _checkpointing(config: RunConfig) -> dict[str, object]:
     return {"train.checkpoint_every": every, "train.keep_checkpoints": kept, "train.stop_after": None}
 
 
-def _folder_name(config: RunConfig) -> str:
-    digest = hashlib.sha256(config.to_yaml().encode()).hexdigest()[:10]
+def _folder_name(config: RunConfig, variables: Mapping[str, str]) -> str:
+    key = config.to_yaml() + "".join(f"{name}={value}\n" for name, value in variables.items())
+    digest = hashlib.sha256(key.encode()).hexdigest()[:10]
     return f"{config.generator.name}-{config.generator.norm}-{digest}"
 
 
 def train_runs(runs: Sequence[StudyRun], device: str, jobs: int = 1) -> None:
-    """Train what is not trained yet.
+    """Train the runs that are not done yet.
 
     Args:
         runs: All trainings; those with the same folder are one.
-        device: Where.
-        jobs: How many at a time, each in a process with its share of the cores.
+        device: Name of the device.
+        jobs: Number of trainings at a time, each in a process with its share of the cores.
 
     Raises:
-        StylizeError: One cannot be trained; what the others have done is kept.
+        StylizeError: One cannot be trained; the results of the others are kept.
     """
     waiting = list({run.folder: run for run in runs if not run.is_done}.values())
     logger.info("%d trainings, %d of them still to do", len({run.folder for run in runs}), len(waiting))
@@ -152,20 +159,9 @@ def train_runs(runs: Sequence[StudyRun], device: str, jobs: int = 1) -> None:
 
 
 def _trained(runs: Sequence[StudyRun], device: str, jobs: int) -> Iterator[StudyRun]:
-    if jobs == 1:
-        for run in runs:
-            _train(run, device)
-            yield run
-        return
-    threads = max(1, torch.get_num_threads() // jobs)
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_process, initargs=(threads,))
-    with _noted_interrupts() as interrupts, pool:
-        futures = {pool.submit(_train, run, device): run for run in runs}
+    with _noted_interrupts() as interrupts:
         try:
-            for future in as_completed(futures):
-                future.result()
-                yield futures[future]
+            yield from _one_by_one(runs, device) if jobs == 1 else _together(runs, device, jobs)
         except BrokenProcessPool as error:
             if interrupts:  # which ended the processes, too
                 raise KeyboardInterrupt from error
@@ -173,13 +169,48 @@ def _trained(runs: Sequence[StudyRun], device: str, jobs: int) -> Iterator[Study
                 "a process that trained has died, maybe for want of memory: ask for the study again, with fewer "
                 "--jobs; what was trained is kept"
             ) from error
+
+
+def _one_by_one(runs: Sequence[StudyRun], device: str) -> Iterator[StudyRun]:
+    for run in runs:
+        _train_in_environment(run, device)
+        yield run
+
+
+def _together(runs: Sequence[StudyRun], device: str, jobs: int) -> Iterator[StudyRun]:
+    with _processes(jobs, max(1, torch.get_num_threads() // jobs)) as pool:
+        futures = {pool.submit(_train_in_environment, run, device): run for run in runs}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                yield futures[future]
         finally:
             pool.shutdown(cancel_futures=True)
 
 
+def _processes(count: int, threads: int) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(count, mp_context=context, initializer=_begin_process, initargs=(threads,))
+
+
+def _train_in_environment(run: StudyRun, device: str) -> None:
+    """Train here, or, if the run has variables, in a process of its own: they are read when a process starts."""
+    if not run.variables:
+        _train(run, device)
+        return
+    before = dict(os.environ)
+    os.environ.update(run.variables)
+    try:
+        with _processes(1, torch.get_num_threads()) as pool:
+            pool.submit(_train, run, device).result()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 @contextmanager
 def _noted_interrupts() -> Iterator[list[int]]:
-    """Within the block a ctrl-c is noted, too: as an exception it may come where nobody sees it."""
+    """Also record a ctrl-c within the block: the exception alone may be raised where it is swallowed."""
     noted: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -229,7 +260,7 @@ def _train(run: StudyRun, device: str) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what every single training tells."""
+    """Mute what every single training logs."""
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:
@@ -239,7 +270,7 @@ def _quiet() -> Iterator[None]:
 
 
 def records(run: StudyRun, kind: str) -> list[dict[str, float]]:
-    """What a run has recorded of one kind, `train` or `validation`, by step."""
+    """Return a run's records of one kind, `train` or `validation`, by step."""
     found = []
     for line in (run.folder / "metrics.jsonl").read_text("utf-8").splitlines():
         with suppress(ValueError):
@@ -250,12 +281,12 @@ def records(run: StudyRun, kind: str) -> list[dict[str, float]]:
 
 
 def generator_of(run: StudyRun, device: torch.device = CPU) -> Generator:
-    """The network as it was after the last step, in `eval()`."""
+    """Return the network after the last step, in `eval()`."""
     return generator_at(run, run.config.train.steps, device)
 
 
 def generator_at(run: StudyRun, step: int, device: torch.device = CPU) -> Generator:
-    """The network as it was at a checkpoint, in `eval()`.
+    """Return the network at a checkpoint, in `eval()`.
 
     Raises:
         StylizeError: There is no such checkpoint.
@@ -267,5 +298,5 @@ def generator_at(run: StudyRun, step: int, device: torch.device = CPU) -> Genera
 
 
 def checkpoint_steps(run: StudyRun) -> list[int]:
-    """The steps of a run's checkpoints, ascending."""
+    """Return the steps of a run's checkpoints, ascending."""
     return sorted(int(path.stem.removeprefix("step-")) for path in (run.folder / "checkpoints").glob("step-*.pt"))

@@ -11,7 +11,7 @@ from stylize.evaluation.contrast import equalize_luminance
 from stylize.evaluation.statistics import Table, spread
 from stylize.pictures.images import to_image, to_tensor
 from stylize.studies.findings import Finding, Sheet
-from stylize.studies.photographs import Parted, changed
+from stylize.studies.photographs import Split, transformed
 from stylize.studies.runs import Arm
 from stylize.studies.study import Findings, Results, Setting, Study
 
@@ -27,18 +27,20 @@ def _changes(setting: Setting) -> dict[str, Callable[[Image.Image], Image.Image]
     return {"equalized": equalize_luminance, "restyled": restyled}
 
 
-def _sets(setting: Setting) -> dict[str, Parted]:
+def _sets(setting: Setting) -> dict[str, Split]:
     side = setting.base.content.resize
     other = "".join(letter if letter.isalnum() else "-" for letter in setting.restyle_name)
     names = {"equalized": f"equalized-{side}", "restyled": f"restyled-{side}-{other}"}
-    sets = {kind: changed(setting.parted, names[kind], side, change) for kind, change in _changes(setting).items()}
-    return {"original": setting.parted, **sets}
+    sets = {
+        kind: transformed(setting.photographs, names[kind], side, change) for kind, change in _changes(setting).items()
+    }
+    return {"original": setting.photographs, **sets}
 
 
 def _arms(setting: Setting) -> list[Arm]:
     return [
-        Arm(f"{norm}, {name}", {"generator.norm": kind, **parted.changes()})
-        for name, parted in _sets(setting).items()
+        Arm(f"{norm}, {name}", {"generator.norm": kind, **photographs.changes()})
+        for name, photographs in _sets(setting).items()
         for norm, kind in NORM_NAMES.items()
     ]
 

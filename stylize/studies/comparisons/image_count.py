@@ -1,4 +1,4 @@
-"""How many photographs a network needs to see."""
+"""Number of photographs to train on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from stylize.evaluation.statistics import Table, spread
 from stylize.losses.summary import headline_terms
 from stylize.losses.terms import TOTAL
 from stylize.studies.findings import Finding
-from stylize.studies.photographs import drawn
+from stylize.studies.photographs import subset
 from stylize.studies.runs import Arm, records
 from stylize.studies.study import Findings, Results, Setting, Study
 
@@ -23,13 +23,13 @@ def _arms(setting: Setting) -> list[Arm]:
     there = setting.photographs_count()
     arms = []
     for count in (count for count in COUNTS if count < there):
-        paths = {seed: str(drawn(setting.parted, count, seed).training) for seed in setting.seeds}
+        paths = {seed: str(subset(setting.photographs, count, seed).training) for seed in setting.seeds}
         arms.append(Arm(_name(count), {"content.path": paths}))
     return [*arms, Arm(f"all {there}", {})]
 
 
 def _best(results: Results, arm: str) -> list[dict[str, float]]:
-    """The validation with the lowest total, by seed."""
+    """Return the validation with the lowest total, by seed."""
     return [min(records(run, "validation"), key=lambda record: record["total"]) for run in results.of_arm(arm)]
 
 

@@ -1,4 +1,4 @@
-"""What is seen beyond the border."""
+"""Padding of the convolutions."""
 
 from __future__ import annotations
 
