@@ -296,6 +296,12 @@ def test_image_by_image_the_terms_and_the_gradient_are_those_of_a_call(
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
 
 
+def test_a_compiler_sees_through_the_whole_loss(vgg: VGG19) -> None:
+    loss, stylized, content = PerceptualLoss(vgg, config(), [photos(1)[0]]), photos(), photos()
+    compiled = torch.compile(loss, fullgraph=True, backend="eager")  # raises where the graph would break
+    torch.testing.assert_close(compiled(stylized, content), loss(stylized, content), rtol=1e-4, atol=1e-7)
+
+
 def test_what_the_convolutions_keep_of_frozen_weights_is_there_before_the_first_step(vgg: VGG19) -> None:
     loss = PerceptualLoss(vgg, config(), [photos(1)[0]])
     weight = last_convolution(vgg.features["2"]).weight

@@ -82,8 +82,9 @@ def study(
     from stylize.studies.comparisons import STUDIES
 
     if name is None:
+        width = max(map(len, STUDIES))
         for kind in STUDIES.values():
-            click.echo(f"{kind.name:12} {kind.title}")
+            click.echo(f"{kind.name:{width}}  {kind.title}")
         return
     chosen = pick(STUDIES, name, "study")
     if config_path is None:

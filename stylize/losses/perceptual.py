@@ -39,6 +39,8 @@ class PerceptualLoss(nn.Module):
         super().__init__()
         self.vgg = vgg
         self.config = config
+        self._taps, self._content_taps = config.taps(), config.content_taps()
+        self._weights = {name: config.weight_of(name) for name in TERMS}
         self.terms = nn.ModuleDict({name: term(config) for name, term in TERMS.items()})
         weights = torch.tensor(style_image_weights or [1.0] * len(styles))
         self._remember_styles(styles, weights / weights.sum())
@@ -54,7 +56,7 @@ class PerceptualLoss(nn.Module):
 
     @torch.no_grad()
     def _style_targets(self, style: Tensor) -> dict[str, dict[str, Tensor]]:
-        features = self.vgg(style[None], self.config.taps())
+        features = self.vgg(style[None], self._taps)
         return {name: self._term(name).style_targets(features) for name in self.terms}
 
     def _term(self, name: str) -> Term:
@@ -112,7 +114,7 @@ class PerceptualLoss(nn.Module):
     def towards(self, content: Tensor) -> Callable[[Tensor], dict[str, Tensor]]:
         """Return the call with its photographs fixed: their features are computed once."""
         fixed = self._content_features(content)
-        return lambda stylized: self._values(Batch(stylized, content, self.vgg(stylized, self.config.taps()), fixed))
+        return lambda stylized: self._values(Batch(stylized, content, self.vgg(stylized, self._taps), fixed))
 
     def measure(self, stylized: Tensor, content: Tensor) -> dict[str, Tensor]:
         """Return the terms as a call does, and the terms' measures, such as `content_correlation`."""
@@ -124,17 +126,17 @@ class PerceptualLoss(nn.Module):
 
     def _batch(self, stylized: Tensor, content: Tensor) -> Batch:
         content_features = self._content_features(content)  # first: the maps of the other have to be kept
-        return Batch(stylized, content, self.vgg(stylized, self.config.taps()), content_features)
+        return Batch(stylized, content, self.vgg(stylized, self._taps), content_features)
 
     @torch.no_grad()
     def _content_features(self, content: Tensor) -> dict[str, Tensor]:
-        return cast(dict[str, Tensor], self.vgg(content, self.config.content_taps()))
+        return cast(dict[str, Tensor], self.vgg(content, self._content_taps))
 
     def _values(self, batch: Batch) -> dict[str, Tensor]:
         found = {name: term(batch) for name, term in self.terms.items()}
         values = {f"{name}/{layer}": x for name, term in found.items() for layer, x in term.by_layer.items()}
         values |= {name: term.value for name, term in found.items()}
-        first, *others = (self.config.weight_of(name) * term.value for name, term in found.items())
+        first, *others = (self._weights[name] * term.value for name, term in found.items())
         return values | {TOTAL: sum(others, start=first)}
 
 

@@ -118,16 +118,19 @@ class LayerTerm(Term):
     In the relative scale the layers are averaged by their weights.
     """
 
+    def __init__(self, config: LossConfig) -> None:
+        super().__init__(config)
+        self.layers = dict(config.layers_of(self.name))
+
     def at_layer(self, layer: str, batch: Batch) -> Tensor:
         """Return the term at one layer, a scalar."""
         raise NotImplementedError
 
     def forward(self, batch: Batch) -> TermValue:
         """Return the term of a batch, and its layers."""
-        layers = self.config.layers_of(self.name)
-        by_layer = {layer: self.at_layer(layer, batch) for layer in layers}
-        total = torch.stack([weight * by_layer[layer] for layer, weight in layers.items()]).sum()
-        return TermValue(total / sum(layers.values()) if self.config.scale == "relative" else total, by_layer)
+        by_layer = {layer: self.at_layer(layer, batch) for layer in self.layers}
+        total = torch.stack([weight * by_layer[layer] for layer, weight in self.layers.items()]).sum()
+        return TermValue(total / sum(self.layers.values()) if self.config.scale == "relative" else total, by_layer)
 
 
 class ContentKeys(BaseModel):
@@ -159,7 +162,7 @@ class ContentTerm(LayerTerm):
 
     def style_targets(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the mean square of the style's features at every layer."""
-        return {_energy(layer): features[layer].float().square().mean() for layer in self.config.content_layers}
+        return {_energy(layer): features[layer].float().square().mean() for layer in self.layers}
 
     def at_layer(self, layer: str, batch: Batch) -> Tensor:
         """Return the squared difference at one layer."""
@@ -174,9 +177,7 @@ class ContentTerm(LayerTerm):
 
         It is 1 where all structure is kept, whatever its contrast, and 0 where none is.
         """
-        found = [
-            correlation(batch.features[layer], batch.content_features[layer]) for layer in self.config.content_layers
-        ]
+        found = [correlation(batch.features[layer], batch.content_features[layer]) for layer in self.layers]
         return {"content_correlation": torch.stack(found).mean()}
 
 
@@ -217,12 +218,12 @@ class StyleTerm(LayerTerm):
 
     def style_targets(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the Gram matrix of every layer."""
-        return {_gram(layer): gram_matrix(features[layer])[0] for layer in self.config.style_layers}
+        return {_gram(layer): gram_matrix(features[layer])[0] for layer in self.layers}
 
     def remember(self, targets: Mapping[str, Tensor]) -> None:
         """Keep the Gram matrices, and their balanced form."""
         super().remember(targets)
-        for layer in self.config.style_layers:
+        for layer in self.layers:
             gram = self.target_gram(layer)
             balance = channel_balance(gram, self.config.channel_balance)
             self.register_buffer(f"balance_{layer}", balance)
