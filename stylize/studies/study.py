@@ -29,6 +29,7 @@ from stylize.studies.runs import Arm, StudyRun, generator_of, records
 
 logger = logging.getLogger("stylize")
 
+NORM_NAMES = {"BN": "batch", "IN": "instance", "BIN": "batch_instance", "LN": "layer"}  # by the papers' abbreviations
 COMPARED = (*headline_terms(), TOTAL, *headline_measures())
 
 
@@ -220,6 +221,15 @@ def seeds_table(title: str, measured: Mapping[str, Sequence[Mapping[str, float]]
         (name, *(spread([terms[term] for terms in seeds]) for term in COMPARED)) for name, seeds in measured.items()
     ]
     return Table(title, ("", *(term.replace("_", " ") for term in COMPARED)), rows)
+
+
+def norms_named(*names: str) -> dict[str, str]:
+    """Return norms of the config by the papers' abbreviations.
+
+    >>> norms_named("BN", "IN")
+    {'BN': 'batch', 'IN': 'instance'}
+    """
+    return {name: NORM_NAMES[name] for name in names}
 
 
 def _as_it_is(content: Tensor) -> Tensor:

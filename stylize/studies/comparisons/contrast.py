@@ -13,9 +13,9 @@ from stylize.pictures.images import to_image, to_tensor
 from stylize.studies.findings import Finding, Sheet
 from stylize.studies.photographs import Split, transformed
 from stylize.studies.runs import Arm
-from stylize.studies.study import Findings, Results, Setting, Study
+from stylize.studies.study import Findings, Results, Setting, Study, norms_named
 
-NORM_NAMES = {"BN": "batch", "IN": "instance"}
+COMPARED_NORMS = norms_named("BN", "IN")
 # Read off the paper's figure 1 at 5,000 steps.
 PUBLISHED = {"original": 1.28, "equalized": 1.41, "restyled": 1.17}
 
@@ -41,7 +41,7 @@ def _arms(setting: Setting) -> list[Arm]:
     return [
         Arm(f"{norm}, {name}", {"generator.norm": kind, **photographs.changes()})
         for name, photographs in _sets(setting).items()
-        for norm, kind in NORM_NAMES.items()
+        for norm, kind in COMPARED_NORMS.items()
     ]
 
 
@@ -54,7 +54,7 @@ def _ratios(results: Results, name: str) -> list[float]:
 def _findings(results: Results) -> Findings:
     sets = _sets(results.setting)
     rows = [
-        (name, *(spread(results.final(f"{norm}, {name}", "style")) for norm in NORM_NAMES),
+        (name, *(spread(results.final(f"{norm}, {name}", "style")) for norm in COMPARED_NORMS),
          spread(_ratios(results, name)), f"{PUBLISHED[name]:.2f}")
         for name in sets
     ]  # fmt: skip
@@ -63,13 +63,13 @@ def _findings(results: Results) -> Findings:
         Table("Held-out style loss after the last step, on photographs like the trained", columns, rows)
     ]
     parts += [
-        results.plot(f"Held-out style loss, {name} photographs", [f"{norm}, {name}" for norm in NORM_NAMES])
+        results.plot(f"Held-out style loss, {name} photographs", [f"{norm}, {name}" for norm in COMPARED_NORMS])
         for name in sets
     ]
     changes = _changes(results.setting).values()
     rows_of_sheet = [[p, *(to_tensor(change(to_image(p))) for change in changes)] for p in results.pictures]
     parts.append(Sheet("Photographs as they are trained on", tuple(sets), rows_of_sheet))
-    painters = {norm: results.generator(f"{norm}, original") for norm in NORM_NAMES}
+    painters = {norm: results.generator(f"{norm}, original") for norm in COMPARED_NORMS}
     parts.append(results.contrast_table("How the pictures depend on the photographs' contrast", painters))
     parts.append(results.contrast_sheet("One photograph at four contrasts", painters))
     return Findings([*_statements(results), *_about_contrast(results)], parts)
@@ -90,7 +90,7 @@ def _statements(results: Results) -> list[str]:
 
 def _about_contrast(results: Results) -> list[str]:
     found = []
-    for norm in NORM_NAMES:
+    for norm in COMPARED_NORMS:
         painter = results.generator(f"{norm}, original")
         change = results.evaluated(painter).contrasts()[0.25]["stylized_rms"]
         found.append(f"{norm}: at a quarter of the contrast the picture changes by {change} (RMS, of 1)")
