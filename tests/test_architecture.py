@@ -74,6 +74,7 @@ MAY_IMPORT = {
         "losses",
         "norms",
         "generators",
+        "ops",
         "models",
         "training",
         "inference",

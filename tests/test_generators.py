@@ -8,10 +8,10 @@ from torch import Tensor
 
 from stylize.errors import StylizeError
 from stylize.generators import GENERATORS, Generator, GeneratorConfig, build_generator
-from stylize.generators import base as generators_base
 from stylize.generators.base import PaddedConv2d
 from stylize.generators.texture_network import pyramid_sizes
 from stylize.norms import NORMS
+from stylize.ops import convolution
 
 SIZES_PX = range(16, 49)
 DIAGONAL = [(side, side) for side in SIZES_PX]
@@ -226,23 +226,24 @@ def test_unknown_key_is_refused_by_the_config() -> None:
 
 
 @torch.no_grad()
-def test_enlarged_maps_are_gone_before_the_convolution_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_upsampled_maps_are_freed_before_the_convolution_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are the largest of all: kept any longer, they would add to the memory that painting takes."""
-    enlarge, convolve = generators_base.upsample_to, torch.nn.functional.conv2d
-    enlarged: list[weakref.ref[Tensor]] = []
+    upsample, convolve = convolution.upsample_to, torch.nn.functional.conv2d
+    upsampled: list[weakref.ref[Tensor]] = []
     alive: list[bool] = []
 
-    def watched_enlarge(*arguments: Any) -> Tensor:
-        maps = enlarge(*arguments)
-        enlarged.append(weakref.ref(maps))
+    def watched_upsample(*arguments: Any) -> Tensor:
+        maps = upsample(*arguments)
+        upsampled.append(weakref.ref(maps))
         return maps
 
     def watched_convolve(*arguments: Any, **options: Any) -> Tensor:
-        alive.extend(reference() is not None for reference in enlarged)
+        alive.extend(reference() is not None for reference in upsampled)
         return convolve(*arguments, **options)
 
-    monkeypatch.setattr(generators_base, "upsample_to", watched_enlarge)
+    monkeypatch.setattr(convolution, "upsample_to", watched_upsample)
     monkeypatch.setattr(torch.nn.functional, "conv2d", watched_convolve)
-    x = torch.rand(1, 4, 16, 16, dtype=torch.bfloat16)  # in float32 they never stand in memory as a whole
-    PaddedConv2d(4, 4, 3, GeneratorConfig()).bfloat16()(x, size=(32, 32))
+    x = torch.rand(1, 4, 16, 16, dtype=torch.bfloat16)  # in float32 they never exist as a whole
+    conv = PaddedConv2d(4, 4, 3, GeneratorConfig()).bfloat16()
+    conv(x, conv.geometry._replace(size=(32, 32)))
     assert alive == [False]

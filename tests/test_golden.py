@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stylize import ops
 from stylize.generators import GENERATORS, GeneratorConfig, build_generator
 from stylize.losses.perceptual import PerceptualLoss
 from stylize.losses.terms import LossConfig
@@ -117,3 +118,13 @@ def threads() -> Iterator[None]:
 @pytest.mark.parametrize("generator", GENERATORS)
 def test_losses_with_compiled_kernels_are_the_golden_ones(generator: str, norm: str, tmp_path: Path) -> None:
     check(losses(generator, norm, tmp_path), FOLDER / f"{generator}-{norm}.txt")
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("generator", GENERATORS)
+def test_losses_by_plain_pytorch_are_the_golden_ones(generator: str, norm: str, tmp_path: Path) -> None:
+    calls = ops.kernel_calls()
+    with ops.reference():
+        found = losses(generator, norm, tmp_path)
+    assert ops.kernel_calls() == calls
+    check(found, FOLDER / "reference" / f"{generator}-{norm}.txt")

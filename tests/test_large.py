@@ -56,7 +56,7 @@ def keep_maps(place: Path | torch.device, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_stylizer_holds_the_compiled_functions_before_memory_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[bool] = []
-    monkeypatch.setattr("stylize.inference.stylizer.load_compiled_functions", lambda: loaded.append(True))
+    monkeypatch.setattr("stylize.ops.load_kernels", lambda: loaded.append(True))
     generator = build_generator(GeneratorConfig(width=4))
     Stylizer(generator, CPU, "bf16")
     assert loaded == []

@@ -5,14 +5,14 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from stylize import ops
 from stylize.errors import StylizeError
-from stylize.losses import gram as grams
-from stylize.losses.gram import gram_matrix
 from stylize.losses.perceptual import PerceptualLoss, check_style_size
 from stylize.losses.terms import LossConfig, squared_error, total_variation
 from stylize.losses.vgg import TAPS, VGG19, last_convolution
 from stylize.losses.vgg_weights import load_vgg
-from stylize.ops.cpu.matmul import PANEL, suit
+from stylize.ops import gram_matrix
+from stylize.ops.cpu.compile import PANEL
 from stylize.ops.cpu.winograd import winograd_of
 
 STYLE_LAYERS = {"relu1_1": 1.0, "relu2_1": 3.0}
@@ -59,13 +59,8 @@ def test_gram_matrix_is_that_of_each_image_and_does_not_see_positions() -> None:
 
 def test_gram_matrix_has_the_gradients_of_its_formula_the_second_too() -> None:
     features = torch.rand(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
-
-    def double(x: Tensor) -> Tensor:  # gram_matrix itself computes in float32
-        flat = x.permute(0, 2, 3, 1).flatten(1, 2)
-        return grams._ProductsOfChannels.apply(flat)
-
-    torch.autograd.gradcheck(double, features)
-    torch.autograd.gradgradcheck(double, features)
+    torch.autograd.gradcheck(gram_matrix, features)
+    torch.autograd.gradgradcheck(gram_matrix, features)
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
@@ -73,16 +68,18 @@ def test_gram_matrices_by_compiled_products_have_both_gradients_too(layout: torc
     features = torch.randn(2, PANEL, 5, 4).contiguous(memory_format=layout)
 
     def with_gradients(x: Tensor) -> list[Tensor]:
-        flat = x.detach().permute(0, 2, 3, 1).flatten(1, 2).requires_grad_()
-        products = grams._ProductsOfChannels.apply(flat)
-        energy = products.square().mean()
-        (plain,) = torch.autograd.grad(energy, flat, retain_graph=True)
-        (first,) = torch.autograd.grad(energy, flat, create_graph=True)
-        return [products.detach(), plain, first.detach(), torch.autograd.grad(first.square().sum(), flat)[0]]
+        leaf = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+        gram = gram_matrix(leaf)
+        energy = gram.square().mean()
+        (plain,) = torch.autograd.grad(energy, leaf, retain_graph=True)
+        (first,) = torch.autograd.grad(energy, leaf, create_graph=True)
+        return [gram.detach(), plain, first.detach(), torch.autograd.grad(first.square().sum(), leaf)[0]]
 
-    assert suit(features.permute(0, 2, 3, 1)) == (layout is torch.channels_last)
-    for found, exact in zip(with_gradients(features), with_gradients(features.double()), strict=True):
-        torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max()))
+    calls = ops.kernel_calls()
+    found = with_gradients(features)
+    assert (ops.kernel_calls() > calls) == (layout is torch.channels_last)
+    for ours, exact in zip(found, with_gradients(features.double()), strict=True):
+        torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max()))
 
 
 def test_gram_matrix_is_float32_under_autocast() -> None:

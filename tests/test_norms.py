@@ -15,13 +15,11 @@ from stylize.norms import (
     LayerNorm,
     NoNorm,
     Norm,
-    Statistics,
-    batch_statistics,
     build_norm,
     frozen_statistics,
-    instance_statistics,
     recorded_statistics,
 )
+from stylize.ops import Statistics, batch_statistics, instance_statistics
 
 CHANNELS = 6
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -336,12 +334,14 @@ def test_recording_ends_with_the_block() -> None:
     assert network[1].recorded is None
 
 
-def test_recorded_running_statistics_do_not_move_with_the_layer() -> None:
-    norm = BatchNorm(CHANNELS).eval()
+def test_batch_norm_records_the_images_statistics_in_training_and_none_in_evaluation() -> None:
+    norm, x = BatchNorm(CHANNELS), maps()
     with recorded_statistics(norm) as statistics:
-        norm(maps())
-    norm.train()(maps())
-    assert torch.equal(statistics[""].mean, torch.zeros(1, CHANNELS))
+        norm(x)
+    assert_close(statistics[""].mean, x.mean((2, 3)))
+    with recorded_statistics(norm.eval()) as statistics:
+        norm(x)
+    assert statistics == {}
 
 
 def test_an_images_own_statistics_frozen_give_the_same_output() -> None:

@@ -13,8 +13,9 @@ from stylize.inference.whole import Layout, Maps, lay_out, layout_of, paint_whol
 from stylize.models.file import load_model
 from stylize.models.find import built_in_models
 from stylize.norms import NORMS
-from stylize.ops.convolution import Geometry
+from stylize.ops import Geometry
 from stylize.ops.cpu.winograd import Winograd
+from stylize.ops.limits import limits
 from stylize.pictures.images import Picture
 
 SIZES = ((16, 16), (17, 33), (64, 50), (203, 150))
@@ -57,9 +58,9 @@ def test_with_every_border(padding: str) -> None:
 
 
 @pytest.mark.parametrize("name", BY_STAGES)
-def test_in_many_strips(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stylize.ops.convolution.STRIP_VALUES", 1)
-    assert_painted_as_one(network(name=name), 61, 83)
+def test_in_many_strips(name: str) -> None:
+    with limits.set(strip_values=1):
+        assert_painted_as_one(network(name=name), 61, 83)
 
 
 def test_by_the_algorithm_of_many_channels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stylize.losses.gram import gram_matrix
 from stylize.losses.vgg import LAYERS, VGG19, last_convolution
-from stylize.ops.convolution import replicate_border
+from stylize.ops import gram_matrix
+from stylize.ops.padding import replicate_border
 
 PIXELS = 400  # of every picture and layer
 RIDGE = 1e-5  # of the inputs' mean energy: where pictures say nothing, weights stay the teacher's

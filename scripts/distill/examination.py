@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from statistics import fmean, median
 from typing import NamedTuple
 
@@ -12,12 +13,12 @@ from distill.pictures import Scenes
 from torch import Tensor
 from torch.nn import functional as F
 
-from stylize.losses.gram import gram_matrix
 from stylize.losses.terms import channel_balance, squared_error
 from stylize.losses.vgg import TAPS as ALL_TAPS
 from stylize.losses.vgg import VGG19
 from stylize.models.file import load_model
 from stylize.models.find import built_in_models
+from stylize.ops import gram_matrix, reference
 
 TAPS = tuple(ALL_TAPS)[:5]
 TERMS = ("style_gradient", "content_gradient")
@@ -44,7 +45,9 @@ class Look(NamedTuple):
 def look(vgg: VGG19, scenes: Scenes, layers: LayerChoice, differentiable: bool = False) -> Look:
     """Features and gradients, in the relative scale of `PerceptualLoss`; every scene has its own targets."""
     image = scenes.image.detach().requires_grad_()
-    features, of_content, of_style = (vgg(x, TAPS) for x in (image, scenes.content, scenes.style))
+    # The kernels can be differentiated once only.
+    with reference() if differentiable else nullcontext():
+        features, of_content, of_style = (vgg(x, TAPS) for x in (image, scenes.content, scenes.style))
     terms: list[Tensor] = []
     style, content = features[TAPS[0]].new_zeros(()), features[TAPS[0]].new_zeros(())
     for tap, weight in layers.style.items():

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Literal, NamedTuple, Protocol
 
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from stylize import ops
 from stylize.errors import StylizeError, unknown_name
 from stylize.norms import NORMS, Norm, ParameterGroup
-from stylize.ops.convolution import (
-    Border,
-    Enlargement,
-    Geometry,
-    Window,
-    convolve_rows,
-    padded_conv2d,
-    replicate_border,
-    suits,
-    upsample_to,
-)
+from stylize.ops import Border, Geometry, Statistics, Upsampling, Window
 
 MIN_SIZE_PX = 16
 
@@ -41,69 +33,94 @@ class NetworkConfig(BaseModel):
         "instance", description="normalization after each convolution: a name of `stylize list norms`"
     )
     width: int = Field(32, ge=4, le=512, multiple_of=4, description="channels of the first convolution")
-    padding: Literal["reflection", "replication", "zero"] = Field(
-        "reflection", description="what stands beyond the border of every map"
-    )
+    padding: Literal["reflection", "replication", "zero"] = Field("reflection", description="padding of every map")
 
 
 class RowConvolution(Protocol):
-    """A convolution that can be computed by rows: `PaddedConv2d`, or what behaves like one."""
+    """A convolution that can also be computed by rows: `PaddedConv2d`, or a module that behaves like one."""
 
     geometry: Geometry
     out_channels: int
 
     @property
     def multiplications(self) -> int:
-        """For each pixel of the result."""
+        """Multiplications for each pixel of the result."""
 
-    def __call__(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Convolve the whole image, first enlarged to `size` if one is given."""
+    def __call__(self, x: Tensor, geometry: Geometry | None = None) -> Tensor:
+        """Convolve whole images; `geometry` is its own, with an upsampling before it."""
 
     def rows(self, window: Window, rows: tuple[int, int], geometry: Geometry, out: Tensor | None = None) -> Tensor:
-        """Some rows of the result, `(1, K, rows, W)`, from those of the image that they need; see `convolve_rows`."""
+        """Compute some rows of the result of one image; see `stylize.ops.conv2d_rows`."""
 
 
 class Stage(NamedTuple):
     """A convolution, and what follows it before the next one.
 
     Attributes:
-        conv: The convolution; its input is the result of the stage before, the first one's the image.
-        size: Height and width of its result.
-        norm: What normalizes that, or None.
+        conv: The convolution of the result of the stage before; of the first stage, of the image.
+        size: Height and width of the result.
+        norm: Its normalization, or None.
         relu: Whether the norm is followed by ReLU.
-        activation: What is applied where there is no norm, in place, value by value; or None.
-        added: The number of the stage whose result is added at the end, or None.
-        enlargement: How its input is first enlarged to `size`, or None.
+        activation: Pointwise function where there is no norm, called as `torch.sigmoid(x, out=…)`, or None.
+        residual_of: Number of the stage whose result is added at the end, or None.
+        upsampling: Filter by which the input is first upsampled to `size`, or None.
     """
 
     conv: RowConvolution
     size: tuple[int, int]
     norm: Norm | None = None
     relu: bool = False
-    activation: Callable[[Tensor], Tensor] | None = None
-    added: int | None = None
-    enlargement: Enlargement | None = None
+    activation: Callable[..., Tensor] | None = None
+    residual_of: int | None = None
+    upsampling: Upsampling | None = None
 
     @property
     def geometry(self) -> Geometry:
-        """That of the convolution, with the enlargement."""
-        if self.enlargement is None:
+        """Geometry of the convolution, with the upsampling."""
+        if self.upsampling is None:
             return self.conv.geometry
-        return self.conv.geometry._replace(size=self.size, enlargement=self.enlargement)
+        return self.conv.geometry._replace(size=self.size, upsampling=self.upsampling)
 
-    def finished_(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """What norm, ReLU and activation make of what the convolution left `(N, C, H, W)`.
+    @property
+    def needs_images(self) -> bool:
+        """Whether the norm uses statistics of the whole image."""
+        return self.norm is not None and self.norm.needs_images
 
-        It lies in `out`, or is written over `x` if none is given; see `Norm.normalize_`.
+    def finished_(self, x: Tensor, out: Tensor | None = None, instance: Statistics | None = None) -> Tensor:
+        """Normalize and activate the convolution's result `(N, C, H, W)`, in inference in place or into `out`.
+
+        Args:
+            x: The result. Always use the returned tensor.
+            out: Memory of its shape, or None.
+            instance: Instance statistics of the whole image for the norm; None: those of `x`.
         """
         if self.norm is not None:
-            return self.norm.normalize_(x, relu=self.relu, out=out)
+            return self.norm.normalize_(x, relu=self.relu, out=out, instance=instance)
         result = x if out is None else out.copy_(x)
-        return result if self.activation is None else self.activation(result)
+        if self.activation is None:
+            return result
+        return self.activation(result) if torch.is_grad_enabled() else self.activation(result, out=result)
+
+
+def run_stages(stages: Sequence[Stage], x: Tensor) -> Tensor:
+    """Take images `(N, 3, H, W)` through all stages; results that are added later are kept until then."""
+    uses = Counter(stage.residual_of for stage in stages)
+    kept: dict[int, Tensor] = {}
+    for i, stage in enumerate(stages):
+        x = stage.finished_(stage.conv(x, stage.geometry))
+        if stage.residual_of is not None:
+            residual = kept[stage.residual_of]
+            x = x + residual if torch.is_grad_enabled() else x.add_(residual)
+            uses[stage.residual_of] -= 1
+            if not uses[stage.residual_of]:
+                del kept[stage.residual_of], residual
+        if uses[i]:
+            kept[i] = x
+    return x
 
 
 def check_size(height: int, width: int) -> None:
-    """See that an image is large enough for a generator.
+    """Refuse an image that is too small for a generator.
 
     Raises:
         StylizeError: It is smaller than `MIN_SIZE_PX` in a direction.
@@ -115,6 +132,9 @@ def check_size(height: int, width: int) -> None:
 class Generator(nn.Module):
     """A feed-forward network that paints: RGB `(N, 3, H, W)` in [0, 1] → the same shape and range.
 
+    A network describes itself once. Most do so by `stages`, from which painting follows: in training, as a whole, and
+    in strips of rows. One that is no chain of stages overrides `paint`.
+
     Output size is input size for every height and width from `MIN_SIZE_PX`.
     """
 
@@ -124,32 +144,30 @@ class Generator(nn.Module):
         Raises:
             StylizeError: The images are smaller than `MIN_SIZE_PX` in a direction.
         """
-        check_size(*x.shape[-2:])
+        check_size(x.shape[-2], x.shape[-1])
         return self.paint(x)
 
-    def paint(self, x: Tensor) -> Tensor:
-        """The network itself: `(N, 3, H, W)` → `(N, 3, H, W)`, of checked size."""
-        raise NotImplementedError  # abstract: each network is this function
-
     def stages(self, height: int, width: int) -> list[Stage] | None:
-        """What `paint` does to an image of this size in `eval()`, as a chain; None: it is none, or cannot be one.
+        """Return the network for an image of this size as a chain of stages; None: it is no chain.
 
-        By such a chain a picture can be painted in strips of rows, with the statistics of the whole. The last stage's
-        result, cropped to the size, is the painted picture.
+        The last stage's result, cropped to the size, is the painted image.
         """
         return None
 
-    @property
-    def values_per_px(self) -> float:
-        """How many values a pixel of the image `paint` has in memory at most."""
-        raise NotImplementedError  # abstract: each network knows its maps
+    def paint(self, x: Tensor) -> Tensor:
+        """Paint images of checked size, `(N, 3, H, W)` → `(N, 3, H, W)`."""
+        height, width = x.shape[-2], x.shape[-1]
+        stages = self.stages(height, width)
+        if stages is None:
+            raise NotImplementedError(f"{type(self).__name__} must override stages or paint")
+        return run_stages(stages, x)[..., :height, :width]
 
     def norms(self) -> dict[str, Norm]:
-        """The normalization layers by their names in the network."""
+        """Return the normalization layers by their names in the network."""
         return {name: m for name, m in self.named_modules() if isinstance(m, Norm)}
 
     def param_groups(self) -> list[ParameterGroup]:
-        """Every parameter once, grouped by optimizer setting; norms say their own."""
+        """Return every parameter once, grouped by optimizer setting; norms say their own."""
         groups = [group for norm in self.norms().values() for group in norm.param_groups()]
         owned = {id(p) for group in groups for p in group.parameters}
         rest = [p for p in self.parameters() if id(p) not in owned]
@@ -171,10 +189,12 @@ class PaddedConv2d(nn.Conv2d):
     """A convolution that keeps the size, or divides it by the stride, rounded up.
 
     Args:
-        kernel_px: Its side, odd.
-        config: Says what stands beyond the border.
+        in_channels: Channels of the input.
+        out_channels: Channels of the result.
+        kernel_px: Side of the kernel, odd.
+        config: Gives the padding.
         stride: 1 or 2.
-        depthwise: Each channel has a kernel of its own; nothing passes between channels, and there is no bias.
+        depthwise: Convolve every channel by a kernel of its own, without a bias.
     """
 
     def __init__(
@@ -191,27 +211,15 @@ class PaddedConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_px, stride, groups=groups, bias=not depthwise)
         self.geometry = Geometry(kernel_px, stride, PADDING_MODES[config.padding])
 
-    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Convolve `x`, first enlarged to `size` if one is given (see `upsample_to`)."""
-        if suits(x, self.weight):
-            return padded_conv2d(x, self.weight, self.bias, self.geometry._replace(size=size))
-        # In one expression: the enlarged maps are the largest of all, and must be gone before the convolution runs.
-        padded = self._pad(x if size is None else upsample_to(x, *size))
-        return nn.functional.conv2d(padded, self.weight, self.bias, self.stride, groups=self.groups)
+    def forward(self, x: Tensor, geometry: Geometry | None = None) -> Tensor:
+        """Convolve `x` `(N, C, H, W)`; `geometry` is the layer's own, with an upsampling before it."""
+        return ops.conv2d(x, self.weight, self.bias, geometry or self.geometry)
 
     def rows(self, window: Window, rows: tuple[int, int], geometry: Geometry, out: Tensor | None = None) -> Tensor:
-        """Some rows of the result (see `convolve_rows`); the geometry says whether the image is enlarged first."""
-        return convolve_rows(window, self.weight, self.bias, geometry, rows, out)
+        """Compute some rows of the result of one image; see `stylize.ops.conv2d_rows`."""
+        return ops.conv2d_rows(window, self.weight, self.bias, geometry, rows, out)
 
     @property
     def multiplications(self) -> int:
-        """For each pixel of the result."""
+        """Multiplications for each pixel of the result."""
         return self.weight.numel()
-
-    def _pad(self, x: Tensor) -> Tensor:
-        border_px = self.geometry.border_px
-        if self.geometry.border == "replicate" and torch.compiler.is_compiling():
-            for _ in range(border_px):
-                x = replicate_border(x)
-            return x
-        return nn.functional.pad(x, (border_px,) * 4, self.geometry.border) if border_px else x

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from stylize.generators.base import Stage
 from stylize.generators.johnson import JohnsonGenerator, halved
@@ -21,23 +20,14 @@ class FastNeuralStyle(JohnsonGenerator):
     Differs: a picture keeps its size; the example's is enlarged to multiples of 4, and its last rows and columns go.
     """
 
-    def paint(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        for layer in self.encode:
-            x = layer(x)
-        x = self.blocks(x)
-        for layer in self.decode:
-            x = layer(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        return torch.clamp(self.to_rgb(x)[..., :height, :width], 0, 1)
-
     def stages(self, height: int, width: int) -> list[Stage] | None:
         half = halved((height, width))
         rows, columns = halved(half)
         full = (4 * rows, 4 * columns)
         up = self._up((2 * rows, 2 * columns), full, "nearest")
-        return [*self._down((height, width), half), *up, Stage(self.to_rgb, full, activation=clamp_)]
+        return [*self._down((height, width), half), *up, Stage(self.to_rgb, full, activation=clip)]
 
 
-def clamp_(x: Tensor) -> Tensor:
+def clip(x: Tensor, out: Tensor | None = None) -> Tensor:
     """Clip to [0, 1]."""
-    return x.clamp_(0, 1)
+    return torch.clamp(x, 0, 1, out=out)

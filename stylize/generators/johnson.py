@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from stylize.generators.base import Generator, NetworkConfig, PaddedConv2d, RowConvolution, Stage
 from stylize.norms import build_norm
-from stylize.ops.convolution import Enlargement
+from stylize.ops import Upsampling
 
 Convolution = Callable[..., RowConvolution]
 
@@ -50,41 +50,27 @@ class JohnsonGenerator(Generator):
         )
         self.to_rgb = PaddedConv2d(width, 3, 9, config)
 
-    def paint(self, x: Tensor) -> Tensor:
-        sizes = []
-        for layer in self.encode:
-            x = layer(x)
-            sizes.append((x.shape[-2], x.shape[-1]))
-        x = self.blocks(x)
-        for layer, size in zip(self.decode, reversed(sizes[:-1]), strict=True):
-            x = layer(x, size)
-        return torch.sigmoid(self.to_rgb(x))
-
     def stages(self, height: int, width: int) -> list[Stage] | None:
         full = (height, width)
         half = halved(full)
         return [
             *self._down(full, half),
             *self._up(half, full, "bilinear"),
-            Stage(self.to_rgb, full, activation=torch.sigmoid_),
+            Stage(self.to_rgb, full, activation=torch.sigmoid),
         ]
 
-    @property
-    def values_per_px(self) -> float:
-        return 1.5 * self.to_rgb.in_channels  # maps of the image's size and, of twice the channels, of half of it
-
     def _down(self, full: tuple[int, int], half: tuple[int, int]) -> list[Stage]:
-        """From the image to the end of the residual blocks."""
+        """Return the stages from the image to the end of the residual blocks."""
         quarter = halved(half)
         layers = cast("list[ConvNormReLU]", list(self.encode))
         stages = [layer.stage(size) for layer, size in zip(layers, (full, half, quarter), strict=True)]
         for block in cast("list[ResidualBlock]", list(self.blocks)):
-            stages += block.stages(quarter, added=len(stages) - 1)
+            stages += block.stages(quarter, residual_of=len(stages) - 1)
         return stages
 
-    def _up(self, half: tuple[int, int], full: tuple[int, int], enlargement: Enlargement) -> list[Stage]:
+    def _up(self, half: tuple[int, int], full: tuple[int, int], upsampling: Upsampling) -> list[Stage]:
         layers = cast("list[ConvNormReLU]", list(self.decode))
-        return [layer.stage(size, enlargement) for layer, size in zip(layers, (half, full), strict=True)]
+        return [layer.stage(size, upsampling) for layer, size in zip(layers, (half, full), strict=True)]
 
 
 def halved(size: tuple[int, int]) -> tuple[int, int]:
@@ -98,7 +84,7 @@ def halved(size: tuple[int, int]) -> tuple[int, int]:
 
 
 class ConvNormReLU(nn.Module):
-    """Convolution (of maps enlarged to `size`, if one is given), norm, ReLU."""
+    """Convolution, norm, ReLU."""
 
     def __init__(
         self,
@@ -113,12 +99,9 @@ class ConvNormReLU(nn.Module):
         self.conv: RowConvolution = convolution(in_channels, out_channels, kernel_px, config, stride=stride)
         self.norm = build_norm(config.norm, out_channels)
 
-    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        return self.norm.normalize_(self.conv(x, size), relu=True)
-
-    def stage(self, size: tuple[int, int], enlargement: Enlargement | None = None) -> Stage:
-        """This layer with a result of that height and width."""
-        return Stage(self.conv, size, self.norm, relu=True, enlargement=enlargement)
+    def stage(self, size: tuple[int, int], upsampling: Upsampling | None = None) -> Stage:
+        """Return this layer as a stage whose result has this height and width."""
+        return Stage(self.conv, size, self.norm, relu=True, upsampling=upsampling)
 
 
 class ResidualBlock(nn.Module):
@@ -133,10 +116,6 @@ class ResidualBlock(nn.Module):
         self.conv: RowConvolution = convolution(channels, channels, 3, config)
         self.norm = build_norm(config.norm, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        residual = self.norm.normalize_(self.conv(self.first(x)))
-        return residual + x if torch.is_grad_enabled() else residual.add_(x)
-
-    def stages(self, size: tuple[int, int], added: int) -> list[Stage]:
-        """This block for maps of that height and width, which are the result of the stage `added`."""
-        return [self.first.stage(size), Stage(self.conv, size, self.norm, added=added)]
+    def stages(self, size: tuple[int, int], residual_of: int) -> list[Stage]:
+        """Return this block as stages for the result of stage `residual_of`, of this height and width."""
+        return [self.first.stage(size), Stage(self.conv, size, self.norm, residual_of=residual_of)]

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from stylize.generators.base import NetworkConfig, PaddedConv2d
 from stylize.generators.johnson import JohnsonGenerator
-from stylize.ops.convolution import Geometry, Window, strip_rows
+from stylize.ops import Geometry, Window, strip_rows
 
 
 class JohnsonLiteGenerator(JohnsonGenerator):
@@ -21,10 +21,6 @@ class JohnsonLiteGenerator(JohnsonGenerator):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__(config, SeparableConv2d)
 
-    @property
-    def values_per_px(self) -> float:
-        return 3.5 * self.to_rgb.in_channels  # as Johnson's, and of twice the channels between the two convolutions
-
 
 class SeparableConv2d(nn.Module):
     """A convolution that keeps the size, or divides it by the stride, in two steps; see `PaddedConv2d`."""
@@ -38,24 +34,24 @@ class SeparableConv2d(nn.Module):
         self.geometry = self.depthwise.geometry
         self.out_channels = out_channels
 
-    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Convolve `x`, first enlarged to `size` if one is given."""
-        convolved: Tensor = self.pointwise(self.depthwise(x, size))
+    def forward(self, x: Tensor, geometry: Geometry | None = None) -> Tensor:
+        """Convolve `x`; see `PaddedConv2d.forward`."""
+        convolved: Tensor = self.pointwise(self.depthwise(x, geometry))
         return convolved
 
     def rows(self, window: Window, rows: tuple[int, int], geometry: Geometry, out: Tensor | None = None) -> Tensor:
-        """Some rows of the result; see `PaddedConv2d.rows`."""
+        """Compute some rows of the result; see `PaddedConv2d.rows`."""
         if out is None:
             convolved: Tensor = self.pointwise(self.depthwise.rows(window, rows, geometry))
             return convolved
         first, last = rows
         step = strip_rows(window.shape, geometry, self.out_channels)
-        for start in range(first, last, step):  # the maps between the two are the larger ones
+        for start in range(first, last, step):  # the maps between the two are larger than the result
             strip = self.rows(window, (start, min(start + step, last)), geometry)
             out[start - first : start - first + step] = strip[0].permute(1, 2, 0)
         return out[None].permute(0, 3, 1, 2)
 
     @property
     def multiplications(self) -> int:
-        """For each pixel of the result."""
+        """Multiplications for each pixel of the result."""
         return self.depthwise.weight.numel() + self.pointwise.weight.numel()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from stylize.generators.base import Generator, NetworkConfig, PaddedConv2d
 from stylize.norms import build_norm
-from stylize.ops.convolution import upsample_to
+from stylize.ops import upsample_to
 from stylize.system import distributed
 
 SCALES = 6
@@ -44,12 +44,8 @@ class TextureNetwork(Generator):
         inputs = [self._with_noise(resize_to(x, size), generator) for size in reversed(sizes)]
         deep = self.branches[0](inputs[0])
         for join, branch, level in zip(self.joins, self.branches[1:], inputs[1:], strict=True):
-            deep = join(upsample_to(deep, *level.shape[-2:]), branch(level))
+            deep = join(upsample_to(deep, (level.shape[-2], level.shape[-1])), branch(level))
         return torch.sigmoid(self.to_rgb(deep))
-
-    @property
-    def values_per_px(self) -> float:
-        return 4.0 * self.to_rgb.in_channels  # the maps, joined and before, bordered, and a convolution's result
 
     def _with_noise(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Concatenate z `(N, 3, h, w)` to an image; with a seeded generator all images get the same z."""

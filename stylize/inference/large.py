@@ -156,7 +156,7 @@ def _stages(stylizer: Stylizer, size: tuple[int, int]) -> list[Stage]:
     check_size(height, width)
     stages = stylizer.generator.stages(height, width)
     if stages is None:
-        needed = whole_bytes(stylizer.generator.values_per_px, size, stylizer.dtype) / GIB
+        needed = whole_bytes(stylizer.network_values_per_px, size, stylizer.dtype) / GIB
         raise StylizeError(
             f"a picture of {width}×{height} px takes about {needed:.1f} GiB of memory, for this generator cannot paint "
             "in strips; --max-memory allows more, --max-size shrinks the picture"

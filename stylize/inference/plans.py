@@ -12,8 +12,7 @@ import torch
 
 from stylize.errors import StylizeError
 from stylize.generators.base import Stage
-from stylize.ops.convolution import STRIP_VALUES
-from stylize.ops.cpu.winograd import CHUNK_VALUES
+from stylize.ops.limits import limits
 from stylize.system.memory import available_bytes, own_bytes
 
 CPU = torch.device("cpu")
@@ -24,9 +23,9 @@ ENOUGH_WORKING_BYTES = 512 * 2**20
 WORTH_KEEPING = 0.75  # of the largest maps: with these in memory the picture could be painted whole
 SHARE_OF_FREE = 0.5
 BYTES_A_PIXEL = 2 * (3 * 4 + 3)  # the photograph and the painted picture, in float32 and as they stand in files
-# Of a convolution: a bordered strip, its result; and what lies idle between the pieces of memory.
-SCRATCH_BYTES = 32 * 4 * STRIP_VALUES
-SCRATCH_BYTES_A_THREAD = 2 * 4 * CHUNK_VALUES  # transformed tiles, products
+SCRATCH_STRIPS = 32  # of a convolution: padded strips, results, allocator slack
+SCRATCH_CHUNKS_A_THREAD = 2  # transformed tiles, products
+FLOAT_BYTES = 4
 DISK_BUFFERS = 6  # of two files: what is read, read ahead and still to be written
 
 
@@ -128,7 +127,8 @@ def whole_bytes(values_per_px: float, size: tuple[int, int], dtype: torch.dtype)
 
 def scratch_bytes() -> int:
     """What a convolution takes beside its maps; those of a picture are computed one after the other."""
-    return SCRATCH_BYTES + torch.get_num_threads() * SCRATCH_BYTES_A_THREAD
+    chunks = SCRATCH_CHUNKS_A_THREAD * torch.get_num_threads()
+    return FLOAT_BYTES * (SCRATCH_STRIPS * limits.strip_values + chunks * limits.chunk_values)
 
 
 def choose_plan(stages: Sequence[Stage], room: Room, dtype: torch.dtype) -> Plan:
@@ -181,8 +181,8 @@ def _what_lacks(stages: Sequence[Stage], plans: Sequence[Plan], room: Room) -> s
 
 def _choices(stages: Sequence[Stage]) -> list[frozenset[int]]:
     """Which stages may be kept: those up to one size or another, with all that a sum needs."""
-    added = {stage.added for stage in stages if stage.added is not None}
-    needed = frozenset(added | {i for i, stage in enumerate(stages) if stage.added is not None})
+    residuals = {stage.residual_of for stage in stages if stage.residual_of is not None}
+    needed = frozenset(residuals | {i for i, stage in enumerate(stages) if stage.residual_of is not None})
     values = {_values(stage) for stage in stages[:-1]}
     sizes = sorted(size for size in values if size <= WORTH_KEEPING * max(values))
     choices = []
@@ -190,7 +190,7 @@ def _choices(stages: Sequence[Stage]) -> list[frozenset[int]]:
         kept = needed | {i for i, stage in enumerate(stages[:-1]) if _values(stage) <= size}
         if kept not in choices:
             choices.append(kept)
-    return choices
+    return choices or [needed]  # of a network whose maps are all as large as its largest
 
 
 def _plan(stages: Sequence[Stage], kept: frozenset[int], dtype: torch.dtype) -> Plan:
@@ -205,21 +205,18 @@ def _schedule(stages: Sequence[Stage], kept: frozenset[int]) -> Iterator[Sweep]:
     alive: set[int] = set()
     for i, stage in enumerate(stages):
         keeps = i in kept
-        if not keeps and not needs_images(stage):
+        if not keeps and not stage.needs_images:
             continue
         needed = alive
         over = None
         if keeps:
-            needed = {i} | {later.added for later in stages[i:] if later.added is not None and later.added < i}
+            needed = {i} | {
+                later.residual_of for later in stages[i:] if later.residual_of is not None and later.residual_of < i
+            }
             same = i - 1 in alive - needed and map_shape(stages[i - 1]) == map_shape(stage)
             over = i - 1 if same else None
         yield Sweep(i, keeps, over, tuple(sorted(alive - needed - {over})))
-        alive = needed - {stage.added}  # the sum takes the place of what it adds to
-
-
-def needs_images(stage: Stage) -> bool:
-    """Whether a stage's norm takes statistics of the image."""
-    return stage.norm is not None and stage.norm.needs_images
+        alive = needed - {stage.residual_of}  # the sum takes the place of what it adds to
 
 
 def _most_kept(stages: Sequence[Stage], sweeps: Sequence[Sweep]) -> int:
@@ -233,7 +230,7 @@ def _most_kept(stages: Sequence[Stage], sweeps: Sequence[Sweep]) -> int:
         most = max(most, sum(alive))
         for ended in sweep.ended:
             alive.remove(_values(stages[ended]))
-        if stages[sweep.stage].added is not None:
+        if stages[sweep.stage].residual_of is not None:
             alive.remove(size)
     return most
 
@@ -288,11 +285,12 @@ def working_bytes(plan: Plan, stages: Sequence[Stage], dtype: torch.dtype) -> in
             if j > 0:
                 first, last = stages[j].geometry.needed_rows(0, rows, before.size[0])
                 below = min(last - first + stages[j].geometry.border_px, before.size[0])
-            result = rows * _row_values(stages[j]) * (2 if stages[j].added is None else 3)
+            result = rows * _row_values(stages[j]) * (2 if stages[j].residual_of is None else 3)
             most = max(most, behind + result + 2 * below * _row_values(before))
             rows = below
     if isinstance(plan.place, Path):
-        most += DISK_BUFFERS * max(stage_rows(stages, i, plan.strip_px) * _row_values(stages[i]) for i in kept)
+        rows = (stage_rows(stages, i, plan.strip_px) * _row_values(stages[i]) for i in kept)
+        most += DISK_BUFFERS * max(rows, default=0)
     return most * dtype.itemsize + scratch_bytes()
 
 

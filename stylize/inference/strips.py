@@ -33,11 +33,9 @@ from stylize.inference.plans import (
     Sweep,
     chain_multiplications,
     map_shape,
-    needs_images,
     stage_rows,
 )
-from stylize.norms import MergedStatistics
-from stylize.ops.convolution import Window
+from stylize.ops import MergedStatistics, Statistics, Window
 from stylize.system.memory import return_freed_memory
 from stylize.system.row_store import RowStore
 from stylize.system.scratch import BLOCKS
@@ -60,7 +58,7 @@ class _Kept(NamedTuple):
 class StripPainter:
     """Paints a picture in strips; use it in a `with` block, `measure`, then take the painted `strips`.
 
-    The generator's norms are frozen within the block: it must not paint anything else there.
+    The generator is not changed: several pictures may be painted with it at once.
 
     Args:
         stages: The generator's, for the picture.
@@ -89,6 +87,7 @@ class StripPainter:
         self.strip_px = plan.strip_px
         self._kept: dict[int, _Kept] = {}
         self._spare: list[RowStore] = []
+        self._statistics: dict[int, Statistics] = {}  # of the whole picture, by stage
 
     def __enter__(self) -> StripPainter:
         return self
@@ -96,9 +95,6 @@ class StripPainter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for stage in self.stages:
-            if stage.norm is not None:
-                stage.norm.frozen = None
         for store in (*self._spare, *(kept.store for kept in self._kept.values())):
             store.close()
         self._kept, self._spare = {}, []
@@ -123,17 +119,17 @@ class StripPainter:
     def _sweep(self, sweep: Sweep) -> Iterator[float]:
         stage = self.stages[sweep.stage]
         height = stage.size[0]
-        merged = MergedStatistics()
+        statistics = MergedStatistics()
         BLOCKS.clear()  # this sweep's are of other sizes
         target = self._target(sweep) if sweep.keeps else None
         for first, convolved in self._by_strips(sweep.stage, self._convolved, height):
-            if needs_images(stage):
-                merged.add(convolved)
+            if stage.needs_images:
+                statistics.add(convolved)
             if target is not None:
                 target.put(first, convolved)
             yield convolved.shape[2] / height
-        if stage.norm is not None and needs_images(stage):
-            stage.norm.frozen = stage.norm.of_images(merged.result())
+        if stage.needs_images:
+            self._statistics[sweep.stage] = statistics.result()
         for ended in sweep.ended:
             self._spare.append(self._kept.pop(ended).store)
         if target is not None:
@@ -181,12 +177,14 @@ class StripPainter:
             return self._read(i, first, last)
         stage = self.stages[i]
         x = self._convolved(i, first, last)
+        instance = self._statistics.get(i)
         if kept is None:
-            x = stage.finished_(x)
-        else:  # these maps are to stay as they are
+            x = stage.finished_(x, instance=instance)
+        else:  # kept maps must stay as they are
             out = self._room(stage, last - first)
-            x = stage.finished_(x.clone()) if out is None else stage.finished_(x, out[None].permute(0, 3, 1, 2))
-        return x if stage.added is None else x.add_(self._result(stage.added, first, last))
+            target = torch.empty_like(x) if out is None else out[None].permute(0, 3, 1, 2)
+            x = stage.finished_(x, target, instance)
+        return x if stage.residual_of is None else x.add_(self._result(stage.residual_of, first, last))
 
     def _room(self, stage: Stage, rows: int) -> Tensor | None:
         """Where so many rows of a stage's maps go, `(rows, W, C)`; None where they come from torch's own memory."""
@@ -215,12 +213,12 @@ class StripPainter:
             del self._kept[sweep.over]
         self._kept[sweep.stage] = _Kept(store, summed=False)
         stage = self.stages[sweep.stage]
-        if stage.added is None:
+        if stage.residual_of is None:
             return
-        total = self._kept[stage.added].store
+        total = self._kept[stage.residual_of].store
         for first, result in self._by_strips(sweep.stage, self._result, stage.size[0]):
             total.write(first, result[0].permute(1, 2, 0))
-        del self._kept[stage.added]
+        del self._kept[stage.residual_of]
         self._kept[sweep.stage] = _Kept(total, summed=True)
         self._spare.append(store)
 

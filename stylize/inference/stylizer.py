@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stylize import ops
 from stylize.generators import Generator
 from stylize.generators.base import check_size
+from stylize.inference.footprint import peak_values_per_px
 from stylize.inference.strokes import enlarged, shrunk_size
 from stylize.inference.whole import layout_of, paint_whole
-from stylize.ops.cpu import norm as channelwise
-from stylize.ops.cpu.winograd import load_compiled_functions
 from stylize.pictures.images import Picture, limited_size
 from stylize.system.devices import choose_memory_format
 from stylize.system.memory import return_freed_memory
@@ -79,8 +80,7 @@ class Stylizer:
         self.precision = precision
         self.compiled = frozenset(compiled)
         if device.type == "cpu" and precision == "fp32":
-            channelwise.load_compiled_functions()
-            load_compiled_functions()  # before anyone plans what memory is left
+            ops.load_kernels()  # before the remaining memory is divided
             return_freed_memory()
         # Every shape by itself: sizes that are known are faster, and those that are rare are not compiled at all.
         self._compiled_network: Callable[[Tensor], Tensor] | None = (
@@ -145,11 +145,16 @@ class Stylizer:
         """Whether a picture that is not compiled for is painted stage by stage, if its generator has stages."""
         return self.device.type == "cpu" and self.precision == "fp32"
 
+    @cached_property
+    def network_values_per_px(self) -> float:
+        """Values a pixel that the network itself holds at most; see `peak_values_per_px`."""
+        return peak_values_per_px(self.generator)
+
     def values_per_px(self, size: tuple[int, int]) -> float:
         """How many values a pixel of a picture of this width and height all maps have in memory at most."""
         width, height = size
         stages = self.generator.stages(height, width) if self.by_stages else None
-        return self.generator.values_per_px if stages is None else layout_of(stages).values / (width * height)
+        return self.network_values_per_px if stages is None else layout_of(stages).values / (width * height)
 
     def _network(self, photographs: Tensor) -> Tensor:
         count, _, height, width = photographs.shape

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stylize.generators.base import Stage
 from stylize.inference.plans import map_shape
-from stylize.ops.convolution import Geometry, Window
+from stylize.ops import Geometry, Window
 
 ALIGNED_VALUES = 16  # 64 bytes: a line of the cache
 
@@ -98,15 +98,15 @@ def paint_whole(stages: Sequence[Stage], photograph: Tensor) -> Tensor:
         out = _view(room, layout.starts[i], map_shape(stage)) if i < len(layout.starts) else None
         x = stage.conv.rows(window, (0, stage.size[0]), stage.geometry, out)
         x = stage.finished_(x)
-        if stage.added is not None:
-            x = x.add_(results[stage.added])
+        if stage.residual_of is not None:
+            x = x.add_(results[stage.residual_of])
         results.append(x)
     return x[..., : photograph.shape[2], : photograph.shape[3]]
 
 
 def _maps(stages: Sequence[Stage], i: int) -> Maps:
     stage = stages[i]
-    readers = [j for j, later in enumerate(stages) if later.added == i]
+    readers = [j for j, later in enumerate(stages) if later.residual_of == i]
     return Maps(map_shape(stage), stage.geometry, max((i + 1, *readers)))
 
 

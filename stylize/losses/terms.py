@@ -15,8 +15,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 from torch import Tensor, nn
 
 from stylize.errors import unknown_name
-from stylize.losses.gram import gram_matrix
 from stylize.losses.vgg import TAPS, Pooling, VGGPadding
+from stylize.ops import gram_matrix
 
 TOTAL = "total"
 

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stylize import ops
 from stylize.errors import StylizeError, pick
-from stylize.ops.convolution import Geometry, padded_conv2d, replicate_border, suits
-from stylize.ops.cpu.max_pool import largest_of_four, takes
 
 Pooling = Literal["max", "average"]
 VGGPadding = Literal["zero", "replication"]
@@ -132,10 +131,7 @@ class VGG19(nn.Module):
 
     def pool(self, x: Tensor) -> Tensor:
         """One value of 2×2 px: `(N, C, H, W)` to `(N, C, H // 2, W // 2)`."""
-        if self.pooling == "average":
-            return F.avg_pool2d(x, 2)
-        trains = next(self.parameters()).requires_grad  # a student in training is derived twice
-        return largest_of_four(x) if not trains and takes(x) else F.max_pool2d(x, 2)
+        return F.avg_pool2d(x, 2) if self.pooling == "average" else ops.max_pool2x2(x)
 
 
 class SameSizeConv2d(nn.Conv2d):
@@ -153,15 +149,11 @@ class SameSizeConv2d(nn.Conv2d):
         self, in_channels: int, out_channels: int, padding: VGGPadding, groups: int = 1, bias: bool = True
     ) -> None:
         super().__init__(in_channels, out_channels, 3, padding=int(padding == "zero"), groups=groups, bias=bias)
-        self.replicates = padding == "replication"
-        self.geometry = Geometry(3, 1, "replicate" if self.replicates else "constant")
+        self.geometry = ops.Geometry(3, 1, "replicate" if padding == "replication" else "constant")
 
     def forward(self, x: Tensor, relu: bool = False) -> Tensor:
-        """`(N, C, H, W)` to `(N, C', H, W)`, with ReLU or not."""
-        if not self.weight.requires_grad and suits(x, self.weight):  # a student in training is derived twice
-            return padded_conv2d(x, self.weight, self.bias, self.geometry, relu=relu)
-        result = super().forward(replicate_border(x) if self.replicates else x)
-        return F.relu(result, inplace=True) if relu else result
+        """`(N, C, H, W)` → `(N, C', H, W)`, with ReLU if asked."""
+        return ops.conv2d(x, self.weight, self.bias, self.geometry, relu=relu)
 
 
 def _separable(in_channels: int, out_channels: int, padding: VGGPadding) -> nn.Module:

@@ -1,25 +1,19 @@
-"""Products of many small matrices of float32, compiled for the vectors of the processor at hand.
+"""Products of many small float32 matrices, compiled for the vector registers of the processor at hand.
 
-A block of the result stands in registers while the depth is gone through: each step loads one row of a panel of the
-right factor, and as many values of the left one as the block has rows. So the arithmetic is the limit, not the loads,
-and matrices need not be large to come near to what the processor can do.
+A block of the result is held in registers over the whole depth: each step loads one row of a panel of the right factor,
+and as many values of the left one as the block has rows. So arithmetic is the limit, not loads, and small matrices come
+near to the peak of the processor, too.
 
 Source: Goto & van de Geijn 2008, Anatomy of high-performance matrix multiplication.
-Differs: nothing is packed here. The right factor comes in panels (`panels`), and the left one is small enough for the
-    cache.
+Differs: nothing is packed. The right factor is given in panels (`panels`), and the left one fits into the cache.
 """
 
 from __future__ import annotations
 
 import math
-import platform
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar, cast
+from collections.abc import Iterator
+from typing import Any, cast
 
-import llvmlite.binding
-import numba
-import numpy as np
-import numpy.typing as npt
 import torch
 from llvmlite import ir
 from numba import types
@@ -27,98 +21,61 @@ from numba.extending import intrinsic
 from torch import Tensor
 from torch.nn import functional as F
 
+from stylize.ops.cpu.compile import BLOCK, PANEL, Values, compiled
 from stylize.system.threads import in_threads
 
-Values = npt.NDArray[np.float32]
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-CACHED_VALUES = 1 << 16  # of both factors: 256 KiB, a share of the cache
-LEAST_MULTIPLICATIONS = 1 << 21  # that are worth a thread
-
-
-class Block(NamedTuple):
-    """What of a result stands in registers.
-
-    Attributes:
-        rows: At most.
-        vectors: In a row.
-        lanes: Values of a vector.
-    """
-
-    rows: int
-    vectors: int
-    lanes: int
-
-
-def block_for(machine: str, features: dict[str, bool]) -> Block:
-    """The block that fills the registers of a processor but for two or three.
-
-    >>> block_for("x86_64", {"avx512f": True, "avx2": True}), block_for("x86_64", {"avx2": True})
-    (Block(rows=14, vectors=2, lanes=16), Block(rows=6, vectors=2, lanes=8))
-    """
-    if features.get("avx512f"):
-        return Block(14, 2, 16)
-    if features.get("avx2") and features.get("fma", True):
-        return Block(6, 2, 8)
-    return Block(6, 2, 4) if machine in ("x86_64", "AMD64") else Block(6, 4, 4)
-
-
-BLOCK = block_for(platform.machine(), dict(llvmlite.binding.get_host_cpu_features()))
-PANEL = BLOCK.vectors * BLOCK.lanes  # columns
-
-
-def compiled(function: Function) -> Function:
-    """The function compiled when it is first called; kept on disk, where there is a folder for that."""
-    options: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}}
-    try:
-        return cast(Function, numba.njit(cache=True, **options)(function))
-    except RuntimeError:  # there is no folder for it that may be written to
-        return cast(Function, numba.njit(**options)(function))
+CACHED_VALUES = 1 << 16  # of both factors: 256 KiB, part of the cache
+LEAST_MULTIPLICATIONS = 1 << 21  # for which another thread pays
 
 
 def in_panels(columns: int) -> int:
-    """So many columns, filled up to whole panels."""
+    """Return the number of columns, rounded up to whole panels."""
     return -(-columns // PANEL) * PANEL
 
 
 def panels(matrices: Tensor) -> Tensor:
-    """The right factors `(P, D, N)` as `multiply` takes them: `(P, panels, D, columns)`, zeros in those beyond N."""
+    """Copy right factors `(P, D, N)` to panels for `multiply`, `(P, panels, D, columns)`, with zeros beyond N."""
     columns = matrices.shape[2]
     return as_panels(F.pad(matrices, (0, in_panels(columns) - columns))).contiguous()
 
 
 def as_panels(matrices: Tensor) -> Tensor:
-    """A view of right factors `(P, D, N)` whose columns fill whole panels: `(P, panels, D, columns)`."""
+    """View right factors `(P, D, N)` whose columns fill whole panels as `(P, panels, D, columns)`."""
     count, depth, columns = matrices.shape
     return matrices.view(count, depth, columns // PANEL, PANEL).transpose(1, 2)
 
 
 def multiply(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> None:
-    """Products of matrices, on one core: `out = left @ right`, or added to what is there.
+    """Multiply matrices on one core: `out = left @ right`, or `out += left @ right`.
 
     Args:
         left: `(P, M, D)`, float32, in any layout.
-        right: `(P, panels, D, columns)`, see `panels`; neighbouring columns beside each other in memory.
-        out: `(P, M, N)`, as many columns as the panels have, neighbouring ones beside each other.
-        add: Whether to add.
+        right: `(P, panels, D, columns)`, see `panels`; columns contiguous.
+        out: `(P, M, N)`, with all columns of the panels; columns contiguous.
+        add: Whether to add to `out`.
 
     Raises:
-        ValueError: Neighbouring columns of `right` or `out` are not beside each other.
+        ValueError: Shapes do not fit, or columns of `right` or `out` are not contiguous.
     """
+    (count, rows, depth), columns = left.shape, right.shape[1] * right.shape[3]
+    if right.shape[::2] != (count, depth) or tuple(out.shape) != (count, rows, columns):
+        raise ValueError(
+            f"multiply: got {tuple(left.shape)}, {tuple(right.shape)} and {tuple(out.shape)}, must be (P, M, D), "
+            f"(P, panels, D, {PANEL}) and (P, M, panels · {PANEL})"
+        )
     if not right.stride(-1) == out.stride(-1) == 1:
         raise ValueError(f"multiply: got the strides {right.stride()} and {out.stride()}, must end in 1")
     strides: tuple[Any, ...] = left.stride(), right.stride(), out.stride()
     multiply_values(_flat(left), _flat(right), _flat(out), strides, (*left.shape, right.shape[1]), add)
 
 
-def suit(values: Tensor) -> bool:
-    """Whether the two below are right for matrices of these: float32 on a CPU, columns side by side, whole panels."""
-    plain = values.device.type == "cpu" and values.dtype == torch.float32 and not torch.compiler.is_compiling()
-    return plain and values.stride(-1) == 1 and values.shape[-1] % PANEL == 0
+def is_supported(values: Tensor) -> bool:
+    """Return whether `matmul` and `matmul_transposed` take these: CPU float32, unit stride, full panels."""
+    return values.stride(-1) == 1 and values.shape[-1] % PANEL == 0
 
 
-def by_rows(left: Tensor, right: Tensor, out: Tensor) -> None:
-    """`out = left @ right` of many rows, on all cores: `(P, M)`, `(M, N)` → `(P, N)`."""
+def matmul(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """Compute `out = left @ right` on all cores for many rows: `(P, M)`, `(M, N)` → `(P, N)`."""
     left, factor = left.detach(), panels(right.detach()[None])
     parts, height = _parts(len(left), right.numel()), _cached_rows(left, out)
 
@@ -129,8 +86,8 @@ def by_rows(left: Tensor, right: Tensor, out: Tensor) -> None:
     in_threads(multiply_part, len(parts))
 
 
-def over_rows(left: Tensor, right: Tensor) -> Tensor:
-    """`leftᵀ @ right` of many rows, on all cores: `(P, M)`, `(P, N)` → `(M, N)`."""
+def matmul_transposed(left: Tensor, right: Tensor) -> Tensor:
+    """Return `leftᵀ @ right`, on all cores for many rows: `(P, M)`, `(P, N)` → `(M, N)`."""
     left, right = left.detach(), right.detach()
     sides = left.shape[1], right.shape[1]
     parts, height = _parts(len(left), math.prod(sides)), _cached_rows(left, right)
@@ -145,7 +102,7 @@ def over_rows(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _parts(rows: int, multiplications_a_row: int) -> list[slice]:
-    """The rows for each thread: always the same, so that sums are rounded alike; few rows are one thread's."""
+    """Divide rows among threads, the same in every run, so that sums are rounded alike; few rows go to one thread."""
     threads = min(torch.get_num_threads(), max(1, rows * multiplications_a_row // LEAST_MULTIPLICATIONS))
     return [slice(rows * i // threads, rows * (i + 1) // threads) for i in range(threads)]
 
@@ -155,7 +112,7 @@ def _cached_rows(*matrices: Tensor) -> int:
 
 
 def _pieces(values: Tensor, rows: int) -> Iterator[Tensor]:
-    """`(P, N)` → `(pieces, rows, N)`, then what is left."""
+    """Yield `(P, N)` as `(pieces, rows, N)`, then the remaining rows."""
     whole = len(values) // rows * rows
     if whole:
         yield values[:whole].view(-1, rows, values.shape[1])
@@ -172,19 +129,19 @@ def _flat(values: Tensor) -> Values:
 def multiply_values(
     left: Values, right: Values, out: Values, strides: tuple[Any, ...], sizes: tuple[int, ...], add: bool
 ) -> None:
-    """What `multiply` does, for compiled functions: arrays of any shape, of which only the beginning is taken.
+    """Do what `multiply` does, for compiled functions; arrays may be larger than the matrices at their beginning.
 
     Args:
-        left: In it `(P, M, D)`.
-        right: In it `(P, panels, D, columns)`.
-        out: In it `(P, M, N)`.
-        strides: Of each of them, in values, but for neighbouring columns.
+        left: Holds `(P, M, D)`.
+        right: Holds `(P, panels, D, columns)`.
+        out: Holds `(P, M, N)`.
+        strides: Strides of each in values, but for contiguous columns.
         sizes: P, M, D and panels.
-        add: Whether to add.
+        add: Whether to add to `out`.
     """
     of_left, of_right, of_out = strides
     count, rows, depth, wide = sizes
-    blocks = -(-rows // BLOCK.rows)  # all of nearly the same height: no rows are computed for nothing
+    blocks = -(-rows // BLOCK.rows)  # of nearly equal heights, so that no rows are computed in vain
     for p in range(count):
         for panel in range(wide):
             right_at = p * of_right[0] + panel * of_right[1]
@@ -202,7 +159,7 @@ def _typed_block(
     typing: Any, left: Any, left_at: Any, left_row: Any, left_step: Any, right: Any, right_at: Any, right_step: Any,
     out: Any, out_at: Any, out_row: Any, depth: Any, rows: Any, add: Any,
 ) -> Any:  # fmt: skip
-    """A block of 1 to `BLOCK.rows` rows; positions and strides in values, `depth` at least 1."""
+    """Multiply a block of 1 to `BLOCK.rows` rows; positions and strides in values, `depth` at least 1."""
     integer = types.int64
     signature = types.void(
         left, integer, integer, integer, right, integer, integer, out, integer, integer, integer, integer, types.boolean
@@ -237,7 +194,7 @@ _VECTOR = ir.VectorType(ir.FloatType(), BLOCK.lanes)
 
 
 class _BlockEmitter:
-    # Writes the code of `_multiply_block`: a loop for each number of rows.
+    # Emits LLVM code for `_multiply_block`: a loop for each number of rows.
 
     def __init__(
         self,
@@ -280,7 +237,7 @@ class _BlockEmitter:
         factors = [self._load(self._moved(right, vector * BLOCK.lanes)) for vector in range(BLOCK.vectors)]
         left, results = builder.gep(self.left, [builder.mul(step, self.left_step)]), []
         for row, own in enumerate(sums):
-            value = self._everywhere(builder.load(self._row(left, row, self.left_row)))
+            value = self._splat(builder.load(self._row(left, row, self.left_row)))
             results.append([self._multiply_add(value, f, s) for f, s in zip(factors, own, strict=True)])
         following = builder.add(step, ir.Constant(_INTEGER, 1))
         step.add_incoming(following, loop)
@@ -313,7 +270,7 @@ class _BlockEmitter:
         fused = ("contract",)
         return self.builder.fadd(self.builder.fmul(value, factor, flags=fused), total, flags=fused)
 
-    def _everywhere(self, value: Any) -> Any:
+    def _splat(self, value: Any) -> Any:
         undefined, integer = ir.Constant(_VECTOR, ir.Undefined), ir.IntType(32)
         first = self.builder.insert_element(undefined, value, ir.Constant(integer, 0))
         lanes = ir.Constant(ir.VectorType(integer, BLOCK.lanes), [0] * BLOCK.lanes)

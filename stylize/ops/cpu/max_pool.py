@@ -1,7 +1,7 @@
-"""The largest of 2×2 px of channels-last maps on a CPU, compiled, with its gradient.
+"""Max pooling of 2×2 px of channels-last maps on a CPU, compiled, with its gradient.
 
-Which of the four was the largest is not kept but seen again in the maps, which the layer before keeps anyway; the
-library keeps 8 bytes for each value of the result, and fills the gradient with zeros before it writes to it.
+The backward pass finds the largest of the four again in the maps, which the layer before keeps anyway; torch's saves 8
+bytes for each value of the result, and fills the gradient with zeros before it writes to it.
 
 Floor: forward the maps are read and a quarter is written; backward the maps and a quarter are read, the maps written.
 """
@@ -14,28 +14,24 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from stylize.ops.cpu.matmul import Values, compiled
-from stylize.ops.cpu.norm import suits_by_pixel
-from stylize.ops.cpu.simd import LANES, everywhere, largest, load, store, where_equal
+from stylize.ops.cpu.compile import LANES, Values, compiled
+from stylize.ops.cpu.norm import is_vectorized_by_pixel
+from stylize.ops.cpu.simd import largest, load, splat, store, where_equal
 from stylize.system.threads import in_threads
 
 
-def takes(x: Tensor) -> bool:
-    """Whether `largest_of_four` takes `x`: see `channelwise.suits_by_pixel`; at least 2 px high and wide."""
-    plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
-    return plain and min(x.shape[-2:]) >= 2 and suits_by_pixel(x)
+def is_supported(x: Tensor) -> bool:
+    """Return whether `max_pool2x2` takes `x`: channels-last, pixels of whole vectors, at least 2 px high and wide."""
+    return min(x.shape[-2:]) >= 2 and is_vectorized_by_pixel(x)
 
 
-def largest_of_four(x: Tensor) -> Tensor:
-    """`(N, C, H, W)` → `(N, C, H // 2, W // 2)`, channels-last; what is no number stays.
-
-    Of several that are the largest the first by row, then by column has the gradient. What is no number has none.
-    """
-    result: Tensor = _LargestOfFour.apply(x)
+def max_pool2x2(x: Tensor) -> Tensor:
+    """See `stylize.ops.pooling.max_pool2x2`; the result is channels-last, and NaN gets no gradient."""
+    result: Tensor = _MaxPool2x2.apply(x)
     return result
 
 
-class _LargestOfFour(torch.autograd.Function):
+class _MaxPool2x2(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         count, channels, height, width = x.shape
@@ -52,7 +48,7 @@ class _LargestOfFour(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         result = torch.empty_like(x)
         (gradient,) = gradients
-        if gradient.stride(1) != 1:  # rows and columns may lie anywhere
+        if gradient.stride(1) != 1:  # strides of rows and columns may be any
             gradient = gradient.contiguous(memory_format=torch.channels_last)
         maps, towards, target = _by_image(x), _by_image(gradient), _by_image(result)
         threads = torch.get_num_threads()
@@ -61,12 +57,12 @@ class _LargestOfFour(torch.autograd.Function):
 
 
 def _by_image(x: Tensor) -> Values:
-    """A view: `(N, C, H, W)`, channels-last, → `(N, H, W, C)`."""
+    """View channels-last maps `(N, C, H, W)` as `(N, H, W, C)`."""
     view: Values = x.detach().permute(0, 2, 3, 1).numpy()
     return view
 
 
-# A thread takes every so many-th row of the result.
+# A thread takes every `threads`-th row of the result.
 
 
 @compiled
@@ -92,7 +88,7 @@ def _pool_back(x: Values, gradient: Values, thread: int, threads: int, result: V
             for c in range(0, channels, LANES):
                 p, q = load(of_image, 2 * y, 2 * column, c), load(of_image, 2 * y, 2 * column + 1, c)
                 r, s = load(of_image, 2 * y + 1, 2 * column, c), load(of_image, 2 * y + 1, 2 * column + 1, c)
-                most, left, zero = largest(largest(p, q), largest(r, s)), load(towards, y, column, c), everywhere(0.0)
+                most, left, zero = largest(largest(p, q), largest(r, s)), load(towards, y, column, c), splat(0.0)
                 store(out, 2 * y, 2 * column, c, where_equal(p, most, left, zero))
                 left = where_equal(p, most, zero, left)
                 store(out, 2 * y, 2 * column + 1, c, where_equal(q, most, left, zero))

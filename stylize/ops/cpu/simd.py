@@ -1,8 +1,8 @@
-"""Vectors of float32 in compiled functions: as many values as a register of the processor holds.
+"""SIMD vectors of float32 for numba: as many values as a register of the processor holds.
 
-Compilers find vectors in loops only where they can tell that nothing overlaps, which they often cannot. Functions that
-are written with these leave no doubt. `load` and `store` take places in arrays of three dimensions, whose last is
-contiguous; vectors are added, subtracted and multiplied value by value, or multiplied by numbers.
+Compilers vectorize loops only where they can prove that nothing overlaps, which they often cannot. `load` and `store`
+address arrays of three dimensions, the last of them contiguous; vectors are added, subtracted and multiplied lane by
+lane, or multiplied by a number.
 """
 
 from __future__ import annotations
@@ -16,16 +16,14 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
-from stylize.ops.cpu.matmul import BLOCK
-
-LANES = BLOCK.lanes
+from stylize.ops.cpu.compile import LANES
 
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
-_FUSED = ("contract",)  # a product and a sum may be rounded as one
+_FUSED = ("contract",)  # product and sum may be fused, with one rounding
 
 
 class VectorType(types.Type):
-    """Of such a vector, for the compiler."""
+    """The type of a vector, for numba."""
 
     def __init__(self) -> None:
         super().__init__(name=f"vector of {LANES} float32")
@@ -41,7 +39,7 @@ VECTOR = VectorType()
 
 
 def _typed_load(typing: Any, array: Any, i: Any, j: Any, k: Any) -> Any:
-    """The vector that begins at `array[i, j, k]`."""
+    """Return the vector that begins at `array[i, j, k]`."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
         loaded = builder.load(_place(context, builder, signature, arguments))
@@ -52,7 +50,7 @@ def _typed_load(typing: Any, array: Any, i: Any, j: Any, k: Any) -> Any:
 
 
 def _typed_store(typing: Any, array: Any, i: Any, j: Any, k: Any, vector: Any) -> Any:
-    """Write a vector from `array[i, j, k]` on."""
+    """Store a vector from `array[i, j, k]` on."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
         builder.store(arguments[4], _place(context, builder, signature, arguments)).align = 4
@@ -61,8 +59,8 @@ def _typed_store(typing: Any, array: Any, i: Any, j: Any, k: Any, vector: Any) -
     return types.void(array, types.intp, types.intp, types.intp, VECTOR), generate
 
 
-def _typed_everywhere(typing: Any, number: Any) -> Any:
-    """The vector of so many times the number."""
+def _typed_splat(typing: Any, number: Any) -> Any:
+    """Return a vector with the number in every lane."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
         value = context.cast(builder, arguments[0], signature.args[0], types.float32)
@@ -74,7 +72,7 @@ def _typed_everywhere(typing: Any, number: Any) -> Any:
 
 
 def _typed_larger(typing: Any, vector: Any, least: Any) -> Any:
-    """Value by value the larger one; what is no number in the first stays."""
+    """Return the larger value of each lane; NaN in the first vector stays."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
         smaller = builder.fcmp_ordered("<", *arguments)
@@ -84,7 +82,7 @@ def _typed_larger(typing: Any, vector: Any, least: Any) -> Any:
 
 
 def _typed_where_positive(typing: Any, vector: Any, gate: Any) -> Any:
-    """The first one's values, but 0 where the second's are not above 0."""
+    """Return the first vector, with 0 in lanes where the second is not above 0."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
         zero = ir.Constant(_VECTOR, [0.0] * LANES)
@@ -94,7 +92,7 @@ def _typed_where_positive(typing: Any, vector: Any, gate: Any) -> Any:
 
 
 def _typed_largest(typing: Any, a: Any, b: Any) -> Any:
-    """Value by value the larger one; what is no number in either stays."""
+    """Return the larger value of each lane; NaN in either vector stays."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
         a, b = arguments
@@ -105,7 +103,7 @@ def _typed_largest(typing: Any, a: Any, b: Any) -> Any:
 
 
 def _typed_where_equal(typing: Any, a: Any, b: Any, equal: Any, other: Any) -> Any:
-    """The third one's values where the first two are equal, else the fourth's."""
+    """Return the third vector in lanes where the first two are equal, else the fourth."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
         a, b, equal, other = arguments
@@ -116,7 +114,7 @@ def _typed_where_equal(typing: Any, a: Any, b: Any, equal: Any, other: Any) -> A
 
 load: Any = intrinsic(_typed_load)
 store: Any = intrinsic(_typed_store)
-everywhere: Any = intrinsic(_typed_everywhere)
+splat: Any = intrinsic(_typed_splat)
 larger: Any = intrinsic(_typed_larger)
 largest: Any = intrinsic(_typed_largest)
 where_equal: Any = intrinsic(_typed_where_equal)
@@ -131,7 +129,7 @@ def _place(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) 
 
 
 def _elementwise(name: str) -> Any:
-    """The instruction of that name for two vectors."""
+    """Return the LLVM instruction of that name for two vectors."""
 
     def typed(typing: Any, a: Any, b: Any) -> Any:
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
@@ -159,4 +157,4 @@ def _overloaded_subtract(a: Any, b: Any) -> Callable[[Any, Any], Any] | None:
 def _overloaded_multiply(a: Any, b: Any) -> Callable[[Any, Any], Any] | None:
     if a is VECTOR and b is VECTOR:
         return lambda a, b: _multiply(a, b)
-    return (lambda a, b: _multiply(everywhere(a), b)) if isinstance(a, types.Number) and b is VECTOR else None
+    return (lambda a, b: _multiply(splat(a), b)) if isinstance(a, types.Number) and b is VECTOR else None

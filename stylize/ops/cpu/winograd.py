@@ -6,11 +6,8 @@ result (the output transform). That is 36 multiplications for 16 px in place of 
 number of channels, not with its square.
 
 Floor: the products of matrices, C·K·36/16 multiplications a pixel. The transforms read an image once and write it once,
-but what they make is 2.25 times as large: it must not leave the cache. So a thread takes some rows of tiles through all
-three steps, then the next ones. The threads are Python's; what they do is compiled, and leaves the interpreter's lock
-alone.
-
-The transforms and the products are compiled for the processor at hand when they are first needed, and kept on disk.
+but the transformed tiles are 2.25 times as large and must not leave the cache. So a thread takes a chunk of tiles
+through all three steps before the next one. The threads are Python's: compiled functions release the GIL.
 
 Source: Lavin & Gray 2015, arXiv:1509.09308, section 4.3.
 """
@@ -24,32 +21,28 @@ from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.weak import WeakIdKeyDictionary
 
-from stylize.ops.cpu.matmul import PANEL, Values, compiled, in_panels, multiply_values
-from stylize.ops.cpu.simd import LANES, everywhere, larger, load, store, where_positive
+from stylize.ops.cpu.compile import LANES, PANEL, Indices, Values, compiled
+from stylize.ops.cpu.matmul import in_panels, multiply_values
+from stylize.ops.cpu.simd import larger, load, splat, store, where_positive
+from stylize.ops.limits import TILE_PX, limits
 from stylize.system.threads import in_threads
 
-Indices = npt.NDArray[np.int64]
-
-TILE_PX = 4
-CHUNK_VALUES = 5 << 16  # of transformed tiles: 1.25 MiB, a share of the cache
-LEAST_TILES = 48  # in a chunk, each of which reads all weights: those of many channels do not fit into the cache
-PARTS = 32  # of the chunks, for each thread: who is done sooner takes more of them
-LINE_VALUES = 16  # of the cache: 64 bytes
+PARTS = 32  # pieces of work for each thread: one that is faster takes more of them
+LINE_VALUES = 16  # float32 values of a cache line of 64 bytes
 
 
-class Bordered(NamedTuple):
-    """Images with a border around each that nobody writes down.
+class PaddedImages(NamedTuple):
+    """Images with padding that is not copied: indices say which pixel is where.
 
     Attributes:
         values: `(N, H, W, C)`, contiguous.
-        rows: Which row of an image stands in which row of the bordered one; −1 for zeros.
-        columns: The same for its columns.
+        rows: For every row of a padded image, the row of the image; −1 for zeros.
+        columns: For every column likewise.
     """
 
     values: Tensor
@@ -58,7 +51,7 @@ class Bordered(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    # Which rows and columns of tiles, each from and to before.
+    # Rows `top` to `bottom` − 1 of tiles, columns `left` to `right` − 1.
     top: int
     bottom: int
     left: int
@@ -72,33 +65,39 @@ class Winograd:
         weight: `(K, C, 3, 3)`, K and C at least `LANES`.
 
     Attributes:
-        values_per_px: Of the result.
+        values_per_px: Values of a pixel of the result.
     """
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight.detach()
         self.values_per_px = len(weight)
 
-    def convolve(self, source: Bordered, bias: Tensor | None, out: Tensor, relu: bool = False) -> None:
-        """Images, with their borders `(N, H + 2, W + 2, C)`, → `out`, `(N, H, W, K)`, contiguous; with ReLU or not."""
+    def convolve(self, source: PaddedImages, bias: Tensor | None, out: Tensor, relu: bool = False) -> None:
+        """Convolve padded images `(N, H + 2, W + 2, C)` into `out`, `(N, H, W, K)`, contiguous, with ReLU if asked."""
         offset = out.new_zeros(len(self.weight)) if bias is None else bias.detach().contiguous()
         _convolve(source, None, self._forward, offset, 0.0 if relu else -math.inf, out)
 
     def convolve_back(self, gradient: Tensor, size: tuple[int, int, int], rectified: Tensor | None = None) -> Tensor:
-        """The gradient of the result `(N, H, W, K)` → that of the bordered images, each of `size` `(H + 2, W + 2, C)`.
+        """Return the gradient of padded images, each of `size` `(H + 2, W + 2, C)`.
 
-        `rectified` is the result, where it went through ReLU.
+        Args:
+            gradient: Gradient of the result, `(N, H, W, K)`.
+            size: Shape of a padded image.
+            rectified: The result after ReLU, whose gradient is then part of this one; None: without ReLU.
         """
         result = gradient.new_empty(len(gradient), *size)
-        framed = Bordered(gradient.contiguous(), *(_framed(side, 2) for side in gradient.shape[1:3]))
+        framed = PaddedImages(gradient.contiguous(), *(_framed(side, 2) for side in gradient.shape[1:3]))
         gate = None if rectified is None else rectified.contiguous().flatten(0, 1).numpy()
         _convolve(framed, gate, self._backward, gradient.new_zeros(size[2]), -math.inf, result)
         return result
 
-    def tile_products(self, source: Bordered, gradient: Tensor, totals: Tensor | None = None) -> Tensor:
-        """Of bordered images and the gradient `(N, H, W, K)` of their results: what `weight_gradient` is made of.
+    def tile_products(self, source: PaddedImages, gradient: Tensor, totals: Tensor | None = None) -> Tensor:
+        """Return the sums over tiles from which `weight_gradient` computes the gradient of the weights.
 
-        It is added to `totals`, which come from other images of the same size.
+        Args:
+            source: Padded images.
+            gradient: Gradient of their results, `(N, H, W, K)`.
+            totals: Sums of other images of the same size, to which these are added; None: none.
         """
         outputs, inputs = self.weight.shape[:2]
         threads = torch.get_num_threads()
@@ -111,14 +110,14 @@ class Winograd:
 
         def add(thread: int) -> None:
             room = _scratch("values", chunks, inputs), _scratch("products", chunks, in_panels(outputs))
-            own = chunks[thread :: len(of_threads)]  # always the same, so that sums are rounded alike
+            own = chunks[thread :: len(of_threads)]  # the same in every run, so that sums are rounded alike
             _add_tile_products(images, *tiles.sources, towards, tiles.targets, own, *room, of_threads[thread])
 
         in_threads(add, len(of_threads))
         return totals
 
     def weight_gradient(self, totals: Tensor) -> Tensor:
-        """The products of all images → the gradient of the weights, `(K, C, 3, 3)`."""
+        """Return the gradient of the weights, `(K, C, 3, 3)`, from the sums over the tiles of all images."""
         result = torch.empty(3, 3, *totals.shape[2:])
         of_threads, kernels = totals.flatten(0, 1).numpy(), result.flatten(0, 1).numpy()
         threads = torch.get_num_threads()
@@ -132,12 +131,12 @@ class Winograd:
 
     @cached_property
     def _backward(self) -> Tensor:
-        """`(36, K, C)`, in panels: that of the kernels turned by half a turn."""
+        """`(36, K, C)`, in panels: of the kernels rotated by 180°."""
         return _transformed(self.weight.flip(2, 3).permute(2, 3, 0, 1))
 
 
 def winograd_of(weight: Tensor) -> Winograd:
-    """The convolution with these weights; frozen ones are transformed once, and again when they have changed."""
+    """Return the convolution with these weights; frozen ones are transformed once, and again after a change."""
     if weight.requires_grad or weight.is_inference():
         return Winograd(weight)
     state = (weight.data_ptr(), weight._version)
@@ -151,7 +150,7 @@ _frozen: MutableMapping[Tensor, tuple[tuple[int, int], Winograd]] = WeakIdKeyDic
 
 
 def _transformed(kernels: Tensor) -> Tensor:
-    """`(3, 3, A, B)` → `(36, A, B)`, in panels."""
+    """Transform kernels: `(3, 3, A, B)` → `(36, A, B)`, in panels."""
     depth, columns = kernels.shape[2:]
     filled = F.pad(kernels, (0, in_panels(columns) - columns)).flatten(0, 1).contiguous()
     result = _apart((filled.shape[2] // PANEL, 36, depth, PANEL))
@@ -162,16 +161,16 @@ def _transformed(kernels: Tensor) -> Tensor:
 
 
 def _apart(shape: tuple[int, int, int, int]) -> Tensor:
-    """Room for matrices of which 36 are written at once: not so far apart that they push each other out of the cache.
+    """Allocate matrices of which 36 are written at once, at distances that do not evict each other from the cache.
 
-    See `_scratch`: their rows are often whole multiples of 4 KiB.
+    See `_scratch`: without the extra row they would often be multiples of 4 KiB apart.
     """
     parts, values, depth, columns = shape
     return torch.empty(parts, values, depth + 1, columns)[:, :, :depth]
 
 
 def _convolve(
-    source: Bordered, gate: Values | None, kernel: Tensor, offsets: Tensor, least: float, out: Tensor
+    source: PaddedImages, gate: Values | None, kernel: Tensor, offsets: Tensor, least: float, out: Tensor
 ) -> None:
     inputs, outputs, threads = source.values.shape[3], out.shape[3], torch.get_num_threads()
     tiles = _tiles(source, out.shape)
@@ -183,7 +182,7 @@ def _convolve(
 
     def convolve(_: int) -> None:
         room = _scratch("values", chunks, inputs), _scratch("products", chunks, in_panels(outputs))
-        for first in left:
+        for first in left:  # shared by the threads: one that is faster takes more
             some = chunks[first : first + step]
             _convolve_chunks(
                 images, gate, *tiles.sources, weights, *room, offset, least, tiles.targets, some, result
@@ -193,24 +192,24 @@ def _convolve(
 
 
 class _Tiles(NamedTuple):
-    # Those of several images stand above each other, as the images' rows do in memory.
-    # sources: the rows of all images that each row of tiles is made of, `(tiles, 6)`, and columns, `(4 tiles + 2,)`.
-    # targets: the rows of all results that each row of tiles gives, `(tiles, 4)`. −1 where there is none.
-    # grid: how many stand above and beside each other.
+    # Tiles of all images, one image below the other, as their rows are in memory.
+    # sources: for every row of tiles the rows of the images, `(tiles, 6)`; the columns, `(4 tiles + 2,)`.
+    # targets: for every row of tiles the rows of the results, `(tiles, 4)`; −1 beyond the last.
+    # grid: number of rows and of columns of tiles.
     sources: tuple[Indices, Indices]
     targets: Indices
     grid: tuple[int, int]
 
 
-def _tiles(source: Bordered, shape: torch.Size) -> _Tiles:
-    """The tiles for results `(N, H, W, …)`."""
+def _tiles(source: PaddedImages, shape: torch.Size) -> _Tiles:
+    """Return the tiles for results `(N, H, W, …)`."""
     return _tiles_of(source.rows.tobytes(), source.columns.tobytes(), source.values.shape[1], *shape[:3])
 
 
 @lru_cache(64)
 def _tiles_of(rows: bytes, columns: bytes, source_height: int, count: int, height: int, width: int) -> _Tiles:
     down, across = -(-height // TILE_PX), -(-width // TILE_PX)
-    # What the last tiles have beyond the image counts for nothing. It is not zero, which would not be flat.
+    # Padding tiles repeat the edge (discarded later); zeros would break the flat-stays-flat property.
     down_from, across_from = (
         np.pad(places, (0, TILE_PX * tiles + 2 - len(places)), mode="edge")
         for places, tiles in ((np.frombuffer(rows, np.int64), down), (np.frombuffer(columns, np.int64), across))
@@ -226,7 +225,7 @@ def _tiles_of(rows: bytes, columns: bytes, source_height: int, count: int, heigh
 
 
 def _of_all(rows: Indices, count: int, height: int) -> Indices:
-    """Rows of one image, `(tiles, …)` → of so many that stand above each other."""
+    """Return the rows of `count` images, one below the other, from those of one, `(tiles, …)`."""
     if count == 1:
         return rows
     moved = rows + height * np.arange(count)[:, None, None]
@@ -235,24 +234,25 @@ def _of_all(rows: Indices, count: int, height: int) -> Indices:
 
 @lru_cache(64)
 def _framed(length: int, width: int) -> Indices:
-    """Which position of a row of this length stands where, in a frame of zeros of this width."""
+    """Return the indices of a side of this length with zeros of this width at both ends."""
     return np.pad(np.arange(length), width, constant_values=-1)
 
 
 def _fitting(inputs: int, outputs: int) -> int:
-    """So many tiles make a chunk."""
-    return max(LEAST_TILES, CHUNK_VALUES // (36 * max(inputs, outputs)))
+    """Return how many tiles make a chunk."""
+    return max(limits.chunk_tiles, limits.chunk_values // (36 * max(inputs, outputs)))
 
 
 @lru_cache(256)
 def _chunks(down: int, across: int, fitting: int, threads: int) -> Indices:
-    """Of so many tiles, which stand together: some rows of them or, of wide images, a part of one row.
+    """Divide the tiles into chunks: some rows of tiles or, of wide images, part of a row.
 
-    From and to before which row, from and to before which column each: `(chunks, 4)`. None is larger than the first.
+    Returns:
+        `(chunks, 4)`: see `_Chunk`. None is larger than the first.
     """
     columns = -(-across // -(-across // fitting))
     rounds = -(-down // (fitting // columns * threads))
-    rows = -(-down // (rounds * threads))  # as many for each of the threads
+    rows = -(-down // (rounds * threads))  # equally many for every thread
     return np.array(
         [
             (top, min(down, top + rows), left, min(across, left + columns))
@@ -262,13 +262,10 @@ def _chunks(down: int, across: int, fitting: int, threads: int) -> Indices:
     )
 
 
-# --- Scratch -------------------------------------------------------------------------------------------------------
-
-
-def load_compiled_functions() -> None:
-    """Load what is compiled, or compile it: its time and memory are then not part of the first convolution's."""
+def load_kernels() -> None:
+    """Load the compiled functions of the forward pass, or compile them."""
     convolution, side_px = Winograd(torch.zeros(LANES, LANES, 3, 3)), TILE_PX + 2
-    image = Bordered(torch.zeros(1, side_px, side_px, LANES), np.arange(side_px), np.arange(side_px))
+    image = PaddedImages(torch.zeros(1, side_px, side_px, LANES), np.arange(side_px), np.arange(side_px))
     convolution.convolve(image, None, torch.empty(1, TILE_PX, TILE_PX, LANES))
 
 
@@ -276,10 +273,10 @@ _held = threading.local()
 
 
 def _scratch(name: str, chunks: Indices, channels: int) -> Values:
-    """Room for `(36, tiles, channels)`, with anything in it; this thread's until it asks for that name again.
+    """Return uninitialized memory `(36, tiles, channels)`, valid until this thread asks for that name again.
 
-    The 36 begin in lines of the cache that have different places there: an odd number of lines apart. Were they 4 KiB
-    apart, as they often would be, each would push the others out.
+    The 36 matrices begin an odd number of cache lines apart, in different sets of the cache: 4 KiB apart, as they often
+    would be, they would evict each other.
     """
     top, bottom, left, right = chunks[0]
     tiles = int((bottom - top) * (right - left))
@@ -292,27 +289,25 @@ def _scratch(name: str, chunks: Indices, channels: int) -> Values:
     return room[: 36 * step].reshape(36, step)[:, : tiles * channels].reshape(36, tiles, channels)
 
 
-# --- The transforms, compiled --------------------------------------------------------------------------------------
-#
-# As many channels at a time as a vector has lanes; the last ones may overlap those before. All of a tile stands in
-# registers, or in what the compiler keeps beside them.
+# The transforms take as many channels at a time as a vector has lanes; the last vector may overlap the one before. A
+# tile is held in registers, some of which the compiler spills.
 
 
 @compiled
 def _load(image: Values, gate: Values | None, y: int, x: int, c: int) -> Any:
     if y < 0 or x < 0:
-        return everywhere(0.0)
-    if gate is None:  # settled when it is compiled
+        return splat(0.0)
+    if gate is None:  # decided when it is compiled
         return load(image, y, x, c)
     return where_positive(load(image, y, x, c), load(gate, y, x, c))
 
 
 @compiled
 def _of_tile(p: Any, q: Any, r: Any, s: Any, t: Any, u: Any) -> tuple[Any, ...]:
-    """Six pixels in a row → six values, of which all but one are exactly 0 where the pixels are the same.
+    """Transform six pixels of a row; of equal pixels all but one of the results are exactly 0.
 
-    So a flat image stays flat to the last bit. Instance norm, which sees nothing but the rounding there, would make
-    noise of it, three hundred times as large with every layer.
+    So a flat image stays flat to the last bit. Instance norm would amplify rounding to noise, three hundred times with
+    every layer.
     """
     even, odd, outer, inner = t - 4.0 * r, s - 4.0 * q, t - r, 2.0 * (s - q)
     first, last = 4.0 * (p - r) + outer, (u - s) - 2.0 * inner
@@ -321,21 +316,21 @@ def _of_tile(p: Any, q: Any, r: Any, s: Any, t: Any, u: Any) -> tuple[Any, ...]:
 
 @compiled
 def _of_products(p: Any, q: Any, r: Any, s: Any, t: Any, u: Any) -> tuple[Any, ...]:
-    """Six values → four pixels in a row."""
+    """Transform six products back to four pixels of a row."""
     even, odd, outer, inner = q + r, q - r, s + t, s - t
     return p + even + outer, odd + 2.0 * inner, even + 4.0 * outer, odd + 8.0 * inner + u
 
 
 @compiled
 def _of_block(p: Any, q: Any, r: Any, s: Any) -> tuple[Any, ...]:
-    """The adjoint of `_of_products`."""
+    """Apply the adjoint of `_of_products`."""
     even, odd, outer, inner = p + r, q + s, p + 4.0 * r, 2.0 * q + 8.0 * s
     return p, even + odd, even - odd, outer + inner, outer - inner, s
 
 
 @compiled
 def _of_kernel(p: Any, q: Any, r: Any) -> tuple[Any, ...]:
-    """Three weights in a row → six values."""
+    """Transform three weights of a row to six values."""
     even, odd = (-1 / 6) * (p + r), (1 / 6) * q
     outer, inner = (1 / 24) * p + (1 / 6) * r, (1 / 12) * q
     return 0.25 * p, even - odd, even + odd, outer + inner, outer - inner, r
@@ -343,7 +338,7 @@ def _of_kernel(p: Any, q: Any, r: Any) -> tuple[Any, ...]:
 
 @compiled
 def _of_sums(p: Any, q: Any, r: Any, s: Any, t: Any, u: Any) -> tuple[Any, ...]:
-    """The adjoint of `_of_kernel`."""
+    """Apply the adjoint of `_of_kernel`."""
     near, far = (1 / 6) * (q + r), s + t
     return 0.25 * p - near + (1 / 24) * far, (1 / 6) * (r - q) + (1 / 12) * (s - t), (1 / 6) * far - near + u
 
@@ -374,7 +369,7 @@ def _tile_column(image: Values, gate: Values | None, rows: Indices, down: int, x
 def _transform_tiles(
     image: Values, gate: Values | None, rows: Indices, columns: Indices, chunk: _Chunk, result: Values
 ) -> None:
-    """Tiles of 6×6 px of rows `(N·H, W, C)`, zero where the gate is, → `(36, tiles, C)`."""
+    """Transform tiles of 6×6 px of the images' rows, `(N·H, W, C)`, to `(36, tiles, C)`; zero where the gate is."""
     channels = image.shape[2]
     wide = chunk.right - chunk.left
     for down in range(chunk.top, chunk.bottom):
@@ -410,7 +405,7 @@ def _products_column(products: Values, j: int, tile: int, c: int) -> tuple[Any, 
 
 @compiled
 def _store_pixels(result: Values, y: int, x: int, c: int, four: tuple[Any, ...], offset: Any, least: Any) -> None:
-    """As many of four pixels as there are."""
+    """Store those of four pixels that are inside the image."""
     width = result.shape[1]
     if y >= 0:
         store(result, y, x, c, larger(four[0] + offset, least))
@@ -426,7 +421,7 @@ def _store_pixels(result: Values, y: int, x: int, c: int, four: tuple[Any, ...],
 def _transform_products(
     products: Values, targets: Indices, chunk: _Chunk, offset: Values, least: float, result: Values
 ) -> None:
-    """`(36, tiles, K)` → their 4×4 px of the rows `(N·H, W, K)`, none below `least`."""
+    """Transform products, `(36, tiles, K)`, to tiles of 4×4 px of the rows `(N·H, W, K)`, clipped at `least`."""
     channels = result.shape[2]
     wide = chunk.right - chunk.left
     for down in range(chunk.top, chunk.bottom):
@@ -440,7 +435,7 @@ def _transform_products(
                 s = _products_column(products, 3, tile, c)
                 t = _products_column(products, 4, tile, c)
                 u = _products_column(products, 5, tile, c)
-                added, floor = load(offset, 0, 0, c), everywhere(least)
+                added, floor = load(offset, 0, 0, c), splat(least)
                 first = _of_products(p[0], q[0], r[0], s[0], t[0], u[0])
                 _store_pixels(result, targets[down, 0], x, c, first, added, floor)
                 second = _of_products(p[1], q[1], r[1], s[1], t[1], u[1])
@@ -464,7 +459,7 @@ def _block_column(gradient: Values, targets: Indices, down: int, x: int, c: int)
 
 @compiled
 def _transform_blocks(gradient: Values, targets: Indices, chunk: _Chunk, result: Values) -> None:
-    """The adjoint of `_transform_products`: blocks of 4×4 px → `(36, tiles, K)`."""
+    """Apply the adjoint of `_transform_products`: blocks of 4×4 px → `(36, tiles, K)`."""
     channels = gradient.shape[2]
     wide = chunk.right - chunk.left
     for down in range(chunk.top, chunk.bottom):
@@ -484,11 +479,6 @@ def _transform_blocks(gradient: Values, targets: Indices, chunk: _Chunk, result:
                 _store_six(result, 30, tile, c, _of_block(p[5], q[5], r[5], s[5]))
 
 
-# --- The transforms of weights, compiled ---------------------------------------------------------------------------
-#
-# A thread takes every so many-th row of channels.
-
-
 @compiled
 def _kernel_column(kernels: Values, j: int, a: int, b: int) -> tuple[Any, ...]:
     return _of_kernel(load(kernels, j, a, b), load(kernels, 3 + j, a, b), load(kernels, 6 + j, a, b))
@@ -496,7 +486,7 @@ def _kernel_column(kernels: Values, j: int, a: int, b: int) -> tuple[Any, ...]:
 
 @compiled
 def _transform_kernels(kernels: Values, thread: int, threads: int, result: Values) -> None:
-    """`(9, A, B)`, B filling whole panels, → `(panels · 36, A, columns)`."""
+    """Transform kernels `(9, A, B)`, B in whole panels, to `(panels · 36, A, columns)`; every `threads`-th row of A."""
     for a in range(thread, kernels.shape[1], threads):
         for b in range(0, kernels.shape[2], LANES):
             first, c = 36 * (b // PANEL), b % PANEL
@@ -512,7 +502,7 @@ def _transform_kernels(kernels: Values, thread: int, threads: int, result: Value
 
 @compiled
 def _sum_of(sums: Values, i: int, a: int, b: int) -> Any:
-    """Of the parts that were summed apart."""
+    """Return the sum over the threads' parts."""
     total = load(sums, i, a, b)
     for further in range(36 + i, len(sums), 36):
         total = total + load(sums, further, a, b)
@@ -533,7 +523,7 @@ def _sums_column(sums: Values, j: int, a: int, b: int) -> tuple[Any, ...]:
 
 @compiled
 def _transform_sums(sums: Values, thread: int, threads: int, result: Values) -> None:
-    """The adjoint of `_transform_kernels`, of parts that were summed apart: `(parts · 36, A, B)` → `(9, A, B)`."""
+    """Sum the threads' parts and apply the adjoint of `_transform_kernels`: `(parts · 36, A, B)` → `(9, A, B)`."""
     for a in range(thread, sums.shape[1], threads):
         for b in range(0, sums.shape[2], LANES):
             p, q, r = _sums_column(sums, 0, a, b), _sums_column(sums, 1, a, b), _sums_column(sums, 2, a, b)
@@ -545,12 +535,9 @@ def _transform_sums(sums: Values, thread: int, threads: int, result: Values) -> 
                 store(result, 3 * i + 2, a, b, row[2])
 
 
-# --- Chunks of tiles, compiled -------------------------------------------------------------------------------------
-
-
 @compiled
 def _chunk(chunks: Indices, i: int) -> tuple[_Chunk, int]:
-    """One of them, and how many tiles it has."""
+    """Return chunk `i` and its number of tiles."""
     top, bottom, left, right = chunks[i, 0], chunks[i, 1], chunks[i, 2], chunks[i, 3]
     return _Chunk(top, bottom, left, right), (bottom - top) * (right - left)
 
@@ -570,7 +557,7 @@ def _convolve_chunks(
     chunks: Indices,
     result: Values,
 ) -> None:
-    """Chunks of tiles through all three steps, one after the other."""
+    """Take chunks of tiles through all three steps, one after the other."""
     of_values = values.strides[0] // 4, values.shape[2], 1
     of_weights = weights.strides[0] // 4, weights.strides[1] // 4, PANEL
     of_products = products.strides[0] // 4, products.shape[2], 1
@@ -594,7 +581,7 @@ def _add_tile_products(
     of_outputs: Values,
     sums: Values,
 ) -> None:
-    """What the tiles of some chunks add to `(36, C, K)`."""
+    """Add the products of the tiles of some chunks to `sums`, `(36, C, K)`."""
     left = of_inputs.strides[0] // 4, 1, of_inputs.shape[2]
     right = of_outputs.strides[0] // 4, PANEL, of_outputs.shape[2]
     out = sums.strides[0] // 4, sums.shape[2], 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stylize.norms import NORMS
 from stylize.studies.findings import Finding
 from stylize.studies.runs import Arm
 from stylize.studies.study import Findings, Results, Setting, Study, norms_named
@@ -15,7 +16,7 @@ def _arms(setting: Setting) -> list[Arm]:
         Arm(f"{norm}, batch {size}", {"generator.norm": kind, "train.batch_size": size})
         for norm, kind in COMPARED_NORMS.items()
         for size in BATCH_SIZES
-        if (norm, size) != ("BIN", 1)  # batch and instance statistics are the same there: the gates cannot learn
+        if size >= NORMS[kind].min_batch_size
     ]
 
 

@@ -7,7 +7,8 @@ import torch
 from stylize.evaluation.evaluate import Painter
 from stylize.evaluation.statistics import spread
 from stylize.generators import Generator
-from stylize.norms import Statistics, frozen_statistics, recorded_statistics
+from stylize.norms import frozen_statistics, recorded_statistics
+from stylize.ops import Statistics
 from stylize.pictures.images import find_images
 from stylize.studies.findings import Finding
 from stylize.studies.runs import Arm

@@ -12,12 +12,12 @@ from stylize.evaluation.statistics import Row, Table, spread
 from stylize.generators import GeneratorConfig, build_generator
 from stylize.losses.summary import headline_measures, headline_terms
 from stylize.losses.terms import TOTAL
+from stylize.ops.dispatch import VARIABLE
 from stylize.studies.findings import Finding
 from stylize.studies.runs import Arm, records
 from stylize.studies.study import Findings, Results, Setting, Study
 
 FAST, REFERENCE = "Johnson", "Johnson, plain PyTorch"
-REFERENCE_VARIABLES = {"STYLIZE_REFERENCE": "1"}
 COMPARED = (*headline_terms(), *headline_measures(), TOTAL)
 
 
@@ -26,7 +26,7 @@ def _arms(setting: Setting) -> list[Arm]:
     johnson = {"generator.name": "johnson"}
     return [
         Arm(FAST, johnson),
-        Arm(REFERENCE, johnson, REFERENCE_VARIABLES),
+        Arm(REFERENCE, johnson, {VARIABLE: "1"}),
         Arm("Johnson, half the width", {**johnson, "generator.width": half}),
         Arm("Johnson, separable convolutions", {"generator.name": "johnson_lite"}),
     ]
@@ -94,7 +94,7 @@ STUDY = Study(
     "generators",
     "Johnson's network with fast kernels, without, at half the width, and separable",
     "Do the kernels for CPUs change what a network learns? The same training runs once more on plain PyTorch "
-    "(STYLIZE_REFERENCE=1), with the same seed. And what do smaller networks lose: at half the width, and with "
+    f"({VARIABLE}=1), with the same seed. And what do smaller networks lose: at half the width, and with "
     "separable convolutions (johnson_lite)? On a GPU, and in bfloat16, the first two are the same.",
     _arms,
     _findings,

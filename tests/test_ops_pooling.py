@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stylize import ops
 from stylize.losses.vgg import VGG19
-from stylize.ops.cpu.max_pool import largest_of_four, takes
-from stylize.ops.cpu.simd import LANES
+from stylize.ops.cpu.compile import LANES
 
 SHAPES = ((1, LANES, 2, 2), (2, 2 * LANES, 6, 8), (3, LANES, 7, 8), (2, LANES, 8, 9), (1, 3 * LANES, 33, 17))
 
@@ -23,7 +23,7 @@ def draw_maps(shape: tuple[int, ...]) -> Tensor:
 def test_result_and_gradient_are_those_of_torch(shape: tuple[int, ...], layout: str) -> None:
     x = draw_maps(shape)
     own, plain = (x.clone(memory_format=torch.channels_last).requires_grad_() for _ in range(2))
-    found, expected = largest_of_four(own), F.max_pool2d(plain, 2)
+    found, expected = ops.max_pool2x2(own), F.max_pool2d(plain, 2)
     assert torch.equal(found, expected)
     assert found.is_contiguous(memory_format=torch.channels_last)
     towards = torch.randn(expected.shape)
@@ -44,7 +44,7 @@ def test_result_and_gradient_are_those_of_torch(shape: tuple[int, ...], layout: 
 def test_what_is_no_number_stays(place: int) -> None:
     x = draw_maps((1, LANES, 4, 4))
     x[0, 3, place // 2, place % 2] = float("nan")
-    found = largest_of_four(x)
+    found = ops.max_pool2x2(x)
     assert found[0, 3, 0, 0].isnan()
     assert found.isnan().sum() == 1
 
@@ -53,19 +53,27 @@ def test_what_is_no_number_stays(place: int) -> None:
 def test_any_number_of_threads_gives_the_same(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     x = draw_maps((2, LANES, 11, 6))
-    assert torch.equal(largest_of_four(x), F.max_pool2d(x, 2))
+    assert torch.equal(ops.max_pool2x2(x), F.max_pool2d(x, 2))
 
 
 def test_others_are_left_to_torch() -> None:
+    def has_kernel(x: Tensor) -> bool:
+        calls = ops.kernel_calls()
+        assert torch.equal(ops.max_pool2x2(x), F.max_pool2d(x, 2)) or x.shape[2] == 1
+        return ops.kernel_calls() > calls
+
     x = draw_maps((1, LANES, 4, 4))
-    assert takes(x)
-    assert not takes(x.contiguous())
-    assert not takes(x.double())
-    assert not takes(x[:, : LANES // 2].contiguous(memory_format=torch.channels_last))
-    assert not takes(x[:, :, :1])
+    assert has_kernel(x)
+    assert not has_kernel(x.contiguous())
+    assert not has_kernel(x.double())
+    assert not has_kernel(x[:, : LANES // 2].contiguous(memory_format=torch.channels_last))
+    with ops.reference():
+        assert not has_kernel(x)
+    with pytest.raises(RuntimeError, match="too small"):
+        has_kernel(x[:, :, :1])
 
 
-def test_a_student_in_training_can_be_derived_twice() -> None:
+def test_by_plain_pytorch_vgg_can_be_differentiated_twice() -> None:
     vgg = VGG19(4)
     image = torch.rand(1, 3, 16, 16, requires_grad=True)
 
@@ -74,4 +82,5 @@ def test_a_student_in_training_can_be_derived_twice() -> None:
         return torch.autograd.grad(gradient.square().sum(), vgg.features["0"].weight)[0]
 
     vgg.requires_grad_(True)
-    assert curvature().abs().max() > 0
+    with ops.reference():
+        assert curvature().abs().max() > 0

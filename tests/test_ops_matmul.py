@@ -7,8 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from stylize.ops.cpu import matmul as products
-from stylize.ops.cpu.matmul import BLOCK, PANEL, as_panels, by_rows, in_panels, multiply, over_rows, panels, suit
+from stylize.ops.cpu import matmul as matmul_module
+from stylize.ops.cpu.compile import BLOCK, PANEL
+from stylize.ops.cpu.matmul import (
+    as_panels,
+    in_panels,
+    is_supported,
+    matmul,
+    matmul_transposed,
+    multiply,
+    panels,
+)
 
 TOLERANCE = 1e-6  # of float32, by the products' largest
 
@@ -22,7 +31,8 @@ claimed = type(get_host_cpu_features())({sys.argv[1]: True})
 claimed.flatten = get_host_cpu_features().flatten  # Numba compiles for the real one
 with patch("llvmlite.binding.get_host_cpu_features", lambda: claimed):
     with patch("platform.machine", lambda: sys.argv[2]):
-        from stylize.ops.cpu.matmul import BLOCK, in_panels, multiply, panels
+        from stylize.ops.cpu.compile import BLOCK
+        from stylize.ops.cpu.matmul import in_panels, multiply, panels
 left, right = torch.randn(2, 23, 9), torch.randn(2, 9, 40)
 out = torch.full((2, 23, in_panels(40)), torch.nan)
 multiply(left, panels(right), out)
@@ -84,22 +94,20 @@ def test_what_is_no_number_stays_none() -> None:
 def test_products_by_and_over_rows_equal_those_of_float64(
     rows: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "CACHED_VALUES", 20 * PANEL)
-    monkeypatch.setattr(products, "LEAST_MULTIPLICATIONS", 1)
+    monkeypatch.setattr(matmul_module, "CACHED_VALUES", 20 * PANEL)
+    monkeypatch.setattr(matmul_module, "LEAST_MULTIPLICATIONS", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     left, right, factor = draw(rows, 3 * PANEL), draw(rows, PANEL), draw(3 * PANEL, PANEL)
-    by_rows(left, factor, result := torch.empty(rows, PANEL))
+    matmul(left, factor, result := torch.empty(rows, PANEL))
     assert_equal_to(result, left.double() @ factor.double())
-    assert_equal_to(over_rows(left, right), left.double().t() @ right.double())
-    assert torch.equal(over_rows(left, right), over_rows(left, right))
+    assert_equal_to(matmul_transposed(left, right), left.double().t() @ right.double())
+    assert torch.equal(matmul_transposed(left, right), matmul_transposed(left, right))
 
 
-def test_only_float32_on_a_cpu_whose_columns_fill_panels_suits() -> None:
-    assert suit(draw(2, PANEL))
-    assert not suit(draw(2, PANEL).double())
-    assert not suit(draw(2, PANEL + 1))
-    assert not suit(draw(PANEL, 2).t())
-    assert not suit(torch.empty(2, PANEL, device="meta"))
+def test_only_matrices_whose_columns_fill_panels_are_supported() -> None:
+    assert is_supported(draw(2, PANEL))
+    assert not is_supported(draw(2, PANEL + 1))
+    assert not is_supported(draw(PANEL, 2).t())
 
 
 @pytest.mark.parametrize(

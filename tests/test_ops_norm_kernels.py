@@ -6,9 +6,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stylize.norms import NORMS
-from stylize.ops.cpu import norm as channelwise
-from stylize.ops.cpu.norm import Affine
-from stylize.ops.cpu.simd import LANES
+from stylize.ops.cpu.compile import LANES
+from stylize.ops.cpu.norm import Affine, is_vectorized, measure
 
 BY_PIXEL, BY_CHANNEL = torch.channels_last, torch.contiguous_format
 MAPS = (  # the last of each layout in more than one band
@@ -47,7 +46,7 @@ def affine(x: Tensor) -> Affine:
 
 
 def test_statistics_equal_those_of_float64(x: Tensor) -> None:
-    mean, variance = channelwise.measure(x)
+    mean, variance = measure(x)
     exact_variance, exact_mean = torch.var_mean(x.double(), (2, 3), correction=0)
     torch.testing.assert_close(mean.double(), exact_mean, rtol=1e-6, atol=0)
     torch.testing.assert_close(variance.double(), exact_variance, rtol=1e-5, atol=0)
@@ -57,18 +56,18 @@ def test_statistics_of_large_means_do_not_cancel() -> None:
     x = draw_maps((1, LANES, 90, 120)) + 3000
     x[:, :, 45:] += 1
     exact = x.double().var((2, 3), correction=0)
-    torch.testing.assert_close(channelwise.measure(x)[1].double(), exact, rtol=1e-4, atol=0)
+    torch.testing.assert_close(measure(x)[1].double(), exact, rtol=1e-4, atol=0)
 
 
 def test_statistics_of_one_colour_have_no_variance() -> None:
     x = torch.full((1, LANES, 64, 64), 0.7).contiguous(memory_format=torch.channels_last)
-    assert float(channelwise.measure(x)[1].max()) == 0
+    assert float(measure(x)[1].max()) == 0
 
 
 def test_results_do_not_depend_on_the_number_of_threads(x: Tensor, affine: Affine) -> None:
     def everything() -> list[Tensor]:
         towards = draw_towards(x)
-        return [*channelwise.measure(x), affine(x), *affine.sums(x, towards)]
+        return [*measure(x), affine(x), *affine.sums(x, towards)]
 
     threads = torch.get_num_threads()
     several = everything()
@@ -107,7 +106,7 @@ def test_what_is_no_number_stays_so(x: Tensor, affine: Affine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("x", "suits"),
+    ("x", "vectorized"),
     [
         (draw_maps((2, LANES, 3, 4)), True),
         (draw_maps((2, LANES + 1, 3, 4)), False),
@@ -127,8 +126,8 @@ def test_what_is_no_number_stays_so(x: Tensor, affine: Affine) -> None:
         "empty",
     ),
 )
-def test_maps_are_taken_whose_pixels_or_channels_fill_vectors(x: Tensor, suits: bool) -> None:
-    assert channelwise.suits(x) == suits
+def test_maps_are_taken_whose_pixels_or_channels_fill_vectors(x: Tensor, vectorized: bool) -> None:
+    assert is_vectorized(x) == vectorized
 
 
 @pytest.mark.parametrize("name", NORMS)

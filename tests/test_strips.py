@@ -1,5 +1,6 @@
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,13 +11,13 @@ from torch import Tensor
 
 from stylize.errors import StylizeError
 from stylize.generators import GENERATORS, Generator, GeneratorConfig, build_generator
-from stylize.generators.base import Stage
+from stylize.generators.base import PaddedConv2d, Stage
 from stylize.inference import plans
 from stylize.inference.plans import Plan, Room, choose_plan, plans_of
 from stylize.inference.strips import StripPainter
 from stylize.models.file import load_model
 from stylize.models.find import find_model
-from stylize.norms import NORMS, BatchNorm
+from stylize.norms import NORMS, InstanceNorm, RunningNorm
 
 CPU = torch.device("cpu")
 STREAMING = sorted(set(GENERATORS) - {"texture_network"})
@@ -42,7 +43,7 @@ def trained(norm: str) -> Generator:
     generator.load_state_dict(source.state_dict(), strict=norm in ("instance", "layer"))  # the other ones have more
     if norm != "instance":
         for layer in generator.norms().values():
-            if isinstance(layer, BatchNorm):
+            if isinstance(layer, RunningNorm):
                 layer.momentum = 1.0
         with torch.no_grad():
             generator.train()(torch.cat([photograph(128, 96), photograph(128, 96).flip(1)]))
@@ -295,3 +296,35 @@ def test_memory_that_does_not_suffice_for_the_lowest_strip_is_an_error(monkeypat
     monkeypatch.setattr(type(stages_of(generator, image)[0].conv), "rows", none)
     with pytest.raises(torch.OutOfMemoryError):
         in_strips(generator, image, plans_of(stages_of(generator, image), torch.float32)[0])
+
+
+class Shallow(Generator):
+    """Two convolutions at full size: no map is smaller than the largest, so none is worth keeping."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = GeneratorConfig(width=8)
+        self.encode, self.norm = PaddedConv2d(3, 8, 3, config), InstanceNorm(8)
+        self.to_rgb = PaddedConv2d(8, 3, 3, config)
+
+    def stages(self, height: int, width: int) -> list[Stage]:
+        size = height, width
+        return [Stage(self.encode, size, self.norm, relu=True), Stage(self.to_rgb, size, activation=torch.sigmoid)]
+
+
+def test_a_network_without_smaller_maps_is_painted_in_strips_without_keeping_any() -> None:
+    generator, image = Shallow().eval(), torch.rand(1, 3, 100, 60)
+    plan = plans_of(stages_of(generator, image), torch.float32)[0]
+    assert strips(plan, 100) == 7 and not any(sweep.keeps for sweep in plan.sweeps)
+    torch.testing.assert_close(in_strips(generator, image, plan), whole(generator, image), rtol=0, atol=1e-5)
+
+
+def test_pictures_are_painted_in_strips_by_one_network_in_several_threads() -> None:
+    generator = build_generator(GeneratorConfig(width=8)).eval()
+    images = [torch.rand(1, 3, 90, 64) * (1 + i) / 4 for i in range(4)]
+    plan = plans_of(stages_of(generator, images[0]), torch.float32)[0]
+    alone = [in_strips(generator, image, plan) for image in images]
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(lambda image: in_strips(generator, image, plan), images))
+    assert all(map(torch.equal, together, alone))
+    assert not torch.equal(alone[0], alone[1])

@@ -7,15 +7,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stylize import ops
 from stylize.generators import GENERATORS, GeneratorConfig, build_generator
 from stylize.losses.vgg import VGG19
 from stylize.losses.vgg_weights import randomize_
-from stylize.norms import NORMS, instance_statistics
-from stylize.ops import convolution
-from stylize.ops.convolution import Border, Geometry, padded_conv2d, replicate_border, suits, upsample_to
-from stylize.ops.cpu import matmul as products
+from stylize.norms import NORMS
+from stylize.ops import Border, Geometry, conv2d, instance_statistics, upsample_to
 from stylize.ops.cpu import winograd
+from stylize.ops.cpu.compile import compiled
 from stylize.ops.cpu.simd import LANES
+from stylize.ops.limits import limits
+from stylize.ops.padding import replicate_border
 from stylize.system.threads import in_threads
 
 BORDERS: tuple[Border, ...] = ("reflect", "replicate", "constant")
@@ -39,7 +41,7 @@ TOLERANCE = 2e-5
 
 
 def plainly(x: Tensor, weight: Tensor, bias: Tensor, geometry: Geometry) -> Tensor:
-    enlarged = x if geometry.size is None else upsample_to(x, *geometry.size)
+    enlarged = x if geometry.size is None else upsample_to(x, geometry.size)
     padded = F.pad(enlarged, (geometry.border_px,) * 4, geometry.border)
     return F.conv2d(padded, weight, bias, geometry.stride)
 
@@ -66,17 +68,13 @@ def arguments_of(kind: Any, border: Border) -> tuple[Tensor, Tensor, Tensor, Geo
 @pytest.mark.parametrize("border", BORDERS)
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("strip", ["whole", "strips", "one image"])
-def test_padded_convolution_and_its_gradients_equal_those_of_float64(
-    kind: Any, border: Border, strip: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if strip == "strips":
-        monkeypatch.setattr(convolution, "STRIP_VALUES", 1)
-        monkeypatch.setattr(winograd, "CHUNK_VALUES", 1)
-        monkeypatch.setattr(winograd, "LEAST_TILES", 1)
-        monkeypatch.setattr(convolution, "WINDOWED_VALUES", 1)
+def test_padded_convolution_and_its_gradients_equal_those_of_float64(kind: Any, border: Border, strip: str) -> None:
+    names = ("strip_values", "windowed_values", "chunk_values", "chunk_tiles")
+    smallest = dict.fromkeys(names, 1) if strip == "strips" else {}
     x, weight, bias, geometry = arguments_of(kind, border)
     x = x[: 1 if strip == "one image" else 2]
-    found = with_gradients(padded_conv2d, x, weight, bias, geometry)
+    with limits.set(**smallest):
+        found = with_gradients(conv2d, x, weight, bias, geometry)
     exact = with_gradients(plainly, x.double(), weight.double(), bias.double(), geometry)
     assert found[0].is_contiguous(memory_format=torch.channels_last)
     assert largest_difference([t.double() for t in found], exact) < TOLERANCE
@@ -94,7 +92,7 @@ def test_with_relu_result_and_gradients_equal_those_of_float64(kind: Any, count:
         return with_gradients(lambda *given: function(*given, *constants), *leaves)
 
     leaves = [x] if frozen else [x, weight, bias]
-    found = rectified(lambda *given: padded_conv2d(*given, geometry, relu=True), *leaves)
+    found = rectified(lambda *given: conv2d(*given, geometry, relu=True), *leaves)
     exact = rectified(lambda *given: plainly(*given, geometry).relu(), *(leaf.double() for leaf in leaves))
     assert float(found[0].min()) == 0
     assert largest_difference([t.double() for t in found], exact) < TOLERANCE
@@ -105,23 +103,22 @@ def test_with_relu_result_and_gradients_equal_those_of_float64(kind: Any, count:
 def test_a_flat_image_stays_flat_to_the_last_bit(border: Border, side: tuple[int, int]) -> None:
     _, weight, bias, geometry = arguments_of((64, 72, 3, 1, side, None), border)
     levels = torch.rand(2, 64, 1, 1)
-    result = padded_conv2d(levels.expand(-1, -1, *side).contiguous(), weight, bias, geometry)
+    result = conv2d(levels.expand(-1, -1, *side).contiguous(), weight, bias, geometry)
     assert torch.equal(result, result[..., :1, :1].expand_as(result))
 
 
 def test_relu_keeps_what_is_no_number() -> None:
     x, weight, bias, geometry = arguments_of((64, 32, 3, 1, (8, 9), None), "constant")
     x[0, 0, 4, 4] = float("nan")
-    assert padded_conv2d(x, weight, bias, geometry, relu=True).isnan().any()
+    assert conv2d(x, weight, bias, geometry, relu=True).isnan().any()
 
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_any_number_of_threads_gives_the_same(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(winograd, "CHUNK_VALUES", 1)
-    monkeypatch.setattr(winograd, "LEAST_TILES", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     x, weight, bias, geometry = arguments_of((64, 40, 3, 1, (37, 18), None), "reflect")
-    found = with_gradients(padded_conv2d, x, weight, bias, geometry)
+    with limits.set(chunk_values=1, chunk_tiles=1):
+        found = with_gradients(conv2d, x, weight, bias, geometry)
     exact = with_gradients(plainly, x.double(), weight.double(), bias.double(), geometry)
     assert largest_difference([t.double() for t in found], exact) < TOLERANCE
 
@@ -129,9 +126,9 @@ def test_any_number_of_threads_gives_the_same(threads: int, monkeypatch: pytest.
 def test_after_an_inference_a_convolution_may_train() -> None:
     x, weight, bias, geometry = arguments_of((64, 48, 3, 1, (4, 4 * 300), None), "reflect")
     with torch.inference_mode():
-        expected = padded_conv2d(x[:1, :, :4, :4], weight, bias, geometry)  # small enough for the calling thread
-        padded_conv2d(x, weight, bias, geometry)
-    found = padded_conv2d(x[:1, :, :4, :4].clone().requires_grad_(), weight, bias, geometry)
+        expected = conv2d(x[:1, :, :4, :4], weight, bias, geometry)  # small enough for the calling thread
+        conv2d(x, weight, bias, geometry)
+    found = conv2d(x[:1, :, :4, :4].clone().requires_grad_(), weight, bias, geometry)
     found.sum().backward()
     assert torch.equal(found.detach(), expected)
 
@@ -150,9 +147,9 @@ def test_frozen_weights_are_transformed_once_and_again_when_they_change() -> Non
     kept = winograd.winograd_of(weight)
     assert winograd.winograd_of(weight) is kept
     for change in (lambda: weight.mul_(2), lambda: setattr(weight, "data", weight.flip(0))):
-        padded_conv2d(x, weight, bias, geometry)
+        conv2d(x, weight, bias, geometry)
         change()
-        found = padded_conv2d(x, weight, bias, geometry)
+        found = conv2d(x, weight, bias, geometry)
         assert largest_difference([found], [plainly(x, weight, bias, geometry)]) < TOLERANCE
 
 
@@ -171,7 +168,7 @@ def test_without_a_folder_for_compiled_functions_they_are_compiled_anew(monkeypa
 
     monkeypatch.setattr(numba, "njit", njit)
 
-    @products.compiled
+    @compiled
     def double(x: int) -> int:
         return 2 * x
 
@@ -187,41 +184,105 @@ def test_depthwise_convolution_and_its_gradients_equal_those_of_float64(border: 
     def plainly_by_channel(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.conv2d(F.pad(x, (1,) * 4, border), weight, bias, stride, groups=6)
 
-    found = with_gradients(padded_conv2d, x, weight, bias, geometry)
+    found = with_gradients(conv2d, x, weight, bias, geometry)
     exact = with_gradients(plainly_by_channel, x.double(), weight.double(), bias.double())
     assert largest_difference([t.double() for t in found], exact) < TOLERANCE
 
 
 def test_frozen_weights_get_no_gradient_and_keep_no_input() -> None:
     x, weight, bias, geometry = arguments_of(KINDS[0], "replicate")
-    result = padded_conv2d(x.requires_grad_(), weight, bias, geometry)
+    result = conv2d(x.requires_grad_(), weight, bias, geometry)
     assert [saved for saved in result.grad_fn.saved_tensors if saved is not None and saved.shape == x.shape] == []
     result.sum().backward()
     assert x.grad is not None
     assert weight.grad is None
 
 
-@pytest.mark.parametrize("unlike", ["bfloat16", "autocast", "grouped", "compiling"])
+def kernels_used(call: Callable[[], object]) -> int:
+    before = ops.kernel_calls()
+    call()
+    return ops.kernel_calls() - before
+
+
+@pytest.mark.parametrize("unlike", ["bfloat16", "autocast", "grouped", "compiling", "reference"])
 def test_other_kinds_are_left_to_torch(unlike: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    x, weight = torch.rand(1, 4, 8, 8), torch.rand(4, 4, 3, 3)
-    assert suits(x, weight)
+    x, weight, geometry = torch.rand(1, 4, 8, 8), torch.rand(4, 4, 3, 3), Geometry(3, 1, "reflect")
+    assert kernels_used(lambda: conv2d(x, weight, None, geometry)) == 1
     if unlike == "bfloat16":
-        assert not suits(x.bfloat16(), weight.bfloat16())
+        assert not kernels_used(lambda: conv2d(x.bfloat16(), weight.bfloat16(), None, geometry))
     elif unlike == "grouped":
-        assert not suits(x, torch.rand(4, 2, 3, 3))
+        assert not kernels_used(lambda: conv2d(x, torch.rand(4, 2, 3, 3), None, geometry))
     elif unlike == "compiling":
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-        assert not suits(x, weight)
+        assert not kernels_used(lambda: conv2d(x, weight, None, geometry))
     else:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert not suits(x, weight)
+        off = ops.reference() if unlike == "reference" else torch.autocast("cpu", dtype=torch.bfloat16)
+        with off:
+            assert not kernels_used(lambda: conv2d(x, weight, None, geometry))
+
+
+def refused(call: Callable[[], object]) -> str:
+    with pytest.raises(ValueError) as caught:
+        call()
+    return str(caught.value)
+
+
+def test_shapes_that_do_not_fit_are_refused_before_a_kernel_sees_them() -> None:
+    geometry = Geometry(3, 1, "reflect")
+    shapes = "must be (N, C, H, W) and (K, C, 3, 3), or (C, 1, 3, 3) for a depthwise convolution"
+    x, weight = torch.rand(1, 32, 8, 8), torch.rand(16, 32, 3, 3)
+    for maps, kernel in ((x[0], weight), (x, weight[:, :31]), (x, torch.rand(16, 32, 5, 5)), (x, weight[0])):
+        got = f"conv2d: got maps {tuple(maps.shape)} and weights {tuple(kernel.shape)}, "
+        assert refused(lambda m=maps, k=kernel: conv2d(m, k, None, geometry)) == got + shapes
+    assert refused(lambda: conv2d(x, weight, torch.rand(15), geometry)) == "conv2d: got a bias (15,), must be (16,)"
+
+
+@torch.no_grad()
+def test_memory_for_the_result_is_refused_where_a_kernel_would_write_beyond_it() -> None:
+    geometry, window = Geometry(3, 1, "reflect"), ops.Window(torch.rand(8, 9, 32), 0, 8)
+    weight = torch.rand(16, 32, 3, 3)
+
+    def rows(out: Tensor) -> Tensor:
+        return ops.conv2d_rows(window, weight, None, geometry, (2, 6), out)
+
+    expected = conv2d(window.values.permute(2, 0, 1)[None], weight, None, geometry)[:, :, 2:6]
+    torch.testing.assert_close(rows(torch.empty(4, 9, 16)), expected, rtol=1e-5, atol=1e-5)
+    shape = "must be contiguous (4, 9, 16)"
+    assert (
+        refused(lambda: rows(torch.empty(3, 9, 16))) == f"out: got shape (3, 9, 16) with strides (144, 16, 1), {shape}"
+    )
+    gaps = torch.empty(4, 9, 32)[..., :16]
+    assert refused(lambda: rows(gaps)) == f"out: got shape (4, 9, 16) with strides (288, 32, 1), {shape}"
+    assert refused(lambda: rows(torch.empty(4, 9, 16, dtype=torch.float64))) == (
+        "out: got torch.float64 on cpu, must be torch.float32 on cpu"
+    )
+
+
+@torch.no_grad()
+def test_memory_for_normalized_maps_is_refused_where_it_does_not_fit() -> None:
+    x = torch.rand(1, 2 * LANES, 4, 5).contiguous(memory_format=torch.channels_last)
+    norm = NORMS["instance"](2 * LANES).eval()
+    for out in (x[:, :, :3], x.double()):
+        assert refused(lambda out=out: norm.normalize_(x, out=out)) == (
+            f"out: got {out.dtype} {tuple(out.shape)} on cpu, must be torch.float32 {tuple(x.shape)} on cpu"
+        )
+
+
+@pytest.mark.parametrize("upsampling", ("bilinear", "nearest"))
+def test_upsampling_and_its_gradients_equal_those_of_float64(upsampling: ops.Upsampling) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2, 32, 5, 7), torch.randn(16, 32, 3, 3) / 17, torch.randn(16)
+    geometry = Geometry(3, 1, "reflect", (9, 14), upsampling)
+    found = with_gradients(conv2d, x, weight, bias, geometry)
+    exact = with_gradients(conv2d, x.double(), weight.double(), bias.double(), geometry)
+    assert largest_difference([t.double() for t in found], exact) < TOLERANCE
+    with torch.no_grad():
+        assert largest_difference([conv2d(x, weight, bias, geometry).double()], exact[:1]) < TOLERANCE
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch", "batch_instance"])
 @pytest.mark.parametrize("name", GENERATORS)
-def test_a_generator_gives_the_same_picture_and_gradients_by_torch_alone(
-    name: str, norm: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_generator_gives_the_same_picture_and_gradients_by_torch_alone(name: str, norm: str) -> None:
     torch.manual_seed(0)
     generator = build_generator(GeneratorConfig(name=name, norm=norm, width=8)).train()
     x = torch.rand(2, 3, 33, 38)
@@ -232,9 +293,10 @@ def test_a_generator_gives_the_same_picture_and_gradients_by_torch_alone(
         return [painted.detach(), *torch.autograd.grad(painted.square().sum(), list(generator.parameters()))]
 
     fast = gradients()
-    monkeypatch.setattr("stylize.generators.base.suits", lambda *_: False)
-    monkeypatch.setattr("stylize.norms._is_dense_on_cpu", lambda *_: False)
-    slow = gradients()
+    calls = ops.kernel_calls()
+    with ops.reference():
+        slow = gradients()
+    assert ops.kernel_calls() == calls > 0
     torch.testing.assert_close(fast[0], slow[0], rtol=0, atol=1e-4)
     scale = max(float(g.abs().max()) for g in slow[1:])
     for a, b in zip(fast[1:], slow[1:], strict=True):
@@ -243,9 +305,7 @@ def test_a_generator_gives_the_same_picture_and_gradients_by_torch_alone(
 
 
 @pytest.mark.parametrize("taps", [("relu1_1", "relu2_1", "relu3_1"), ("relu1_2", "relu3_1")], ids=str)
-def test_vgg_gives_the_same_features_and_gradient_by_torch_alone(
-    taps: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_vgg_gives_the_same_features_and_gradient_by_torch_alone(taps: tuple[str, ...]) -> None:
     vgg = VGG19(5)
     randomize_(vgg, 0)
     image = torch.rand(2, 3, 33, 38, requires_grad=True)
@@ -256,8 +316,8 @@ def test_vgg_gives_the_same_features_and_gradient_by_torch_alone(
         return [*(f.detach() for f in features.values()), gradient]
 
     fast = gradients()
-    monkeypatch.setattr("stylize.losses.vgg.suits", lambda *_: False)
-    assert largest_difference(fast, gradients()) < 1e-4
+    with ops.reference():
+        assert largest_difference(fast, gradients()) < 1e-4
 
 
 @pytest.mark.parametrize("name", NORMS)

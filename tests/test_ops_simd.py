@@ -5,7 +5,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from stylize.ops.cpu.simd import LANES, everywhere, larger, largest, load, store, where_equal, where_positive
+from stylize.ops.cpu.compile import LANES
+from stylize.ops.cpu.simd import larger, largest, load, splat, store, where_equal, where_positive
 
 Values = npt.NDArray[np.float32]
 
@@ -16,10 +17,10 @@ def compute(a: Values, b: Values, out: Values, factor: Any) -> None:
     store(out, 0, 0, 1, first + second)
     store(out, 1, 0, 1, first - second)
     store(out, 2, 0, 1, factor * first)
-    store(out, 3, 0, 1, larger(first, everywhere(0.25)))
+    store(out, 3, 0, 1, larger(first, splat(0.25)))
     store(out, 4, 0, 1, where_positive(first, second))
     store(out, 5, 0, 1, largest(first, second))
-    store(out, 6, 0, 1, where_equal(first, second, everywhere(0.25), second))
+    store(out, 6, 0, 1, where_equal(first, second, splat(0.25), second))
 
 
 @pytest.mark.parametrize("factor", [-2.5, np.float32(3.0), 2])

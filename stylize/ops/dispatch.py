@@ -1,0 +1,102 @@
+"""The one place that decides between the compiled CPU kernels and plain PyTorch."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import lru_cache
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("stylize")
+
+VARIABLE = "STYLIZE_REFERENCE"
+
+
+class _Switch:
+    """Counts the blocks of `reference` that are open, in all threads, and the calls that kernels served."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.references = int(os.environ.get(VARIABLE, "") not in ("", "0"))
+        self.kernel_calls = 0
+
+
+_switch = _Switch()
+
+
+def cpu_kernels(*tensors: Tensor | None) -> bool:
+    """Return whether the compiled kernels serve these tensors: float32 on a CPU, without autocast or `torch.compile`.
+
+    Every operation of this package asks this, and adds what its own kernel needs of shapes and strides.
+    """
+    if torch.compiler.is_compiling() or _switch.references or torch.is_autocast_enabled("cpu"):
+        return False
+    served = all(t is None or (t.device.type == "cpu" and t.dtype == torch.float32) for t in tensors)
+    return served and _has_numba()
+
+
+def count_kernel_call() -> None:
+    """Note that an operation is served by a kernel; see `kernel_calls`."""
+    _switch.kernel_calls += 1
+
+
+def kernel_calls() -> int:
+    """Return how many operations compiled kernels have served in this process so far."""
+    return _switch.kernel_calls
+
+
+@contextmanager
+def reference() -> Iterator[None]:
+    """Compute by plain PyTorch alone within the block, in all threads of the process.
+
+    The environment variable `STYLIZE_REFERENCE=1` does the same for a whole run.
+
+    >>> with reference():
+    ...     cpu_kernels(torch.zeros(1))
+    False
+    """
+    with _switch.lock:
+        _switch.references += 1
+    try:
+        yield
+    finally:
+        with _switch.lock:
+            _switch.references -= 1
+
+
+def is_reference() -> bool:
+    """Return whether all kernels are turned off."""
+    return _switch.references > 0
+
+
+@lru_cache(1)
+def _has_numba() -> bool:
+    if importlib.util.find_spec("numba") is not None:
+        return True
+    logger.warning("numba is not installed: computing by plain PyTorch, which takes several times as long on a CPU")
+    return False
+
+
+def load_kernels() -> None:
+    """Load the kernels that paint, or compile them: their time and memory are then not part of the first picture's."""
+    if cpu_kernels():
+        from stylize.ops.cpu import norm, winograd
+
+        norm.load_kernels()
+        winograd.load_kernels()
+
+
+def on_cpu(x: Tensor) -> bool:
+    """Return whether a tensor is in the host's memory."""
+    return x.device.type == "cpu"
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Return a context in which autocast is off on the device of `x`."""
+    return torch.autocast(x.device.type, enabled=False)

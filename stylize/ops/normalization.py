@@ -1,0 +1,137 @@
+"""Normalize maps: statistics of every image and channel, and one multiply-add by coefficients made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from stylize.errors import StylizeError
+from stylize.ops.dispatch import count_kernel_call, cpu_kernels
+from stylize.ops.moments import Statistics, merged
+
+Coefficients = Callable[[Statistics], tuple[Tensor, Tensor]]
+
+
+def normalize(
+    x: Tensor,
+    coefficients: Coefficients,
+    parameters: Sequence[Tensor],
+    *,
+    relu: bool = False,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Return `factor · x + offset` by coefficients that are functions of the images' own statistics.
+
+    Args:
+        x: `(N, C, H, W)`.
+        coefficients: Maps the statistics of the images, each `(N, C)`, to factor and offset, each `(N or 1, C)`.
+        parameters: All tensors with a gradient that `coefficients` uses.
+        relu: Whether to apply ReLU to the result.
+        out: Memory that may be used for the result, without a gradient; it may be `x`. Always use the returned tensor.
+
+    Returns:
+        The shape, type and layout of `x`.
+
+    Raises:
+        StylizeError: The maps are 1×1: there is nothing to normalize over.
+        ValueError: `out` has another shape or type than `x`.
+    """
+    _check_out(out, x)
+    if torch.is_grad_enabled() and fuses_norms(x) and x.shape[-2:].numel() > 1:
+        from stylize.ops.cpu import norm
+
+        count_kernel_call()
+        return norm.normalize(x, coefficients, parameters, relu)
+    return affine(x, *coefficients(instance_statistics(x)), relu=relu, out=out)
+
+
+def affine(x: Tensor, factor: Tensor, offset: Tensor, *, relu: bool = False, out: Tensor | None = None) -> Tensor:
+    """Return `factor · x + offset` and apply ReLU if asked.
+
+    Args:
+        x: `(N, C, H, W)`.
+        factor: `(N or 1, C)`.
+        offset: `(N or 1, C)`.
+        relu: Whether to apply ReLU.
+        out: See `normalize`.
+    """
+    _check_out(out, x)
+    if cpu_kernels(x, factor, offset):
+        from stylize.ops.cpu import norm
+
+        same_layout = out is None or out.stride() == x.stride()
+        if not torch.is_grad_enabled() and norm.is_vectorized(x) and same_layout:
+            count_kernel_call()
+            return norm.affine(x, factor, offset, relu, out)
+        if torch.is_grad_enabled() and norm.is_supported(x) and factor.shape == x.shape[:2]:
+            count_kernel_call()
+            result = norm.multiply_add(x, factor, offset)
+            return torch.relu_(result) if relu else result
+    factor, offset = (t[:, :, None, None].to(x.dtype) for t in (factor, offset))
+    result = torch.addcmul(offset, x, factor, out=None if torch.is_grad_enabled() else out)
+    return torch.relu_(result) if relu else result
+
+
+def instance_statistics(x: Tensor) -> Statistics:
+    """Return mean and biased variance over H×W: `(N, C, H, W)` → two of `(N, C)`, in float32 (of float64: in float64).
+
+    Raises:
+        StylizeError: The maps are 1×1: there is nothing to normalize over.
+    """
+    if x.shape[-2] * x.shape[-1] == 1:
+        raise StylizeError("normalization: got maps of 1×1, must be larger: there is nothing to take a variance of")
+    if cpu_kernels(x):
+        from stylize.ops.cpu import norm
+
+        if norm.is_supported(x):
+            count_kernel_call()
+            return norm.instance_statistics(x)
+    variance, mean = torch.var_mean(x if x.dtype == torch.float64 else x.float(), (2, 3), correction=0)
+    return Statistics(mean, variance)
+
+
+def fuses_norms(x: Tensor) -> bool:
+    """Return whether a kernel normalizes `x` `(N, C, H, W)` and rectifies it in one pass, forward and backward."""
+    if not cpu_kernels(x):
+        return False
+    from stylize.ops.cpu import norm
+
+    return norm.is_vectorized(x)
+
+
+class MergedStatistics:
+    """Statistics of an image that comes in pieces, merged in float64.
+
+    Differs: from sums of values and of squares, the same numbers, which cancel where the means are large.
+
+    >>> x = torch.arange(24.0).reshape(1, 2, 4, 3)
+    >>> statistics = MergedStatistics()
+    >>> for piece in x.split([1, 3], dim=2):
+    ...     statistics.add(piece)
+    >>> all(map(torch.allclose, statistics.result(), instance_statistics(x)))
+    True
+    """
+
+    def __init__(self) -> None:
+        self._pixels: list[int] = []
+        self._pieces: list[Statistics] = []
+
+    def add(self, piece: Tensor) -> None:
+        """Take a piece `(1, C, rows, columns)`."""
+        self._pieces.append(instance_statistics(piece))
+        self._pixels.append(piece.shape[-2] * piece.shape[-1])
+
+    def result(self) -> Statistics:
+        """Return mean and biased variance of all pieces together, each `(1, C)`."""
+        means, variances = (torch.stack([values.cpu() for values in kind]) for kind in zip(*self._pieces, strict=True))
+        total = merged(torch.tensor(self._pixels).view(-1, 1, 1), means, variances)
+        return Statistics(*(values.to(self._pieces[0].mean.device) for values in total))
+
+
+def _check_out(out: Tensor | None, x: Tensor) -> None:
+    if out is not None and (out.shape != x.shape or out.dtype != x.dtype or out.device != x.device):
+        raise ValueError(
+            f"out: got {out.dtype} {tuple(out.shape)} on {out.device}, must be {x.dtype} {tuple(x.shape)} on {x.device}"
+        )
