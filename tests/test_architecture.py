@@ -1,4 +1,5 @@
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,16 @@ MAY_IMPORT = {
     "stylize.errors": set(),
     "stylize.system": {"errors", "system"},
     "stylize.ops": {"errors", "system", "ops"},
-    "stylize.ops.cpu": {"errors", "system", "ops.cpu", "ops.geometry"},
+    "stylize.ops.cpu": {
+        "errors",
+        "system",
+        "ops.cpu",
+        "ops.geometry",
+        "ops.limits",
+        "ops.moments",
+        "ops.padding",
+        "ops.rows",
+    },
     "stylize.pictures": {"errors", "system", "pictures"},
     "stylize.norms": {"errors", "ops", "system"},
     "stylize.generators": {"errors", "norms", "ops", "system", "generators"},
@@ -59,6 +69,7 @@ MAY_IMPORT = {
         "pictures",
         "losses",
         "norms",
+        "ops",
         "generators",
         "models",
         "training",
@@ -73,6 +84,7 @@ MAY_IMPORT = {
         "pictures",
         "losses",
         "norms",
+        "ops",
         "generators",
         "ops",
         "models",
@@ -251,3 +263,30 @@ def test_torch_behind_other_modules_is_found_but_not_inside_functions(tmp_path: 
     }
     heavy = {f"stylize.{name}" for name in ("norms", "generators", "generators.base", "cli.a")}
     assert loads_torch(write_tree(tmp_path, files)) == heavy
+
+
+# These alone may ask which kind of device there is.
+DEVICE_ROOMS = ("stylize/system/", "stylize/ops/dispatch.py")
+DEVICE_WORDS = re.compile(r"device\.type|\.is_cuda\b|\.is_cpu\b|\.is_mps\b|torch\.(cuda|mps)\b(?!\.OutOfMemoryError)")
+
+
+def device_words(root: Path) -> list[str]:
+    files = sorted((root / "stylize").rglob("*.py"))
+    names = [file for file in files if not str(file.relative_to(root)).startswith(DEVICE_ROOMS)]
+    return [
+        f"{file.relative_to(root)}:{number}"
+        for file in names
+        for number, line in enumerate(file.read_text("utf-8").splitlines(), 1)
+        if DEVICE_WORDS.search(line)
+    ]
+
+
+def test_only_system_and_dispatch_ask_for_the_kind_of_a_device() -> None:
+    assert device_words(ROOT) == []
+
+
+def test_a_question_for_the_kind_of_a_device_is_found(tmp_path: Path) -> None:
+    write_tree(
+        tmp_path, {"norms.py": "x = 1\nif x.device.type == 'cpu':\n    pass", "system/a.py": "torch.cuda.Stream()"}
+    )
+    assert device_words(tmp_path) == ["stylize/norms.py:2"]

@@ -136,7 +136,10 @@ def test_texture_network_paints_another_picture_by_another_seed() -> None:
     network, x = build("texture_network").eval(), photos(1, 32, 40)
     first = network(x)
     network.noise_seed = 1
-    assert not torch.allclose(network(x), first, atol=1e-4)
+    second = network(x)
+    assert not torch.allclose(second, first, atol=1e-4)
+    configured = build_generator(GeneratorConfig(name="texture_network", width=8, noise_seed=1)).eval()
+    assert configured.noise_seed == 1
 
 
 @torch.no_grad()

@@ -34,6 +34,9 @@ class NetworkConfig(BaseModel):
     )
     width: int = Field(32, ge=4, le=512, multiple_of=4, description="channels of the first convolution")
     padding: Literal["reflection", "replication", "zero"] = Field("reflection", description="padding of every map")
+    noise_seed: int = Field(
+        0, ge=0, lt=2**32, description="texture_network: seed of the noise in inference; another one, another picture"
+    )
 
 
 class RowConvolution(Protocol):

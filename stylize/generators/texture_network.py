@@ -22,8 +22,8 @@ class TextureNetwork(Generator):
     W/4 channels; the coarser result is enlarged, both are normalized and concatenated, and three more convolutions
     follow. `config.width` 32 gives the 8 channels a branch of the paper. Sigmoid output.
 
-    In `train()` z is drawn afresh from torch's generator; in `eval()` it comes from `noise_seed`, the same for
-    every image of a size: a seed gives z, and so the picture.
+    In `train()` z is drawn afresh from torch's generator; in `eval()` it comes from `noise_seed` (first that of the
+    config), the same for every image of a size: a seed gives z, and so the picture.
 
     Source: Ulyanov et al. 2016, arXiv:1603.03417, and the authors' `pyramid.lua`.
     Differs: reflection padding as in the other generators, in place of circular; the smallest maps are 2×2, so that
@@ -33,7 +33,7 @@ class TextureNetwork(Generator):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         step = config.width // 4
-        self.noise_seed = 0
+        self.noise_seed = config.noise_seed
         self.branches = nn.ModuleList(conv_block(3 + NOISE_CHANNELS, step, config) for _ in range(SCALES))
         self.joins = nn.ModuleList(Join(step * k, step, config) for k in range(1, SCALES))
         self.to_rgb = nn.Conv2d(step * SCALES, 3, 1)

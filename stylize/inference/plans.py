@@ -289,8 +289,8 @@ def working_bytes(plan: Plan, stages: Sequence[Stage], dtype: torch.dtype) -> in
             most = max(most, behind + result + 2 * below * _row_values(before))
             rows = below
     if isinstance(plan.place, Path):
-        rows = (stage_rows(stages, i, plan.strip_px) * _row_values(stages[i]) for i in kept)
-        most += DISK_BUFFERS * max(rows, default=0)
+        written = [stage_rows(stages, i, plan.strip_px) * _row_values(stages[i]) for i in kept]
+        most += DISK_BUFFERS * max(written, default=0)
     return most * dtype.itemsize + scratch_bytes()
 
 

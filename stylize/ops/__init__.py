@@ -6,9 +6,10 @@ imported when they are first needed.
 """
 
 from stylize.ops.convolution import conv2d, conv2d_rows
-from stylize.ops.dispatch import cpu_kernels, kernel_calls, load_kernels, reference
+from stylize.ops.dispatch import cpu_kernels, kernel_calls, reference
 from stylize.ops.geometry import Border, Geometry, Upsampling, Window
 from stylize.ops.gram import gram_matrix
+from stylize.ops.loading import load_kernels
 from stylize.ops.moments import Statistics, batch_statistics, layer_statistics
 from stylize.ops.normalization import MergedStatistics, affine, fuses_norms, instance_statistics, normalize
 from stylize.ops.padding import pad, upsample_to

@@ -83,15 +83,6 @@ def _has_numba() -> bool:
     return False
 
 
-def load_kernels() -> None:
-    """Load the kernels that paint, or compile them: their time and memory are then not part of the first picture's."""
-    if cpu_kernels():
-        from stylize.ops.cpu import norm, winograd
-
-        norm.load_kernels()
-        winograd.load_kernels()
-
-
 def on_cpu(x: Tensor) -> bool:
     """Return whether a tensor is in the host's memory."""
     return x.device.type == "cpu"
