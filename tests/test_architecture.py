@@ -86,7 +86,6 @@ MAY_IMPORT = {
         "norms",
         "ops",
         "generators",
-        "ops",
         "models",
         "training",
         "inference",

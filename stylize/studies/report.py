@@ -244,7 +244,7 @@ def _machine(provenance: Provenance) -> str:
     python = ".".join(map(str, sys.version_info[:3]))
     return (
         f"stylize {__version__}, Python {python}, {packages}; {platform.system()} {platform.machine()}, "
-        f"{provenance.device.type}, {torch.get_num_threads()} threads; the last call took {provenance.seconds:.0f} s."
+        f"{provenance.device}, {torch.get_num_threads()} threads; the last call took {provenance.seconds:.0f} s."
     )
 
 

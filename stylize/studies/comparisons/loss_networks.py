@@ -92,7 +92,7 @@ def _trainer(config: RunConfig, network: str, device: torch.device) -> Trainer:
 def step_seconds(setting: Setting) -> dict[str, float]:
     """Return the seconds of a step, measured once and kept in the study's folder: they determine its trainings."""
     networks = networks_of(setting)
-    key = hashlib.sha256(f"{networks} {setting.device.type}\n{setting.base.to_yaml()}".encode()).hexdigest()[:10]
+    key = hashlib.sha256(f"{networks} {setting.device}\n{setting.base.to_yaml()}".encode()).hexdigest()[:10]
     file = setting.folder / f"step-seconds-{key}.json"
     if not file.is_file():
         logger.info("loss-networks: timing a step against each network")
