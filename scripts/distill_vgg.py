@@ -38,7 +38,7 @@ from tqdm import tqdm
 from stylize import __version__
 from stylize.config import read_config
 from stylize.errors import StylizeError
-from stylize.losses.perceptual import LayerWeights, squared_error
+from stylize.losses.terms import LayerWeights, squared_error
 from stylize.losses.vgg import VGG19, Convolution, last_convolution
 from stylize.losses.vgg_weights import encode_compact, load_vgg, randomize_, read_compact
 from stylize.pictures.images import contact_sheet, find_images

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from stylize.config import RunConfig
+from stylize.config import ObjectiveConfig, RunConfig, StyleConfig
 from stylize.errors import StylizeError
 from stylize.generators import Generator, build_generator
 from stylize.losses.perceptual import PerceptualLoss, check_style_size
+from stylize.losses.terms import LossConfig
 from stylize.losses.vgg_weights import load_vgg
 from stylize.models.file import ModelCard, encode_model, make_thumbnail
 from stylize.pictures.images import read_rgb, resize, to_tensor
@@ -53,11 +55,11 @@ def build_run(config: RunConfig, device: torch.device, run_dir: Path) -> Run:
     """
     train = config.train
     compute = Compute.for_training(device, train.precision, train.compile, train.steps)
-    styles = read_styles(config)
+    styles = read_styles(config.style, config.loss)
     photographs = find_photographs(config.content, config.seed)
     torch.manual_seed(config.seed)
     generator = build_generator(config.generator)
-    loss, weights = build_loss(config, styles)
+    loss, weights = build_loss(config.loss, styles, _shares(config.style), config.seed)
     trainer = Trainer(
         generator,
         loss,
@@ -72,38 +74,53 @@ def build_run(config: RunConfig, device: torch.device, run_dir: Path) -> Run:
     return Run(config, trainer, styles, photographs, weights)
 
 
-def read_styles(config: RunConfig) -> list[Tensor]:
-    """Read the style images: `(3, H, W)` in [0, 1], the longer side as configured.
+def read_styles(style: StyleConfig, loss: LossConfig) -> list[Tensor]:
+    """Read the style images, `(3, H, W)` in [0, 1], their longer side as configured.
 
     Raises:
         StylizeError: One cannot be read, or is too small for the style layers.
     """
     styles = []
-    for image in config.style.all_images():
+    for image in style.all_images():
         picture = read_rgb(Path(image.path))
-        check_style_size(picture.height, picture.width, config.loss, image.path)
-        picture = resize(picture, config.style.size / max(picture.size))
-        check_style_size(picture.height, picture.width, config.loss, f"{image.path} at style.size")
+        check_style_size(picture.height, picture.width, loss, image.path)
+        picture = resize(picture, style.size / max(picture.size))
+        check_style_size(picture.height, picture.width, loss, f"{image.path} at style.size")
         styles.append(to_tensor(picture))
     return styles
 
 
-def build_loss(config: RunConfig, styles: list[Tensor]) -> tuple[PerceptualLoss, str]:
-    """Build the loss; returns it and the source of its VGG weights in words.
+def build_loss(
+    config: LossConfig, styles: Sequence[Tensor], shares: Sequence[float] | None = None, seed: int = 0
+) -> tuple[PerceptualLoss, str]:
+    """Build the loss of some style images.
+
+    Args:
+        config: Its configuration.
+        styles: `(3, H, W)` in [0, 1] each.
+        shares: Their weights; None: all alike.
+        seed: For random VGG weights.
+
+    Returns:
+        The loss, and a description of the VGG weights.
 
     Raises:
-        StylizeError: The VGG weights cannot be had or do not reach the deepest layer.
+        StylizeError: The VGG weights are not available, or do not reach the deepest layer.
     """
     loaded = load_vgg(
-        config.loss.vgg,
-        config.loss.taps(),
-        pooling=config.loss.pooling,
-        padding=config.loss.padding,
-        seed=config.seed,
-        say=logger.warning,
+        config.vgg, config.taps(), pooling=config.pooling, padding=config.padding, seed=seed, say=logger.warning
     )
-    weights = [image.weight for image in config.style.all_images()]
-    return PerceptualLoss(loaded.vgg, config.loss, styles, weights), loaded.weights
+    return PerceptualLoss(loaded.vgg, config, styles, shares), loaded.weights
+
+
+def build_objective(config: ObjectiveConfig) -> tuple[PerceptualLoss, str]:
+    """Read the style images and build their loss; see `read_styles` and `build_loss`."""
+    styles = read_styles(config.style, config.loss)
+    return build_loss(config.loss, styles, _shares(config.style), config.seed)
+
+
+def _shares(style: StyleConfig) -> list[float]:
+    return [image.weight for image in style.all_images()]
 
 
 def build_batches(config: RunConfig, photographs: Photographs, compute: Compute) -> Batches:

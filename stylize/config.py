@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from stylize.config_messages import first_mistake, kind_of
 from stylize.errors import StylizeError
 from stylize.generators import GeneratorConfig
-from stylize.losses.perceptual import LossConfig
+from stylize.losses.terms import LossConfig
 from stylize.norms import NORMS
 from stylize.training.photographs import SAMPLES, ContentConfig
 from stylize.training.trainer import TrainConfig
@@ -55,6 +55,16 @@ class StyleConfig(BaseModel):
         return self.images or [StyleImage(path=self.image or "")]
 
 
+class ObjectiveConfig(BaseModel):
+    """What pictures are measured against: a style and the loss."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    style: StyleConfig
+    loss: LossConfig = LossConfig()
+    seed: int = Field(0, ge=0, lt=2**32, description="of random VGG weights")
+
+
 class RunConfig(BaseModel):
     """Everything that determines a training run."""
 
@@ -77,6 +87,10 @@ class RunConfig(BaseModel):
                 f"must be at least {norm.min_batch_size}: {norm.why_min_batch_size}"
             )
         return self
+
+    def objective(self) -> ObjectiveConfig:
+        """The part that determines the loss."""
+        return ObjectiveConfig(style=self.style, loss=self.loss, seed=self.seed)
 
     def without_folders(self) -> RunConfig:
         """The config with file names in place of paths: for a model that others will have."""
@@ -173,40 +187,29 @@ def read_config(model: type[Config], path: Path, overrides: Sequence[str] = ()) 
     return _checked(model, read_yaml(path), overrides, str(path))
 
 
-def loss_config(style: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The config of `stylize train` without a file: the default losses for a style, with overrides.
+def objective_config(
+    style: Path, overrides: Sequence[str] = (), trained: Mapping[str, Any] | None = None, place: str = ""
+) -> ObjectiveConfig:
+    """Return the loss for a style without a config file: the default one, or that of a training.
 
     Args:
         style: The picture.
         overrides: As in `load_config`; paths are relative to the current folder.
+        trained: The whole configuration of a training, as a model file holds it: its loss, style size and seed are
+            taken.
+        place: Where that came from, for the messages.
 
     Raises:
         StylizeError: As in `load_config`.
     """
-    return _with_absolute_paths(_checked(RunConfig, _tree_of_style(style), overrides, "--set"), Path.cwd())
-
-
-def trained_loss_config(
-    style: Path, trained: Mapping[str, Any], place: str, overrides: Sequence[str] = ()
-) -> RunConfig:
-    """As `loss_config`, with a training's losses, style size and seed in place of the defaults.
-
-    Args:
-        style: The picture.
-        trained: The training's whole configuration, from a model file; missing keys have their defaults.
-        place: Where the configuration came from, for the messages.
-        overrides: As in `loss_config`.
-
-    Raises:
-        StylizeError: As in `load_config`.
-    """
-    tree = _tree_of_style(style)
-    tree |= {key: trained[key] for key in ("loss", "seed") if key in trained}
-    style_of_training = trained.get("style")
-    if isinstance(style_of_training, Mapping) and "size" in style_of_training:
-        tree["style"]["size"] = style_of_training["size"]
-    base = _checked(RunConfig, tree, (), place).model_dump(mode="json")
-    return _with_absolute_paths(_checked(RunConfig, base, overrides, "--set"), Path.cwd())
+    tree: dict[str, Any] = {"style": {"image": str(style)}}
+    if trained is not None:
+        tree |= {key: trained[key] for key in ("loss", "seed") if key in trained}
+        style_of_training = trained.get("style")
+        if isinstance(style_of_training, Mapping) and "size" in style_of_training:
+            tree["style"]["size"] = style_of_training["size"]
+        tree = _checked(ObjectiveConfig, tree, (), place).model_dump(mode="json")
+    return _with_absolute_objective(_checked(ObjectiveConfig, tree, overrides, "--set"), Path.cwd())
 
 
 def with_changes(config: RunConfig, changes: Mapping[str, object], place: str) -> RunConfig:
@@ -224,10 +227,6 @@ def with_changes(config: RunConfig, changes: Mapping[str, object], place: str) -
     for key, value in changes.items():
         _put_(tree, key, value, place)
     return _checked(RunConfig, tree, (), place)
-
-
-def _tree_of_style(style: Path) -> dict[str, Any]:
-    return {"name": "optimized", "style": {"image": str(style)}, "content": {"path": SAMPLES}}
 
 
 def is_vgg_keyword(source: str) -> bool:
@@ -322,32 +321,35 @@ def _put_(tree: dict[str, Any], key: str, value: object, place: str) -> None:
 
 
 def _with_absolute_paths(config: RunConfig, folder: Path) -> RunConfig:
-    def absolute(path: str) -> str:
-        local = folder / Path(path).expanduser()
-        return str(local if local.exists() or not Path(path).exists() else Path(path).resolve())
-
-    style = config.style
-    if style.image is not None:
-        style = style.model_copy(update={"image": absolute(style.image)})
-    images = [image.model_copy(update={"path": absolute(image.path)}) for image in style.images]
-    style = style.model_copy(update={"images": images})
     content = config.content
     if content.path != SAMPLES:
-        content = content.model_copy(update={"path": absolute(content.path)})
+        content = content.model_copy(update={"path": _absolute(content.path, folder)})
     if isinstance(content.validation, str):
-        content = content.model_copy(update={"validation": absolute(content.validation)})
+        content = content.model_copy(update={"validation": _absolute(content.validation, folder)})
     if content.cache is not None:
-        content = content.model_copy(update={"cache": absolute(content.cache)})
-    loss = config.loss.model_copy(
-        update={"vgg": "-or-".join(_vgg_source(name, absolute) for name in _alternatives(config, folder))}
-    )
-    return config.model_copy(update={"style": style, "content": content, "loss": loss})
+        content = content.model_copy(update={"cache": _absolute(content.cache, folder)})
+    objective = _with_absolute_objective(config.objective(), folder)
+    return config.model_copy(update={"style": objective.style, "content": content, "loss": objective.loss})
 
 
-def _alternatives(config: RunConfig, folder: Path) -> list[str]:
-    source = config.loss.vgg
+def _with_absolute_objective(config: ObjectiveConfig, folder: Path) -> ObjectiveConfig:
+    style = config.style
+    if style.image is not None:
+        style = style.model_copy(update={"image": _absolute(style.image, folder)})
+    images = [image.model_copy(update={"path": _absolute(image.path, folder)}) for image in style.images]
+    style = style.model_copy(update={"images": images})
+    vgg = "-or-".join(_vgg_source(name, folder) for name in _alternatives(config.loss.vgg, folder))
+    return config.model_copy(update={"style": style, "loss": config.loss.model_copy(update={"vgg": vgg})})
+
+
+def _absolute(path: str, folder: Path) -> str:
+    local = folder / Path(path).expanduser()
+    return str(local if local.exists() or not Path(path).exists() else Path(path).resolve())
+
+
+def _alternatives(source: str, folder: Path) -> list[str]:
     return [source] if (folder / source).exists() else source.split("-or-")
 
 
-def _vgg_source(name: str, absolute: Any) -> str:
-    return name if name in VGG_KEYWORDS else str(absolute(name))
+def _vgg_source(name: str, folder: Path) -> str:
+    return name if name in VGG_KEYWORDS else _absolute(name, folder)

@@ -69,7 +69,7 @@ def _key_path(root: type[BaseModel], error: ErrorDetails) -> list[str]:
         elif fields is not None:
             path.append(str(part))
             model = _inside(fields[part].annotation) if part in fields else None
-        elif isinstance(part, int) or (path and path[-1] in ("content_layers", "style_layers")):
+        elif isinstance(part, int) or (path and path[-1].endswith("_layers")):
             path.append(str(part))
     return path
 

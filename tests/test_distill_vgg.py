@@ -19,7 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from stylize.config import read_config
 from stylize.errors import StylizeError
-from stylize.losses.perceptual import LossConfig, PerceptualLoss
+from stylize.losses.perceptual import PerceptualLoss
+from stylize.losses.terms import LossConfig
 from stylize.losses.vgg import VGG19
 from stylize.losses.vgg_weights import encode_compact, load_vgg, natural_noise, randomize_
 

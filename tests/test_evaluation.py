@@ -26,7 +26,8 @@ from stylize.evaluation.evaluate import (
     quantile,
 )
 from stylize.evaluation.gatys import OptimizationConfig, optimize
-from stylize.losses.perceptual import LossConfig, PerceptualLoss
+from stylize.losses.perceptual import PerceptualLoss
+from stylize.losses.terms import LossConfig
 from stylize.losses.vgg_weights import load_vgg
 
 TAPS = ("relu1_1", "relu2_1")

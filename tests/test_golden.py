@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from stylize import ops
 from stylize.generators import GENERATORS, GeneratorConfig, build_generator
-from stylize.losses.perceptual import LossConfig, PerceptualLoss
+from stylize.losses.perceptual import PerceptualLoss
+from stylize.losses.terms import LossConfig
 from stylize.losses.vgg_weights import load_vgg
 from stylize.norms import NORMS
 from stylize.system.compute import Compute

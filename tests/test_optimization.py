@@ -12,7 +12,8 @@ from torch import Tensor
 from stylize.cli import cli
 from stylize.errors import StylizeError
 from stylize.evaluation.gatys import Iterate, OptimizationConfig, optimize
-from stylize.losses.perceptual import LossConfig, PerceptualLoss
+from stylize.losses.perceptual import PerceptualLoss
+from stylize.losses.terms import LossConfig
 from stylize.losses.vgg_weights import load_vgg
 from stylize.models.file import load_model
 from stylize.models.find import find_model

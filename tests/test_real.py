@@ -10,7 +10,8 @@ import torch
 
 from stylize.build import build_run
 from stylize.config import load_config
-from stylize.losses.perceptual import LossConfig, PerceptualLoss
+from stylize.losses.perceptual import PerceptualLoss
+from stylize.losses.terms import LossConfig
 from stylize.losses.vgg_weights import load_vgg
 from stylize.models.file import load_model
 from stylize.models.find import built_in_models

@@ -23,22 +23,25 @@ from fixtures_runs import write_config
 from PIL import Image
 from torch import Tensor
 
+from stylize.build import read_styles
 from stylize.cli import cli
-from stylize.config import RunConfig, load_config
+from stylize.config import RunConfig, load_config, with_changes
 from stylize.errors import StylizeError
 from stylize.evaluation.borders import border_mask, border_scores
 from stylize.evaluation.contrast import change_contrast, equalize_luminance, luminance
 from stylize.evaluation.statistics import Table, confidence
 from stylize.generators import GeneratorConfig, build_generator
-from stylize.losses.perceptual import LossConfig, PerceptualLoss
-from stylize.losses.vgg_weights import load_vgg
+from stylize.losses.perceptual import PerceptualLoss
+from stylize.losses.terms import LossConfig, correlation
+from stylize.losses.vgg import VGG19
+from stylize.losses.vgg_weights import encode_compact, load_vgg, randomize_
 from stylize.norms import BatchInstanceNorm, frozen_statistics
-from stylize.studies.comparisons import STUDIES
+from stylize.studies.comparisons import STUDIES, generators, loss_networks
 from stylize.studies.comparisons.frozen import average_statistics
 from stylize.studies.comparisons.gates import gates_of, prune_
 from stylize.studies.conduct import quickened
 from stylize.studies.findings import Histogram, Plot, Sheet, line_of_seeds
-from stylize.studies.photographs import changed, drawn, part
+from stylize.studies.photographs import split, subset, transformed
 from stylize.studies.report import as_markdown, labelled
 from stylize.studies.runs import Arm, StudyRun, generator_of, plan_runs, records, train_runs
 from stylize.studies.study import Results, Setting
@@ -109,29 +112,31 @@ def test_the_border_scores_count_the_outer_16_px_at_every_layer() -> None:
     assert scores["style"] > 2  # the centre has the style
 
 
-def test_photographs_are_parted_once_and_none_is_in_both(tmp_path: Path) -> None:
+def test_photographs_are_split_once_and_none_is_in_both(tmp_path: Path) -> None:
     config = base(tmp_path, **{"content.validation": 3})
-    parted = part(config, tmp_path / "parted")
-    training, held_out = ({p.resolve().name for p in folder.iterdir()} for folder in parted)
+    photographs = split(config, tmp_path / "photographs")
+    training, held_out = ({p.resolve().name for p in folder.iterdir()} for folder in photographs)
     assert (len(training), len(held_out)) == (5, 3)
     assert training | held_out == {f"{i}.jpg" for i in range(8)}
-    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "parted").rglob("*")}
-    assert part(config, tmp_path / "parted") == parted
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "parted").rglob("*")} == before
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "photographs").rglob("*")}
+    assert split(config, tmp_path / "photographs") == photographs
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "photographs").rglob("*")} == before
 
 
 def test_a_part_of_the_photographs_is_drawn_by_the_seed(tmp_path: Path) -> None:
-    parted = part(base(tmp_path), tmp_path / "parted")
-    names = [{p.resolve().name for p in drawn(parted, 3, seed).training.iterdir()} for seed in (0, 0, 1)]
+    photographs = split(base(tmp_path), tmp_path / "photographs")
+    names = [{p.resolve().name for p in subset(photographs, 3, seed).training.iterdir()} for seed in (0, 0, 1)]
     assert names[0] == names[1] != names[2]
-    assert all(len(chosen) == 3 and chosen < {p.resolve().name for p in parted.training.iterdir()} for chosen in names)
+    assert all(
+        len(chosen) == 3 and chosen < {p.resolve().name for p in photographs.training.iterdir()} for chosen in names
+    )
 
 
-def test_changed_photographs_leave_out_what_cannot_be_read(tmp_path: Path) -> None:
+def test_transformed_photographs_leave_out_what_cannot_be_read(tmp_path: Path) -> None:
     config = base(tmp_path)
     (tmp_path / "photos" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
-    parted = part(config, tmp_path / "parted")
-    made = changed(parted, "black", 24, lambda image: Image.new("RGB", image.size))
+    photographs = split(config, tmp_path / "photographs")
+    made = transformed(photographs, "black", 24, lambda image: Image.new("RGB", image.size))
     pictures = [Image.open(p) for folder in made for p in folder.iterdir()]
     assert len(pictures) == 8
     assert all(min(image.size) == 24 and image.getextrema() == ((0, 0),) * 3 for image in pictures)
@@ -140,7 +145,7 @@ def test_changed_photographs_leave_out_what_cannot_be_read(tmp_path: Path) -> No
 def test_a_study_without_held_out_photographs_is_refused(tmp_path: Path) -> None:
     message = "content.validation: got 0, must be at least 1: a study measures held-out photographs"
     with pytest.raises(StylizeError, match=re.escape(message)):
-        part(base(tmp_path, **{"content.validation": 0}), tmp_path)
+        split(base(tmp_path, **{"content.validation": 0}), tmp_path)
 
 
 def test_equal_trainings_have_one_folder_and_others_another(tmp_path: Path) -> None:
@@ -213,6 +218,116 @@ def test_several_trainings_at_a_time_are_all_done(tmp_path: Path) -> None:
     before = {p: p.stat().st_mtime_ns for run in runs for p in run.folder.rglob("*")}
     train_runs(runs, "cpu", jobs=2)
     assert {p: p.stat().st_mtime_ns for run in runs for p in run.folder.rglob("*")} == before
+
+
+def test_the_variables_of_an_arm_are_those_of_its_process_alone(tmp_path: Path) -> None:
+    # Python runs `sitecustomize` when a process starts: it notes what the process was given.
+    (tmp_path / "start").mkdir()
+    note = f"open({str(tmp_path / 'noted')!r}, 'a').write(os.environ['STYLIZE_REFERENCE'])"
+    (tmp_path / "start" / "sitecustomize.py").write_text(f"import os\n{note}\n")
+    path = os.pathsep.join((str(tmp_path / "start"), str(Path(__file__).parent.parent)))
+    variables = {"STYLIZE_REFERENCE": "1", "PYTHONPATH": path}
+    config, before = base(tmp_path, **{"train.steps": 2}), dict(os.environ)
+    plain, varied = plan_runs(config, [Arm("a", {}), Arm("b", {}, variables)], (0,), tmp_path / "runs")
+    train_runs([plain, varied], "cpu")
+    assert plain.is_done and varied.is_done and plain.folder != varied.folder
+    assert "1" in (tmp_path / "noted").read_text()
+    assert dict(os.environ) == before
+    assert varied.command.startswith("env STYLIZE_REFERENCE=1 ")
+    assert plain.command.startswith("stylize train ")
+
+
+@pytest.mark.parametrize("jobs", (1, 2))
+def test_a_training_that_fails_in_its_own_process_says_why(tmp_path: Path, jobs: int) -> None:
+    config = base(tmp_path, **{"loss.vgg": "nowhere.pth"})
+    arms = [Arm(name, {}, {"STYLIZE_REFERENCE": name}) for name in ("0", "1")]
+    with pytest.raises(StylizeError, match=r"loss\.vgg: got '.*nowhere\.pth', must be"):
+        train_runs(plan_runs(config, arms, (0,), tmp_path / "runs"), "cpu", jobs)
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "thousand"), [("johnson", 32, 154), ("johnson", 16, 42), ("johnson_lite", 32, 33)]
+)
+def test_multiply_adds_of_the_generators(name: str, width: int, thousand: int) -> None:
+    generator = build_generator(GeneratorConfig(name=name, width=width))
+    assert round(generators.multiply_adds(generator) / 1e3) == thousand
+
+
+def write_student(path: Path, width: int) -> str:
+    vgg = VGG19(5, widths=[width] * 5)
+    randomize_(vgg, seed=width)
+    path.write_bytes(encode_compact(vgg, {}))
+    return str(path)
+
+
+def judged(folder: Path, *networks: str, **changes: object) -> Setting:
+    """A setting of the loss-networks study, whose judge is a student of width 6."""
+    judge = write_student(folder / "judge.safetensors", 6)
+    config = base(folder, **{"loss.vgg": judge, "train.steps": 10, **changes})
+    photographs = split(config, folder / "photographs")
+    config = with_changes(config, photographs.changes(), "study")
+    return Setting(config, photographs, (0,), lambda x: x, "", folder=folder, networks=networks)
+
+
+def test_a_faster_loss_network_is_trained_for_equal_steps_and_for_equal_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter((0.3, 0.2, 0.29))
+    monkeypatch.setattr(
+        loss_networks,
+        "measure_step_seconds",
+        lambda config, networks, device: dict(zip(networks, seconds, strict=True)),
+    )
+    fast, slow = (write_student(tmp_path / f"{name}.safetensors", 4) for name in ("fast", "slow"))
+    setting = judged(tmp_path, fast, slow)
+    arms = loss_networks.STUDY.arms(setting)
+    assert [arm.name for arm in arms] == [
+        "judge (judge), 10 steps",
+        "fast, 10 steps",
+        "fast, 15 steps",
+        "slow, 10 steps",
+    ]
+    assert [arm.changes["loss.vgg"] for arm in arms] == [setting.base.loss.vgg, fast, fast, slow]
+    assert loss_networks.STUDY.arms(setting) == arms  # not timed again, which would raise
+
+
+def test_seconds_of_a_step_are_measured_against_every_network(tmp_path: Path) -> None:
+    other = write_student(tmp_path / "other.safetensors", 4)
+    setting = judged(tmp_path, other)
+    seconds = loss_networks.step_seconds(setting)
+    assert list(seconds) == [setting.base.loss.vgg, other]
+    assert all(value > 0 for value in seconds.values())
+    assert loss_networks.step_seconds(setting) == seconds
+
+
+def test_loss_networks_of_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    other = write_student(tmp_path / "b" / "judge.safetensors", 4)
+    with pytest.raises(StylizeError, match=r"^--network: got two of the name 'judge', must have different names$"):
+        loss_networks.networks_of(judged(tmp_path, other))
+
+
+def test_the_judge_measures_what_the_perceptual_loss_says(tmp_path: Path) -> None:
+    setting = judged(tmp_path)
+    runs = plan_runs(setting.base, loss_networks.STUDY.arms(setting), (0,), tmp_path / "runs")
+    train_runs(runs, "cpu")
+    results = Results(setting, (runs[0].arm,), runs, torch.device("cpu"), [torch.rand(3, 32, 32)], 0)
+    table = loss_networks.STUDY.findings(results).parts[0]
+    assert isinstance(table, Table)
+    (model, photographs) = (dict(zip(table.columns, row, strict=True)) for row in table.rows)
+    config = setting.base
+    vgg = load_vgg(config.loss.vgg, config.loss.taps()).vgg
+    content = torch.stack(results.held_out)
+    with torch.no_grad():
+        for row, painted in ((model, results.generator(runs[0].arm)(content)), (photographs, content)):
+            for column, balance in (("style", 0.5), ("style, plain Gram matrices", 0.0)):
+                loss_config = config.loss.model_copy(update={"channel_balance": balance})
+                loss = PerceptualLoss(vgg, loss_config, read_styles(config.style, config.loss))
+                assert float(row[column]) == pytest.approx(float(loss(painted, content)["style"]), abs=1e-4)
+            taps = config.loss.content_layers
+            pairs = zip(vgg(painted, taps).values(), vgg(content, taps).values(), strict=True)
+            expected = sum(float(correlation(*pair)) for pair in pairs) / len(taps)
+            assert float(row["content correlation"]) == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_average_of_one_photograph_is_its_own_statistics() -> None:

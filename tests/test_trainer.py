@@ -584,11 +584,10 @@ def test_several_style_images_share_the_target_by_their_weights(tmp_path: Path) 
     write_config(tmp_path)
     paths = ["style.png", "photos/0.jpg"]
     grams = [
-        build(tmp_path, {"style": {"image": path, "size": 48}}).trainer.loss.get_buffer("gram_relu1_1")
-        for path in paths
+        build(tmp_path, {"style": {"image": path, "size": 48}}).trainer.loss.style_gram("relu1_1") for path in paths
     ]
     images = [{"path": path, "weight": weight} for path, weight in zip(paths, (3.0, 1.0), strict=True)]
-    mixed = build(tmp_path, {"style": {"images": images, "size": 48}}).trainer.loss.get_buffer("gram_relu1_1")
+    mixed = build(tmp_path, {"style": {"images": images, "size": 48}}).trainer.loss.style_gram("relu1_1")
     assert torch.allclose(mixed, 0.75 * grams[0] + 0.25 * grams[1])
 
 

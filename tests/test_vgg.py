@@ -1,9 +1,12 @@
+import hashlib
 import os
 import pickle
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,15 +14,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torchvision.models import VGG19_Weights
+from torchvision.models._api import Weights, WeightsEnum
 
 import stylize.losses.vgg_weights
 from stylize.errors import StylizeError
-from stylize.losses.perceptual import LossConfig, PerceptualLoss
+from stylize.losses.perceptual import PerceptualLoss
+from stylize.losses.terms import LossConfig
 from stylize.losses.vgg import LAYERS, TAPS, VGG19, Convolution, tap_depth
 from stylize.losses.vgg_weights import (
     COMPACT_FORMAT,
-    FILE_NAME,
-    URL,
+    check_connection,
     encode_compact,
     imagenet_file,
     load_vgg,
@@ -49,14 +54,14 @@ def refusal(call: Callable[[], object]) -> str:
 
 def empty_cache(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(folder))
-    return folder / "checkpoints" / FILE_NAME
+    return folder / "checkpoints" / "vgg19-dcbb9e9d.pth"
 
 
 def without_network(monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
     def refuse(url: str, timeout_s: float) -> None:
         raise OSError(reason)
 
-    monkeypatch.setattr(stylize.losses.vgg_weights, "_probe", refuse)
+    monkeypatch.setattr(stylize.losses.vgg_weights, "check_connection", refuse)
 
 
 def cannot_download(reason: str, place: Path) -> str:
@@ -508,28 +513,64 @@ def test_a_single_source_is_taken_without_a_word() -> None:
     assert said == []
 
 
-def test_a_failed_download_says_what_to_fetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_failed_download_says_what_to_fetch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     place = empty_cache(monkeypatch, tmp_path)
-    monkeypatch.setattr(stylize.losses.vgg_weights, "_probe", lambda url, timeout_s: None)
+    monkeypatch.setattr(stylize.losses.vgg_weights, "check_connection", lambda url, timeout_s: None)
 
-    def download(url: str, file: str, **options: object) -> None:
-        assert (url, file, options["hash_prefix"]) == (URL, str(place), "dcbb9e9d")
+    def download(url: str, file: str, hash_prefix: str, **options: object) -> None:
+        assert (url, file, hash_prefix) == (VGG19_Weights.IMAGENET1K_V1.url, str(place), "dcbb9e9d")
         raise RuntimeError("invalid hash value\nmore")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     assert refusal(imagenet_file) == cannot_download("invalid hash value", place)
+    assert capsys.readouterr().out == ""
 
 
-def test_the_probe_gives_up_on_a_server_that_never_answers() -> None:
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ThreadingHTTPServer]:
+    """A server of the files in `tmp_path / "served"`."""
+    (tmp_path / "served").mkdir()
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("hash_is", ("right", "wrong"))
+def test_a_download_is_in_the_cache_whole_or_not_at_all(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: ThreadingHTTPServer, hash_is: str
+) -> None:
+    torch.save(weights(1), tmp_path / "weights.pth")
+    content = (tmp_path / "weights.pth").read_bytes()
+    digest = hashlib.sha256(content).hexdigest()[:8] if hash_is == "right" else "01234567"
+    (tmp_path / "served" / f"vgg19-{digest}.pth").write_bytes(content)
+    url = f"http://127.0.0.1:{server.server_port}/vgg19-{digest}.pth"
+    entry = WeightsEnum("Local", {"WEIGHTS": Weights(url, transforms=None, meta={})}).WEIGHTS
+    monkeypatch.setattr(stylize.losses.vgg_weights, "imagenet_weights", lambda: entry)
+    cache = empty_cache(monkeypatch, tmp_path).parent
+    if hash_is == "right":
+        assert imagenet_file().read_bytes() == content
+        assert [path.name for path in cache.iterdir()] == [entry.url.rpartition("/")[2]]
+    else:
+        assert 'invalid hash value (expected "01234567"' in refusal(imagenet_file)
+        assert list(cache.iterdir()) == []
+
+
+def test_a_connection_is_given_up_on_a_server_that_never_answers() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/weights"
         started = time.monotonic()
         with pytest.raises(OSError, match=r"no connection within|timed out"):
-            stylize.losses.vgg_weights._probe(url, 0.3)
+            check_connection(url, 0.3)
         assert time.monotonic() - started < 1.5
 
 
-def test_the_probe_reports_a_server_that_speaks_no_http() -> None:
+def test_a_connection_reports_a_server_that_speaks_no_http() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:
@@ -541,12 +582,12 @@ def test_the_probe_reports_a_server_that_speaks_no_http() -> None:
         thread = threading.Thread(target=answer)
         thread.start()
         with pytest.raises(OSError, match="garbage"):
-            stylize.losses.vgg_weights._probe(f"http://127.0.0.1:{server.getsockname()[1]}/weights", 5)
+            check_connection(f"http://127.0.0.1:{server.getsockname()[1]}/weights", 5)
         thread.join()
 
 
-def test_the_probe_gives_up_on_a_closed_port() -> None:
+def test_a_connection_is_given_up_on_a_closed_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/weights"
     with pytest.raises(OSError, match="refused"):
-        stylize.losses.vgg_weights._probe(url, 5)
+        check_connection(url, 5)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stylize.generators import Generator, GeneratorConfig, build_generator
-from stylize.losses.perceptual import LossConfig
+from stylize.losses.terms import LossConfig
 from stylize.losses.vgg import VGG19, tap_depth
 from stylize.losses.vgg_weights import natural_noise, randomize_
 from stylize.norms import Norm

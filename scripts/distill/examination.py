@@ -13,7 +13,7 @@ from distill.pictures import Scenes
 from torch import Tensor
 from torch.nn import functional as F
 
-from stylize.losses.perceptual import channel_balance, squared_error
+from stylize.losses.terms import channel_balance, squared_error
 from stylize.losses.vgg import TAPS as ALL_TAPS
 from stylize.losses.vgg import VGG19
 from stylize.models.file import load_model

@@ -2,63 +2,57 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import platform
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from stylize.cli.losses import check_style_is_named, config_of_losses
+from stylize.cli.objective import check_style_is_named, objective_of
 from stylize.cli.options import device_option, overrides_option, verbose_option
 from stylize.errors import StylizeError
 from stylize.system.memory import keep_freed_memory
 from stylize.system.places import check_replaceable, make_parent
 
 if TYPE_CHECKING:
-    import torch
-
-    from stylize.config import RunConfig
-    from stylize.evaluation.evaluate import Evaluation, Painter, Photograph
+    from stylize.config import ObjectiveConfig
+    from stylize.evaluation.evaluate import Evaluation
     from stylize.evaluation.statistics import Table
-    from stylize.generators import Generator
-    from stylize.losses.perceptual import LossConfig
-    from stylize.models.file import ModelCard
+    from stylize.evaluation.subjects import Subject
 
 logger = logging.getLogger("stylize")
-
-SHAPE_TOLERANCE = 0.05  # programs round sizes to what their networks take
-SHOWN_NAMES = 5
-
-
-class Pair(NamedTuple):
-    """A photograph, and the picture that a program has made of it, if that is what is evaluated."""
-
-    photograph: Path
-    picture: Path | None = None
 
 
 @click.command()
 @click.argument("model", metavar="MODEL")
+@click.option("--content", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder of photographs.")
 @click.option(
-    "--content", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The folder of photographs."
+    "--style", type=click.Path(path_type=Path), metavar="IMAGE", help="Style image; default: that of --config."
 )
-@click.option("--style", type=click.Path(path_type=Path), metavar="IMAGE", help="The style; default: that of --config.")
 @click.option(
     "--config",
     "config_path",
     type=click.Path(path_type=Path),
-    help="A run's YAML file, whose losses and style size are taken; default: those that the model was trained with.",
+    metavar="FILE",
+    help="YAML file of a run whose loss and style size to use; default: those the model was trained with.",
 )
 @overrides_option
 @click.option(
-    "--size", type=click.IntRange(32), default=256, show_default=True, metavar="PX", help="Their longer side."
+    "--size",
+    type=click.IntRange(32),
+    default=256,
+    show_default=True,
+    metavar="PX",
+    help="Longer side the photographs are resized to.",
 )
 @click.option(
-    "--photographs", type=click.IntRange(1), default=16, show_default=True, metavar="N", help="The first N by name."
+    "--photographs",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    metavar="N",
+    help="Use the first N photographs by name.",
 )
 @click.option(
     "--iterations",
@@ -66,17 +60,17 @@ class Pair(NamedTuple):
     default=200,
     show_default=True,
     metavar="N",
-    help="Of Gatys' optimization, for each photograph, to compare with; 0: none.",
+    help="L-BFGS iterations per photograph of the reference; 0: skip.",
 )
 @click.option(
     "--start",
     type=click.Choice(["content", "noise"]),
     default="content",
     show_default=True,
-    help="What the optimization begins with.",
+    help="Start of the reference: the photograph, or noise.",
 )
-@click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="Everything, as JSON.")
-@click.option("--overwrite", is_flag=True, help="Replace a JSON file that is there already.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="Write all results as JSON.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing JSON file.")
 @device_option
 @verbose_option
 def evaluate(
@@ -93,28 +87,29 @@ def evaluate(
     overwrite: bool,
     device: str,
 ) -> None:
-    """Measure a model over photographs, beside the slow reference.
+    """Measure a model on photographs, and compare it with the slow reference.
 
-    MODEL is a model file, a run folder, a built-in style, or a folder of pictures that any program has stylized, named
-    as their photographs.
+    MODEL is a model file, a run folder, a built-in style, or a folder of
+    pictures that any program has stylized, named as their photographs.
     """
     check_style_is_named(style, config_path)
     if json_path is not None:
         _check_json_place(json_path, overwrite)
-    from stylize.build import build_loss, read_styles
-    from stylize.evaluation.evaluate import EvaluationConfig
-    from stylize.evaluation.evaluate import evaluate as evaluated
+    from stylize.build import build_objective
+    from stylize.evaluation.evaluate import EvaluationConfig, write_json
+    from stylize.evaluation.evaluate import evaluate as measure
+    from stylize.evaluation.subjects import check_sizes, find_pairs, read_photographs, read_subject
     from stylize.system.devices import choose_device
 
     keep_freed_memory()
     evaluation = EvaluationConfig.model_validate({"iterations": iterations, "start": start})
     target = choose_device(device)
-    subject = _read_subject(model, target)
-    config = _config(subject, config_path, style, overrides)
-    pairs = _find_pairs(content, subject.pictures, photographs)
-    _check_sizes(pairs, size, config.loss, iterations)
-    loss, weights = build_loss(config, read_styles(config))
-    result = evaluated(subject.painter, loss.to(target), _photographs(pairs, size, target), evaluation)
+    subject = read_subject(model, target)
+    objective = _objective(subject, config_path, style, overrides)
+    pairs = find_pairs(content, subject.pictures, photographs)
+    check_sizes(pairs, size, objective.loss, iterations)
+    loss, weights = build_objective(objective)
+    result = measure(subject.painter, loss.to(target), read_photographs(pairs, size, target), evaluation)
     settings = {
         "model": subject.name,
         "content": str(content),
@@ -122,11 +117,11 @@ def evaluate(
         **evaluation.model_dump(),
         "device": target.type,
         "vgg": weights,
-        **config.model_dump(mode="json", include={"style", "loss", "seed"}),
+        **objective.model_dump(mode="json"),
     }
     _show(result, settings)
     if json_path is not None:
-        _write_json(json_path, result, settings)
+        write_json(json_path, result, settings)
 
 
 def _check_json_place(path: Path, overwrite: bool) -> None:
@@ -138,65 +133,22 @@ def _check_json_place(path: Path, overwrite: bool) -> None:
     make_parent(path)
 
 
-class Subject(NamedTuple):
-    """What is evaluated.
-
-    Attributes:
-        name: The path of the model file, or of the folder of pictures.
-        card: The model's; None for pictures.
-        painter: Likewise.
-        pictures: By stem; None for a model.
-    """
-
-    name: str
-    card: ModelCard | None = None
-    painter: Painter | None = None
-    pictures: Mapping[str, Path] | None = None
-
-
-def _read_subject(model: str, device: torch.device) -> Subject:
-    from stylize.models.file import load_model
-    from stylize.models.find import MODEL_NAME, find_model
-    from stylize.pictures.images import find_images
-
-    folder = Path(model)
-    if folder.is_dir() and not (folder / MODEL_NAME).is_file():
-        pictures = find_images(folder, recursive=False)
-        if not pictures:
-            raise StylizeError(
-                f"MODEL: {folder} holds neither {MODEL_NAME} nor pictures, must be a run folder or one of pictures"
-            )
-        return Subject(model, pictures=_by_stem(pictures))
-    found = find_model(model, place="MODEL")
-    generator, card = load_model(found.path)
-    logger.info("model: %s, style %s, %s", found.path, card.style, found.reason)
-    return Subject(str(found.path), card, _painter(generator, device))
-
-
-def _painter(generator: Generator, device: torch.device) -> Painter:
-    """The model as `stylize apply` paints with it, in float32 everywhere."""
-    from stylize.inference.stylizer import Stylizer
-    from stylize.pictures.images import Picture
-    from stylize.system.compute import Compute
-
-    stylizer = Stylizer(generator, Compute(device))
-    return lambda photograph: stylizer(Picture(photograph[0])).rgb[None].to(photograph)
-
-
-def _config(subject: Subject, config_path: Path | None, style: Path | None, overrides: Sequence[str]) -> RunConfig:
-    """The losses of `--config`, else those that the model was trained with, else the default ones."""
-    from stylize.config import trained_loss_config
+def _objective(
+    subject: Subject, config_path: Path | None, style: Path | None, overrides: Sequence[str]
+) -> ObjectiveConfig:
+    """The loss of `--config`, else the one the model was trained with, else the default."""
+    from stylize.config import objective_config
 
     if config_path is not None or subject.card is None:
-        return config_of_losses(config_path, style, overrides)
+        return objective_of(config_path, style, overrides)
     assert style is not None
     chosen = any(override.startswith("loss.vgg=") for override in overrides)
-    trained = subject.card.config if chosen else _with_vgg_at_hand(subject.card.config)
-    return trained_loss_config(style, trained, f"{subject.name}: its config", overrides)
+    trained = subject.card.config if chosen else _with_available_vgg(subject.card.config)
+    return objective_config(style, overrides, trained, f"{subject.name}: its config")
 
 
-def _with_vgg_at_hand(trained: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The configuration of a training; VGG weights that were a file of somebody's are replaced by ImageNet's."""
+def _with_available_vgg(trained: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration of a training; VGG weights from somebody's file are replaced by ImageNet's."""
     from stylize.config import is_vgg_keyword
 
     loss = trained.get("loss")
@@ -207,126 +159,6 @@ def _with_vgg_at_hand(trained: Mapping[str, Any]) -> Mapping[str, Any]:
         "loss.vgg: the model was trained against the file %s; taken: imagenet; --set loss.vgg=FILE takes another", vgg
     )
     return {**trained, "loss": {**loss, "vgg": "imagenet"}}
-
-
-def _find_pairs(content: Path, pictures: Mapping[str, Path] | None, count: int) -> list[Pair]:
-    """The first photographs by name, with their pictures; those without are told and left out.
-
-    Raises:
-        StylizeError: There is no photograph, or none with a picture.
-    """
-    from stylize.pictures.images import find_images
-
-    if not content.is_dir():
-        raise StylizeError(f"--content: {content} must be a folder of photographs that exists")
-    files = find_images(content, recursive=False)
-    if not files:
-        raise StylizeError(f"--content: {content} holds no image files (jpg, png, webp, tiff, gif, bmp)")
-    pairs = [Pair(file) for file in files] if pictures is None else _paired(content, files, pictures)
-    if len(pairs) > count:
-        logger.info("of %d photographs the first %d by name; --photographs takes more", len(pairs), count)
-    return pairs[:count]
-
-
-def _paired(content: Path, files: Sequence[Path], pictures: Mapping[str, Path]) -> list[Pair]:
-    photographs = _by_stem(files)
-    pairs = [Pair(file, pictures[stem]) for stem, file in photographs.items() if stem in pictures]
-    if not pairs:
-        raise StylizeError(
-            f"MODEL: got no picture named as one of the photographs in {content}, such as {files[0].stem}.png"
-        )
-    alone = [file.name for stem, file in photographs.items() if stem not in pictures]
-    if alone:
-        more = f" and {len(alone) - SHOWN_NAMES} more" if len(alone) > SHOWN_NAMES else ""
-        logger.warning("left out, for there is no picture of them: %s%s", ", ".join(alone[:SHOWN_NAMES]), more)
-    return pairs
-
-
-def _by_stem(files: Sequence[Path]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for file in files:
-        if file.stem in found:
-            raise StylizeError(
-                f"{file}: {found[file.stem].name} has the same stem, by which pictures and photographs are paired; "
-                "take one away"
-            )
-        found[file.stem] = file
-    return found
-
-
-def _check_sizes(pairs: Sequence[Pair], size_px: int, loss: LossConfig, iterations: int) -> None:
-    """See, by the headers of the files, that all are large enough, and pictures of their photographs' shape.
-
-    Raises:
-        StylizeError: One is not.
-    """
-    from stylize.evaluation.gatys import LEAST_LEVEL_PX
-    from stylize.losses.perceptual import least_side_px
-
-    least = max(least_side_px(loss), LEAST_LEVEL_PX if iterations else 0)
-    resized = 0
-    for pair in pairs:
-        width, height = _size(pair.photograph, size_px)
-        if min(width, height) < least:
-            raise StylizeError(
-                f"{pair.photograph}: got {width}×{height} px at --size {size_px}, must be at least {least} px in each "
-                "direction; --size takes more of a larger file"
-            )
-        resized += pair.picture is not None and not _is_as_large(pair.picture, (width, height), size_px)
-    if resized:
-        logger.info("%d of %d pictures are resized by a few px to the size of their photographs", resized, len(pairs))
-
-
-def _is_as_large(picture: Path, photograph_size: tuple[int, int], size_px: int) -> bool:
-    size = _size(picture, size_px)
-    deviation = max(abs(side / wanted - 1) for side, wanted in zip(size, photograph_size, strict=True))
-    if deviation > SHAPE_TOLERANCE:
-        raise StylizeError(
-            f"{picture}: got {size[0]}×{size[1]} px at --size {size_px}, must be within {SHAPE_TOLERANCE:.0%} of its "
-            f"photograph's {photograph_size[0]}×{photograph_size[1]}; stylize the whole photograph, or lower --size"
-        )
-    return size == photograph_size
-
-
-def _size(path: Path, size_px: int) -> tuple[int, int]:
-    from stylize.pictures.images import limited_size
-    from stylize.pictures.reading import read_header
-
-    return limited_size(read_header(path).size, size_px)
-
-
-def _photographs(pairs: Sequence[Pair], size_px: int, device: torch.device) -> Iterator[Photograph]:
-    """What the pairs name, one after the other, behind a bar; what cannot be decoded is told and left out."""
-    from tqdm import tqdm
-
-    from stylize.evaluation.evaluate import Photograph
-
-    with tqdm(pairs, unit="photograph", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
-        for pair in bar:
-            try:
-                image = _read(pair.photograph, size_px).to(device)
-                stylized = None if pair.picture is None else _fitted(_read(pair.picture, size_px).to(device), image)
-            except StylizeError as error:  # what the others have taken so far may be hours
-                logger.warning("skipped: %s", error)
-                continue
-            yield Photograph(pair.photograph.name, image, stylized)
-
-
-def _read(path: Path, size_px: int) -> torch.Tensor:
-    from stylize.pictures.reading import read_raster
-
-    with read_raster(path, max_size_px=size_px) as raster:
-        return raster.picture().rgb
-
-
-def _fitted(picture: torch.Tensor, photograph: torch.Tensor) -> torch.Tensor:
-    from torch.nn import functional as F
-
-    if picture.shape == photograph.shape:
-        return picture
-    size = photograph.shape[-2:]
-    resized = F.interpolate(picture[None], size, mode="bicubic", antialias=True, align_corners=False)
-    return resized[0].clamp(0, 1)
 
 
 def _show(result: Evaluation, settings: Mapping[str, Any]) -> None:
@@ -347,25 +179,8 @@ def _show(result: Evaluation, settings: Mapping[str, Any]) -> None:
 
 
 def aligned(table: Table) -> str:
-    """A table in columns, the first to the left, the others to the right."""
+    """Return a table as text in columns, the first aligned left, the others right."""
     lines = [table.columns, *(tuple(str(cell) for cell in row) for row in table.rows)]
     first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
     shape = "  ".join([f"{{:<{first}}}", *(f"{{:>{width}}}" for width in others)])
     return "\n".join(shape.format(*line) for line in lines)
-
-
-def _write_json(path: Path, result: Evaluation, settings: Mapping[str, Any]) -> None:
-    import numpy as np
-    import torch
-
-    from stylize import __version__
-    from stylize.system.files import write_atomically
-
-    versions = {
-        "stylize": __version__,
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
-    tree = {"settings": settings, "versions": versions, **result.as_data()}
-    write_atomically(path, f"{json.dumps(tree, indent=2, allow_nan=False)}\n".encode())

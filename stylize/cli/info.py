@@ -35,12 +35,14 @@ def info(model: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return
+    from stylize.losses.summary import headline_values
+
     generator = card.generator
     click.echo(f"{path} ({path.stat().st_size / 1024:.0f} KiB)")
     click.echo(f"style       {card.style}")
     click.echo(f"generator   {generator.name}, {generator.norm} norm, width {generator.width}")
     click.echo(f"trained     {card.step} steps against VGG-19 ({card.vgg})")
-    for name in ("style", "style_of_photographs", "content", "content_correlation"):
+    for name in headline_values():
         if name in card.validation:
             click.echo(f"held-out    {name.replace('_', ' ')} {card.validation[name]:.4f}")
     click.echo(f"written by  stylize {card.stylize_version}, torch {card.torch_version}")

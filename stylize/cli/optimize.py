@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stylize.cli.losses import check_style_is_named, config_of_losses
+from stylize.cli.objective import check_style_is_named, objective_of
 from stylize.cli.options import device_option, overrides_option, verbose_option
 from stylize.errors import StylizeError
 from stylize.system.memory import keep_freed_memory
@@ -26,48 +26,64 @@ logger = logging.getLogger("stylize")
 
 @click.command()
 @click.argument("content", type=click.Path(path_type=Path))
-@click.option("--style", type=click.Path(path_type=Path), metavar="IMAGE", help="The style; default: that of --config.")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="OUT", help="The picture to write."
+    "--style", type=click.Path(path_type=Path), metavar="IMAGE", help="Style image; default: that of --config."
 )
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="OUT", help="Picture to write.")
 @click.option(
     "--config",
     "config_path",
     type=click.Path(path_type=Path),
-    help="A run's YAML file, whose losses and style size are taken; default: the default losses.",
+    metavar="FILE",
+    help="YAML file of a run whose loss and style size to use; default: the default loss.",
 )
 @overrides_option
 @click.option(
     "--size", type=click.IntRange(32), default=512, show_default=True, metavar="PX", help="Longer side of the picture."
 )
-@click.option("--iterations", type=click.IntRange(1), default=500, show_default=True, help="Of all levels together.")
+@click.option(
+    "--iterations",
+    type=click.IntRange(1),
+    default=500,
+    show_default=True,
+    help="Total iterations over all pyramid levels.",
+)
 @click.option(
     "--method",
     type=click.Choice(["lbfgs", "adam"]),
     default="lbfgs",
     show_default=True,
-    help="How to find the minimum.",
+    help="Optimizer.",
 )
 @click.option(
     "--start",
     type=click.Choice(["content", "noise"]),
     default="content",
     show_default=True,
-    help="What the picture begins with.",
+    help="Start of the picture: the photograph, or noise.",
 )
 @click.option(
     "--levels",
     type=click.IntRange(1, 6),
     default=1,
     show_default=True,
-    help="Of a pyramid: the picture is first optimized small.",
+    help="Pyramid levels, coarse to fine.",
 )
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the noise.")
-@click.option("--log", type=click.Path(path_type=Path), metavar="DIR", help="Losses and pictures for TensorBoard.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the noise.")
 @click.option(
-    "--log-every", type=click.IntRange(1), default=25, show_default=True, help="Iterations from picture to picture."
+    "--log",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Write losses and pictures for TensorBoard to this folder.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace an output file that is there already.")
+@click.option(
+    "--log-every",
+    type=click.IntRange(1),
+    default=25,
+    show_default=True,
+    help="Iterations between two pictures in the log.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace an existing output file.")
 @device_option
 @verbose_option
 def optimize(
@@ -90,9 +106,11 @@ def optimize(
     """Stylize one picture by optimizing its pixels: the slow reference (Gatys et al.)."""
     check_style_is_named(style, config_path)
     check_replaceable(output, overwrite)
-    from stylize.build import build_loss, read_styles
+    from stylize.build import build_objective
     from stylize.evaluation.gatys import OptimizationConfig
     from stylize.evaluation.gatys import optimize as optimized
+    from stylize.losses.summary import headline_terms
+    from stylize.losses.terms import TOTAL
     from stylize.pictures.images import format_of
     from stylize.pictures.raster import raster_of
     from stylize.pictures.reading import read_raster
@@ -102,19 +120,19 @@ def optimize(
     format_of(output)
     make_parent(output)
     keep_freed_memory()
-    config = config_of_losses(config_path, style, overrides)
+    objective = objective_of(config_path, style, overrides)
     optimization = OptimizationConfig.model_validate(
         {"iterations": iterations, "method": method, "start": start, "levels": levels, "seed": seed}
     )
     with read_raster(content, max_size_px=size) as raster:
         photograph, notes = raster.picture(), raster.notes
     target = choose_device(device)
-    loss, weights = build_loss(config, read_styles(config))
+    loss, weights = build_objective(objective)
     logger.info("VGG-19 weights: %s; %d×%d px", weights, *photograph.size)
     iterates = optimized(loss.to(target), photograph.rgb[None].to(target), optimization)
     for iterate in _shown(iterates, iterations, log, log_every):
         last = iterate
-    terms = ", ".join(f"{name} {last.terms[name]:.4f}" for name in ("total", "style", "content"))
+    terms = ", ".join(f"{name} {last.terms[name]:.4f}" for name in (TOTAL, *headline_terms()))
     logger.info("after %d iterations: %s", last.iteration, terms)
     painted = type(photograph)(last.picture[0].cpu(), photograph.alpha)
     with raster_of([painted], notes) as result:
@@ -123,15 +141,17 @@ def optimize(
 
 
 def _shown(iterates: Iterator[Iterate], iterations: int, log: Path | None, log_every: int) -> Iterator[Iterate]:
-    """The same iterates; a bar, and TensorBoard, show them."""
+    """Yield the iterates, and show them in a bar and in TensorBoard."""
     from tqdm import tqdm
+
+    from stylize.losses.summary import progress_text
 
     with ExitStack() as stack:
         events = None if log is None else stack.enter_context(closing(_events(log)))
         bar = stack.enter_context(tqdm(total=iterations, unit="iteration", disable=not sys.stderr.isatty()))
         for iterate in iterates:
             bar.update(iterate.iteration - bar.n)
-            bar.set_postfix_str(f"style {iterate.terms['style']:.4f}, content {iterate.terms['content']:.3f}")
+            bar.set_postfix_str(progress_text(iterate.terms))
             if events is not None:
                 _record(events, iterate, picture=iterate.iteration % log_every == 0 or iterate.iteration == iterations)
             yield iterate
@@ -152,5 +172,5 @@ def _record(events: EventFile, iterate: Iterate, *, picture: bool) -> None:
         events.scalar(f"optimization/{name}", value, iterate.iteration)
     if picture:
         events.image("optimization/picture", iterate.picture[0].cpu(), iterate.iteration)
-    with suppress(OSError):  # a full disk: it waits for room
+    with suppress(OSError):  # a full disk: the records wait
         events.flush()

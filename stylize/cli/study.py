@@ -15,7 +15,7 @@ from stylize.system.memory import keep_freed_memory
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--config", "config_path", type=click.Path(path_type=Path), help="A run's YAML file.")
+@click.option("--config", "config_path", type=click.Path(path_type=Path), metavar="FILE", help="YAML file of a run.")
 @overrides_option
 @click.option(
     "--output",
@@ -23,31 +23,42 @@ from stylize.system.memory import keep_freed_memory
     default=Path("studies"),
     show_default=True,
     metavar="DIR",
-    help="Where studies, their run folders and photographs are; equal trainings are shared.",
+    help="Folder of studies, their runs and photographs; equal runs are shared.",
 )
-@click.option("--seeds", type=click.IntRange(1, 100), default=3, show_default=True, help="How many, each setting.")
-@click.option("--quick", is_flag=True, help="A small version, in minutes on two cores.")
+@click.option("--seeds", type=click.IntRange(1, 100), default=3, show_default=True, help="Number of seeds per setting.")
+@click.option("--quick", is_flag=True, help="Small version, in minutes on two cores.")
 @click.option(
     "--jobs",
     type=click.IntRange(1, 64),
     default=1,
     show_default=True,
-    help="Trainings at a time; they share the cores.",
+    help="Number of trainings at a time; they share the cores.",
 )
 @click.option(
     "--pictures",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Photographs for the sheets; default: four of those held out.",
+    help="Folder of photographs to show; default: four of those held out.",
 )
 @click.option(
     "--iterations",
     type=click.IntRange(0),
     default=200,
     show_default=True,
-    help="Of the optimization that networks are shown beside; 0: none.",
+    help="L-BFGS iterations per photograph of the reference; 0: skip.",
 )
-@click.option("--restyle", metavar="MODEL", help="What normalizes photographs' style; default: a built-in model.")
+@click.option(
+    "--restyle", metavar="MODEL", help="Model that restyles photographs in the contrast study; default: a built-in one."
+)
+@click.option(
+    "--network",
+    "networks",
+    multiple=True,
+    metavar="VGG",
+    default=("compact", "random"),
+    show_default=True,
+    help="Loss network to compare with loss.vgg in the loss-networks study; repeatable.",
+)
 @device_option
 @verbose_option
 def study(
@@ -61,17 +72,19 @@ def study(
     pictures: Path | None,
     iterations: int,
     restyle: str | None,
+    networks: tuple[str, ...],
     device: str,
 ) -> None:
-    """Make one of the papers' comparisons; without NAME: list them.
+    """Run one of the papers' comparisons; without NAME, list them.
 
-    Stopped studies go on where they were when they are asked for again.
+    A stopped study continues when it is started again.
     """
     from stylize.studies.comparisons import STUDIES
 
     if name is None:
+        width = max(map(len, STUDIES))
         for kind in STUDIES.values():
-            click.echo(f"{kind.name:12} {kind.title}")
+            click.echo(f"{kind.name:{width}}  {kind.title}")
         return
     chosen = pick(STUDIES, name, "study")
     if config_path is None:
@@ -84,5 +97,5 @@ def study(
     if quick:
         config, seeds, iterations = quickened(config), min(seeds, QUICK_SEEDS), min(iterations, QUICK_ITERATIONS)
     command = shlex.join(["stylize", *sys.argv[1:]])
-    request = Request(config, output.resolve(), seeds, device, jobs, pictures, iterations, restyle, command)
+    request = Request(config, output.resolve(), seeds, device, jobs, pictures, iterations, restyle, networks, command)
     click.echo(conduct(chosen, request))

@@ -1,1 +1,1 @@
-"""Measures of models and pictures."""
+"""Measures of models and pictures, and the slow reference."""

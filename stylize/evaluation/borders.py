@@ -1,4 +1,4 @@
-"""How a picture's border differs from its centre."""
+"""Compare a picture's border with its centre."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ BORDER_PX = 16
 
 
 def border_scores(loss: PerceptualLoss, stylized: Tensor, content: Tensor) -> dict[str, float]:
-    """The border of a picture over its centre: 1 where both are alike.
+    """Return the ratios of a picture's border to its centre: 1 if both are alike.
 
     `content` and `style` are the loss near the border over that in the centre, at the loss's layers: mean squared
     feature differences from the photograph, and `‖G − G*‖²/‖G*‖²` of the Gram matrices of either part. `brightness` is
-    the border's mean luminance over the centre's, over the same ratio of the photograph.
+    the border's mean luminance over the centre's, divided by the same ratio of the photograph.
 
     Args:
-        loss: Its network, layers and style.
+        loss: Network, layers and style.
         stylized: `(1, 3, H, W)` in [0, 1], larger than 32 px in both directions.
         content: The photograph, the same shape.
     """
@@ -33,8 +33,8 @@ def border_scores(loss: PerceptualLoss, stylized: Tensor, content: Tensor) -> di
         for tap in config.content_layers
     ]
     of_style = [
-        _style_error(features[tap], loss.get_buffer(f"gram_{tap}"), True, stride_of(tap))
-        / _style_error(features[tap], loss.get_buffer(f"gram_{tap}"), False, stride_of(tap))
+        _style_error(features[tap], loss.style_gram(tap), True, stride_of(tap))
+        / _style_error(features[tap], loss.style_gram(tap), False, stride_of(tap))
         for tap in config.style_layers
     ]
     brightness = _over_centre(luminance(stylized), 1) / _over_centre(luminance(content), 1)
@@ -42,7 +42,7 @@ def border_scores(loss: PerceptualLoss, stylized: Tensor, content: Tensor) -> di
 
 
 def border_mask(height: int, width: int, border: int) -> Tensor:
-    """Which positions `(H, W)` lie in a border of that width.
+    """Return whether each position `(H, W)` lies in a border of that width.
 
     >>> border_mask(3, 4, 1).int().tolist()
     [[1, 1, 1, 1], [1, 0, 0, 1], [1, 1, 1, 1]]
@@ -53,7 +53,7 @@ def border_mask(height: int, width: int, border: int) -> Tensor:
 
 
 def stride_of(tap: str) -> int:
-    """The px between two positions of a layer: VGG-19 halves the size before every block but the first.
+    """Return the px between two positions of a layer: VGG-19 halves the size before every block but the first.
 
     >>> stride_of("relu1_2"), stride_of("relu3_1")
     (1, 4)

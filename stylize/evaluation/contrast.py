@@ -1,4 +1,4 @@
-"""The contrast of pictures: changed, evened out, compared."""
+"""Change, equalize and compare the contrast of pictures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ LUMINANCE = (0.299, 0.587, 0.114)
 
 
 def luminance(images: Tensor) -> Tensor:
-    """The luma of BT.601, `(N, 3, H, W)` → `(N, 1, H, W)`, in the same range.
+    """Return the luma of BT.601, `(N, 3, H, W)` → `(N, 1, H, W)`, in the same range.
 
     >>> round(float(luminance(Tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1))), 4)
     0.299
@@ -43,7 +43,7 @@ def equalize_luminance(image: Image.Image) -> Image.Image:
 
 
 def rms_difference(a: Tensor, b: Tensor) -> float:
-    """Root of the mean squared difference of two pictures of one shape.
+    """Return the root of the mean squared difference of two pictures of the same shape.
 
     >>> rms_difference(Tensor([0.0, 0.5]), Tensor([0.5, 0.0]))
     0.5

@@ -1,23 +1,30 @@
-"""How good a model is: its losses beside those of the slow reference, and what it makes of a photograph's contrast."""
+"""Measure a model: its losses against those of the slow reference, and how it responds to contrast."""
 
 from __future__ import annotations
 
+import json
 import math
+import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate, pairwise
+from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from stylize import __version__
 from stylize.errors import StylizeError
 from stylize.evaluation.contrast import change_contrast, rms_difference
 from stylize.evaluation.gatys import OptimizationConfig, optimize
 from stylize.evaluation.statistics import Table, confidence
 from stylize.losses.perceptual import PerceptualLoss
+from stylize.losses.terms import in_order
+from stylize.system.files import write_atomically
 
 Painter: TypeAlias = Callable[[Tensor], Tensor]
 Terms: TypeAlias = Mapping[str, float]
@@ -27,21 +34,23 @@ STARTS = {"content": "the photograph", "noise": "noise"}
 
 
 class EvaluationConfig(BaseModel):
-    """Beside what a model stands."""
+    """What a model is compared with."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    iterations: int = Field(200, ge=0, description="of L-BFGS for each photograph; 0: the model stands alone")
-    start: Literal["content", "noise"] = Field("content", description="of L-BFGS: the photograph, or uniform noise")
+    iterations: int = Field(200, ge=0, description="L-BFGS iterations per photograph of the reference; 0: skip")
+    start: Literal["content", "noise"] = Field(
+        "content", description="start of the reference: the photograph, or noise"
+    )
 
 
 class Photograph(NamedTuple):
-    """What a model is evaluated on.
+    """A photograph to evaluate a model on.
 
     Attributes:
-        name: How the results call it.
+        name: Its name in the results.
         image: `(3, H, W)` in [0, 1], on the loss's device.
-        stylized: What a program has made of it, likewise; None: the painter is asked.
+        stylized: The stylized picture, likewise; None: the painter makes it.
     """
 
     name: str
@@ -51,12 +60,12 @@ class Photograph(NamedTuple):
 
 @dataclass(frozen=True)
 class OptimizationResult:
-    """Where Gatys' method gets to from the same photograph.
+    """Result of Gatys' method on the same photograph.
 
     Attributes:
-        terms: Of the loss, after the last iteration.
-        totals: The start's, and after every iteration.
-        equivalent_iterations: How many of them reach the model's total; None: more than were made.
+        terms: Terms of the loss after the last iteration.
+        totals: Total of the start, and after every iteration.
+        equivalent_iterations: Number of iterations that reach the model's total; None: more than were made.
     """
 
     terms: Terms
@@ -66,13 +75,13 @@ class OptimizationResult:
 
 @dataclass(frozen=True)
 class ContrastResult:
-    """What a change of the photograph's contrast does to the painted picture.
+    """Effect of a change of the photograph's contrast on the stylized picture.
 
     Attributes:
-        contrast: The factor.
-        stylized_rms: Between the pictures painted from it and from the photograph as it is.
-        photograph_rms: Between these two themselves.
-        style: The style term of what was painted from it.
+        contrast: Factor of the change.
+        stylized_rms: RMS difference of the pictures stylized from the changed and the original photograph.
+        photograph_rms: RMS difference of the changed and the original photograph.
+        style: Style term of the picture stylized from the changed photograph.
     """
 
     contrast: float
@@ -83,13 +92,13 @@ class ContrastResult:
 
 @dataclass(frozen=True)
 class PhotographResult:
-    """What was measured on one photograph.
+    """Measurements on one photograph.
 
     Attributes:
-        name: The photograph's.
-        stylized: The terms of `PerceptualLoss.measure` for the model's picture.
+        name: Name of the photograph.
+        stylized: Values of `PerceptualLoss.measure` for the stylized picture.
         unstylized: The same for the photograph itself.
-        optimization: None where none was made.
+        optimization: Result of the reference; None without iterations.
         contrasts: One for each of `CONTRASTS`; empty without a painter.
     """
 
@@ -110,7 +119,7 @@ class Mean:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Mean:
-        """The mean of values.
+        """Return the mean of values.
 
         >>> str(Mean.of([0.5, 0.5]))
         '0.5000 [0.5000, 0.5000]'
@@ -123,15 +132,15 @@ class Mean:
 
 @dataclass(frozen=True)
 class EquivalentIterations:
-    """After how many iterations L-BFGS is where the model is, over photographs.
+    """Number of L-BFGS iterations that reach the model's total, over photographs.
 
     Attributes:
-        median: None: more than were made; so the quartiles.
+        median: None, like the quartiles: more than were made.
         lower_quartile: A quarter of the photographs need fewer.
         upper_quartile: A quarter need more.
-        not_reached: On how many photographs the iterations that were made do not reach the model.
-        photographs: Their number.
-        iterations: How many were made.
+        not_reached: Number of photographs on which the reference does not reach the model.
+        photographs: Number of photographs.
+        iterations: Number of iterations that were made.
     """
 
     median: float | None
@@ -143,7 +152,7 @@ class EquivalentIterations:
 
     @classmethod
     def of(cls, values: Sequence[float | None], iterations: int) -> EquivalentIterations:
-        """Median and quartiles of what the photographs need; None: more than `iterations`."""
+        """Return median and quartiles over photographs; None: more than `iterations`."""
         lower, median, upper = (quantile(values, q) for q in (0.25, 0.5, 0.75))
         return cls(median, lower, upper, values.count(None), len(values), iterations)
 
@@ -160,18 +169,18 @@ class EquivalentIterations:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that was measured, and what it comes to.
+    """All measurements, and their summaries.
 
     Attributes:
-        config: How it was measured.
-        photographs: Photograph by photograph, at least one.
+        config: What the model was compared with.
+        photographs: Measurements of each photograph, at least one.
     """
 
     config: EvaluationConfig
     photographs: tuple[PhotographResult, ...]
 
     def terms(self) -> dict[str, dict[str, Mean]]:
-        """The means of every term, for the photographs themselves, the model and, where it ran, the optimization."""
+        """Return the mean of every term for the photographs, the model and the reference, if it ran."""
         of_all = {
             "unstylized": [result.unstylized for result in self.photographs],
             "stylized": [result.stylized for result in self.photographs],
@@ -184,17 +193,17 @@ class Evaluation:
         }
 
     def equivalent_iterations(self) -> EquivalentIterations | None:
-        """After how many iterations the optimization is where the model is; None where none was made."""
+        """Return the number of iterations that reach the model; None without the reference."""
         found = [r.optimization.equivalent_iterations for r in self.photographs if r.optimization is not None]
         return EquivalentIterations.of(found, self.config.iterations) if found else None
 
     def contrasts(self) -> dict[float, dict[str, Mean]]:
-        """The means by contrast; empty without a painter."""
+        """Return the means by contrast; empty without a painter."""
         by_contrast = zip(*(result.contrasts for result in self.photographs), strict=True)
         return {results[0].contrast: _means_of_contrast(results) for results in by_contrast}
 
     def tables(self) -> list[Table]:
-        """The means with their intervals, to be read."""
+        """Return the means with their intervals as tables to print."""
         terms, contrasts = self.terms(), self.contrasts()
         heads = {
             "unstylized": "photograph",
@@ -211,7 +220,7 @@ class Evaluation:
         return tables
 
     def as_data(self) -> dict[str, Any]:
-        """Summaries and photographs as plain data without NaN: what was not reached, or not made, is None."""
+        """Return summaries and photographs as plain data for JSON; missing values are None, never NaN."""
         equivalent = self.equivalent_iterations()
         summary = {
             "terms": {kind: {name: asdict(m) for name, m in means.items()} for kind, means in self.terms().items()},
@@ -230,19 +239,19 @@ def evaluate(
     photographs: Iterable[Photograph],
     config: EvaluationConfig = EvaluationConfig(),  # noqa: B008  # immutable
 ) -> Evaluation:
-    """Measure a model over photographs.
+    """Measure a model on photographs.
 
     Args:
-        painter: `(1, 3, H, W)` in [0, 1] to the same shape and range; None where every photograph brings its
-            stylized picture.
-        loss: By what it is measured.
-        photographs: One after the other.
-        config: Beside what.
+        painter: `(1, 3, H, W)` in [0, 1] to the same shape and range; None if every photograph has its stylized
+            picture.
+        loss: Loss whose terms are measured.
+        photographs: Read one after the other.
+        config: What to compare with.
 
     Raises:
         StylizeError: There is no photograph, one is too small, or a loss is not finite.
 
-    Source: Johnson et al. 2016, arXiv:1603.08155, section 4.1 (the objective beside that of the optimization, and the
+    Source: Johnson et al. 2016, arXiv:1603.08155, section 4.1 (the objective against that of the optimization, and the
         iterations that reach it); Huang & Belongie 2017, arXiv:1703.06868, section 6.2.
     Differs: torch's L-BFGS with a line search by the strong Wolfe conditions.
     """
@@ -255,7 +264,7 @@ def evaluate(
 def evaluate_photograph(
     painter: Painter | None, loss: PerceptualLoss, photograph: Photograph, config: EvaluationConfig
 ) -> PhotographResult:
-    """Measure a model on one photograph; everything as in `evaluate`."""
+    """Measure a model on one photograph; see `evaluate`."""
     image = photograph.image[None]
     stylized = _painted(painter, image) if photograph.stylized is None else photograph.stylized[None]
     terms = _measured(loss, stylized, image, f"{photograph.name}, stylized")
@@ -269,14 +278,14 @@ def evaluate_photograph(
 
 
 def equivalent_iterations(totals: Sequence[float], objective: float) -> float | None:
-    """After how many iterations the best total so far reaches an objective, interpolated between iterations.
+    """Return the iterations after which the best total so far reaches an objective, interpolated linearly.
 
     Args:
-        totals: The start's, and after every iteration.
-        objective: What is to be reached.
+        totals: Total of the start, and after every iteration.
+        objective: Total to reach.
 
     Returns:
-        0 where the start is there already; None where none is.
+        0 if the start reaches it already; None if no iteration does.
 
     >>> equivalent_iterations([8.0, 4.0, 5.0, 2.0], 3.0)
     2.5
@@ -293,10 +302,10 @@ def equivalent_iterations(totals: Sequence[float], objective: float) -> float | 
 
 
 def quantile(values: Sequence[float | None], q: float) -> float | None:
-    """A quantile, interpolated linearly, of values some of which are only known to be larger than all others: None.
+    """Return a quantile, interpolated linearly; None stands for a value larger than all others.
 
     Returns:
-        None where one of the two values between which it lies is.
+        None if one of the two neighbouring values is None.
 
     >>> quantile([3.0, None, 1.0], 0.5), quantile([3.0, None, 1.0], 0.75)
     (3.0, None)
@@ -307,14 +316,20 @@ def quantile(values: Sequence[float | None], q: float) -> float | None:
     return None if math.isinf(high) else low + (high - low) * (position % 1)
 
 
-def in_order(names: Iterable[str]) -> list[str]:
-    """Names of terms, the most important first, each before its layers.
+def write_json(path: Path, evaluation: Evaluation, settings: Mapping[str, Any]) -> None:
+    """Write an evaluation with its settings and the versions of the libraries, whole or not at all.
 
-    >>> in_order(["content/relu2_2", "style/relu1_1", "content", "style", "tv", "total"])
-    ['total', 'style', 'style/relu1_1', 'content', 'content/relu2_2', 'tv']
+    Raises:
+        StylizeError: The file cannot be written.
     """
-    kinds = ("total", "style", "content", "content_correlation", "tv")
-    return sorted(names, key=lambda name: (kinds.index(name.partition("/")[0]), name))
+    versions = {
+        "stylize": __version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+    tree = {"settings": settings, "versions": versions, **evaluation.as_data()}
+    write_atomically(path, f"{json.dumps(tree, indent=2, allow_nan=False)}\n".encode())
 
 
 def _painted(painter: Painter | None, image: Tensor) -> Tensor:
@@ -353,7 +368,7 @@ def _contrasts(painter: Painter, loss: PerceptualLoss, photograph: Photograph) -
     reference = _painted(painter, image)
     results = []
     for factor in CONTRASTS:
-        changed = image if factor == 1 else change_contrast(image, factor)  # not even its rounding
+        changed = image if factor == 1 else change_contrast(image, factor)  # exactly equal: change_contrast rounds
         painted = _painted(painter, changed)
         terms = _measured(loss, painted, changed, f"{photograph.name} at contrast {factor:g}, stylized")
         results.append(

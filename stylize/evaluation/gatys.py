@@ -1,4 +1,4 @@
-"""Gatys' method: the picture itself is optimized against the perceptual loss, the slow reference for every network."""
+"""Gatys' method: optimize a picture's pixels against the perceptual loss, the slow reference for every network."""
 
 from __future__ import annotations
 
@@ -24,24 +24,26 @@ class OptimizationConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    iterations: int = Field(500, ge=1, description="of all levels together")
+    iterations: int = Field(500, ge=1, description="total iterations over all levels")
     method: Literal["lbfgs", "adam"] = Field("lbfgs", description="lbfgs, as in the paper, or adam")
     start: Literal["content", "noise"] = Field("content", description="the photograph, or uniform noise")
-    levels: int = Field(1, ge=1, le=6, description="of a pyramid: each begins with the one before at twice its size")
-    learning_rate: float = Field(
-        0.02, gt=0, allow_inf_nan=False, description="of adam, in units of the range of pixels"
+    levels: int = Field(
+        1, ge=1, le=6, description="pyramid levels, coarse to fine: each starts from the one before at twice its size"
     )
-    history: int = Field(100, ge=1, description="how many steps lbfgs remembers")
-    seed: int = Field(0, ge=0, lt=2**32, description="of the noise")
+    learning_rate: float = Field(
+        0.02, gt=0, allow_inf_nan=False, description="learning rate of adam, for pixels in [0, 1]"
+    )
+    history: int = Field(100, ge=1, description="steps that lbfgs remembers")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the noise")
 
 
 class Iterate(NamedTuple):
     """The picture after an iteration.
 
     Attributes:
-        iteration: Its number, from 1 on over all levels; 0 is the start of the first.
+        iteration: Number from 1 on over all levels; 0 is the start of the first.
         picture: `(1, 3, H, W)` in [0, 1].
-        terms: Of the loss, by name.
+        terms: Terms of the loss, by name.
     """
 
     iteration: int
@@ -52,12 +54,12 @@ class Iterate(NamedTuple):
 def optimize(loss: PerceptualLoss, content: Tensor, config: OptimizationConfig) -> Iterator[Iterate]:
     """Optimize a picture, iteration by iteration.
 
-    Values beyond [0, 1] count as the bounds: the loss is that of the picture as it is shown.
+    Pixels are clamped to [0, 1] before the loss, which is that of the picture as it is shown.
 
     Args:
-        loss: What to minimize.
+        loss: Loss to minimize.
         content: The photograph, `(1, 3, H, W)` in [0, 1].
-        config: How.
+        config: Method, start, levels and iterations.
 
     Returns:
         The start of every level, and the picture after every iteration.
@@ -81,7 +83,7 @@ def optimize(loss: PerceptualLoss, content: Tensor, config: OptimizationConfig) 
 
 
 def level_sizes(height: int, width: int, levels: int) -> list[tuple[int, int]]:
-    """Height and width of every level of a pyramid, the smallest first.
+    """Return height and width of every level of a pyramid, the smallest first.
 
     >>> level_sizes(100, 67, 2)
     [(50, 34), (100, 67)]
@@ -121,7 +123,7 @@ def _optimize_level(
         optimizer = torch.optim.LBFGS(
             [pixels],
             max_iter=1,
-            max_eval=1 + LINE_SEARCH_EVALUATIONS,  # 1, the default here, leaves none for the search
+            max_eval=1 + LINE_SEARCH_EVALUATIONS,  # the default, 1 here, leaves none for the line search
             history_size=config.history,
             tolerance_grad=0,
             tolerance_change=0,
@@ -138,9 +140,9 @@ def _optimize_level(
 
 
 class _Objective:
-    """The loss as optimizers ask for it, with the gradient left in the pixels.
+    """The closure of an optimizer: it returns the total, and leaves the gradient in the pixels.
 
-    A step of L-BFGS asks first where the one before has ended: what was computed last is remembered.
+    A step of L-BFGS starts by evaluating the point where the one before ended, so the last evaluation is cached.
     """
 
     def __init__(self, measure: Callable[[Tensor], Terms], pixels: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Tables of figures, and what stands behind a mean: its spread, its confidence interval."""
+"""Tables, and the spread and confidence interval of a mean."""
 
 from __future__ import annotations
 
@@ -12,19 +12,17 @@ from typing import TypeAlias
 import numpy as np
 
 Cell: TypeAlias = str | float | int
-
-
 Row: TypeAlias = tuple[Cell, ...]
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of words and numbers.
+    """A table of text and numbers.
 
     Attributes:
-        title: What it shows.
-        columns: Their heads.
-        rows: As many cells each as there are columns.
+        title: Title of the table.
+        columns: Column heads.
+        rows: One cell per column each.
     """
 
     title: str
@@ -32,12 +30,12 @@ class Table:
     rows: Sequence[Row]
 
     def to_csv(self) -> str:
-        """The table as CSV, all digits."""
+        """Return the table as CSV with all digits."""
         return csv_text(self.columns, self.rows)
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation, in four digits after the point; of one value that alone.
+    """Return mean ± standard deviation with four digits after the point; a single value alone.
 
     >>> spread([1.0, 2.0, 3.0]), spread([0.5])
     ('2.0000 ± 1.0000', '0.5000')
@@ -46,7 +44,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def confidence(values: Sequence[float], draws: int = 2000) -> tuple[float, float]:
-    """The 95 % interval of the mean, by drawing the values anew (bootstrap, percentiles); the same for the same values.
+    """Return the 95 % interval of the mean by percentiles of a seeded bootstrap.
 
     >>> confidence([3.0, 3.0, 3.0])
     (3.0, 3.0)
@@ -57,6 +55,7 @@ def confidence(values: Sequence[float], draws: int = 2000) -> tuple[float, float
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
+    """Return rows below a line of heads as CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)

@@ -1,4 +1,4 @@
-"""The frozen VGG-19 by which pictures are compared, and its compact student.
+"""The frozen VGG-19 whose features the losses compare, and its compact student.
 
 RGB in [0, 1] goes in, named feature maps come out; the normalization that the weights expect happens inside.
 """
@@ -16,20 +16,14 @@ from stylize import ops
 from stylize.errors import StylizeError, pick
 
 Pooling = Literal["max", "average"]
-
-
 VGGPadding = Literal["zero", "replication"]
-
-
 Convolution = Literal["plain", "separable", "low_rank"]
-
-
 Ranks = Sequence[tuple[int, int] | None]
-BLOCKS = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
+BLOCK_WIDTHS = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
 
 
 class Layer(NamedTuple):
-    """A convolution of VGG-19 and the tap behind its ReLU."""
+    """A convolution of VGG-19, and the name of the tap after its ReLU."""
 
     tap: str
     key: str  # its index among torchvision's `features`
@@ -40,7 +34,7 @@ class Layer(NamedTuple):
 
 def _layers() -> tuple[Layer, ...]:
     layers, index, in_channels = [], 0, 3
-    for block, widths in enumerate(BLOCKS, start=1):
+    for block, widths in enumerate(BLOCK_WIDTHS, start=1):
         for number, out_channels in enumerate(widths, start=1):
             pool_before = block > 1 and number == 1
             layers.append(Layer(f"relu{block}_{number}", str(index), in_channels, out_channels, pool_before))
@@ -51,24 +45,21 @@ def _layers() -> tuple[Layer, ...]:
 
 LAYERS = _layers()
 TAPS: Mapping[str, int] = {layer.tap: i for i, layer in enumerate(LAYERS)}
-
 WIDTHS = tuple(layer.out_channels for layer in LAYERS)
 
 
 class VGG19(nn.Module):
-    """The convolutional part of VGG-19, cut after the deepest tap that is asked for. Its weights do not train.
+    """The convolutional part of VGG-19, cut after the deepest tap that is needed. Its weights do not train.
 
     Args:
-        depth: How many convolutions (1 to 16).
+        depth: Number of convolutions, 1 to 16.
         pooling: `max` as trained, or `average` as Gatys et al. prefer.
-        padding: What stands beyond the border of every map: `replication` of the border (the default), or `zero`
-            as in training.
-        widths: Channels of each convolution, where they are not VGG-19's: a student keeps the layers and their taps,
-            and has fewer channels.
-        convolution: `plain` as in VGG-19; `separable`: behind the first layer 3×3 within every channel, then 1×1
-            across them; or `low_rank`: what `ranks` says.
-        ranks: For `low_rank`, of each convolution: the channels before and behind a 3×3 convolution between two of
-            1×1, without anything nonlinear, or None: plain.
+        padding: Padding of every map: `replication` of the border (the default), or `zero` as in VGG-19's training.
+        widths: Channels of each convolution: a student keeps the layers and their taps, and has fewer channels.
+        convolution: `plain` as in VGG-19; `separable`: after the first layer 3×3 within every channel, then 1×1
+            across them; or `low_rank`, see `ranks`.
+        ranks: For `low_rank`, of each convolution: the input and output channels of a 3×3 convolution between two of
+            1×1, all linear, or None: plain.
 
     Source: Simonyan & Zisserman 2014, arXiv:1409.1556, configuration E; Kim et al. 2015, arXiv:1511.06530 (low rank
         on both sides).
@@ -149,7 +140,7 @@ class SameSizeConv2d(nn.Conv2d):
     Args:
         in_channels: See `torch.nn.Conv2d`.
         out_channels: Likewise.
-        padding: What stands beyond the border.
+        padding: Zeros, or the replicated border.
         groups: See `torch.nn.Conv2d`.
         bias: Likewise.
     """
@@ -179,14 +170,14 @@ def _low_rank(in_channels: int, before: int, behind: int, out_channels: int, pad
 
 
 def last_convolution(layer: nn.Module) -> nn.Conv2d:
-    """The convolution with a layer's bias: the only one, or the last 1×1."""
+    """Return the convolution with a layer's bias: the only one, or the last 1×1."""
     conv = layer[-1] if isinstance(layer, nn.Sequential) else layer
     assert isinstance(conv, nn.Conv2d) and conv.bias is not None
     return conv
 
 
 def tap_depth(taps: Iterable[str]) -> int:
-    """How many convolutions lie before the deepest of the taps, itself included.
+    """Return the number of convolutions up to the deepest of the taps.
 
     Raises:
         StylizeError: VGG-19 has no such tap.

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import http.client
+import sys
 import threading
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import NamedTuple, cast, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stylize.errors import StylizeError, pick
+from stylize.losses.terms import layer_keys
 from stylize.losses.vgg import LAYERS, VGG19, Convolution, Pooling, VGGPadding, last_convolution, tap_depth
-
-URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
-FILE_NAME = URL.rsplit("/", 1)[1]
-
-
-SHA256_PREFIX = "dcbb9e9d"
 
 CONNECTION_TIMEOUT_S = 15.0
 COMPACT = Path(__file__).parent / "weights" / "vgg19-compact.safetensors"
@@ -32,7 +28,7 @@ COMPACT_FORMAT = "stylize compact VGG-19"
 
 
 class LoadedVGG(NamedTuple):
-    """A VGG-19 and where its weights came from, in words."""
+    """A VGG-19, and a description of its weights."""
 
     vgg: VGG19
     weights: str
@@ -47,19 +43,19 @@ def load_vgg(
     seed: int = 0,
     say: Callable[[str], None] = lambda message: None,
 ) -> LoadedVGG:
-    """A VGG-19 deep enough for `taps`, with weights from `source`.
+    """Load a VGG-19 deep enough for `taps`, with weights from `source`.
 
     Args:
         source: `imagenet`, `compact` (VGG-19's student, in the package), `random`, the path of a weight file, or
-            several joined by `-or-`: the first to be had.
-        taps: The layers that will be asked for.
+            several joined by `-or-`: the first that is available.
+        taps: The layers that will be read.
         pooling: See `VGG19`; random weights always take average pooling.
         padding: See `VGG19`.
         seed: For random weights.
-        say: Is told which alternative was taken and why, where there was a choice.
+        say: Called with a message about the alternative that was taken and why, if there was a choice.
 
     Raises:
-        StylizeError: None of the sources can be had, or a file does not reach the deepest tap.
+        StylizeError: None of the sources is available, or a file does not reach the deepest tap.
     """
     depth = tap_depth(taps)
     alternatives = [source] if Path(source).exists() else source.split("-or-")
@@ -93,7 +89,7 @@ def _load_one(name: str, depth: int, pooling: Pooling, padding: VGGPadding, seed
 
 
 def read_weights(path: Path, depth: int) -> dict[str, Tensor]:
-    """The first `depth` convolutions out of a weight file: a whole state dict, features only, or cut short.
+    """Return the first `depth` convolutions of a weight file: a whole state dict, features only, or cut short.
 
     Raises:
         StylizeError: The file is missing, unreadable, not VGG-19, or ends before the deepest tap asked for.
@@ -113,14 +109,15 @@ def read_weights(path: Path, depth: int) -> dict[str, Tensor]:
 
 
 def _too_shallow(path: Path, reached: int, depth: int) -> str:
+    keys = " and ".join(f"loss.{key}" for key in layer_keys())
     return (
         f"{path}: reaches {LAYERS[reached - 1].tap}, must reach {LAYERS[depth - 1].tap}; "
-        "ask for shallower layers in loss.style_layers and loss.content_layers, or give a deeper file"
+        f"ask for shallower layers in {keys}, or give a deeper file"
     )
 
 
 def read_compact(path: Path, depth: int, pooling: Pooling = "max", padding: VGGPadding = "replication") -> VGG19:
-    """The first `depth` layers of a student of VGG-19, from a file that `encode_compact` made.
+    """Load the first `depth` layers of a student of VGG-19 from a file that `encode_compact` made.
 
     Raises:
         StylizeError: The file is unreadable, damaged, or ends before the deepest tap asked for.
@@ -148,11 +145,11 @@ def _rank(text: str) -> tuple[int, int] | None:
 
 
 def encode_compact(vgg: VGG19, about: Mapping[str, str]) -> bytes:
-    """The content of a student's file: weights in float16, and in the metadata what to build and what is to be known.
+    """Return the content of a student's file: weights in float16, and as metadata its architecture and origin.
 
     Args:
         vgg: The student.
-        about: How it was made, by name.
+        about: How it was made, as metadata.
     """
     from safetensors.torch import save
 
@@ -164,10 +161,10 @@ def encode_compact(vgg: VGG19, about: Mapping[str, str]) -> bytes:
 
 
 def compact_file() -> Path:
-    """The student's file in the package.
+    """Return the path of the student in the package.
 
     Raises:
-        StylizeError: It is not there.
+        StylizeError: The file is missing.
     """
     if not COMPACT.is_file():
         raise StylizeError(
@@ -178,7 +175,7 @@ def compact_file() -> Path:
 
 
 def _metadata(path: Path) -> Mapping[str, str]:
-    """The metadata of a safetensors file; none where it is another, or cannot be read."""
+    """The metadata of a safetensors file; empty for another format or a file that cannot be read."""
     if path.suffix != ".safetensors" or not path.is_file():
         return {}
     from safetensors import SafetensorError, safe_open
@@ -187,7 +184,7 @@ def _metadata(path: Path) -> Mapping[str, str]:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError):
-        return {}  # what is wrong with it is told where its weights are read
+        return {}  # reading its weights reports the reason
 
 
 def _read_state(path: Path) -> Mapping[str, Tensor]:
@@ -201,7 +198,7 @@ def _read_state(path: Path) -> Mapping[str, Tensor]:
 
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a broken file makes the readers raise
+    except Exception as error:  # a broken file can make the readers raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StylizeError(f"{path}: not a weight file that can be read safely ({reason})") from error
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
@@ -209,24 +206,32 @@ def _read_state(path: Path) -> Mapping[str, Tensor]:
     return state
 
 
+def imagenet_weights() -> Any:
+    """Return torchvision's entry for the ImageNet weights of VGG-19: their URL, and with it their hash."""
+    from torchvision.models import VGG19_Weights
+
+    return VGG19_Weights.IMAGENET1K_V1
+
+
 def imagenet_file() -> Path:
-    """torchvision's ImageNet weights, from torch's cache, or downloaded there and checked by their hash.
+    """Return torchvision's ImageNet weights from torch's cache; torchvision downloads them and checks their hash.
 
     Raises:
-        StylizeError: No connection within 15 s, or the download failed; the message says what to fetch, and where to.
+        StylizeError: No connection within 15 s, or the download failed; the message says what to fetch, and where to
+            put it.
     """
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    path = folder / FILE_NAME
+    weights = imagenet_weights()
+    path = Path(torch.hub.get_dir(), "checkpoints", weights.url.rpartition("/")[2])
     if path.is_file():
         return path
     try:
-        _probe(URL, CONNECTION_TIMEOUT_S)
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(URL, str(path), hash_prefix=SHA256_PREFIX)
+        check_connection(weights.url, CONNECTION_TIMEOUT_S)
+        with redirect_stdout(sys.stderr):  # torch announces the download on stdout, where commands print results
+            weights.get_state_dict(check_hash=True, progress=sys.stderr.isatty(), map_location="cpu", weights_only=True)
     except (OSError, RuntimeError) as error:
         raise StylizeError(
             f"the VGG-19 weights cannot be downloaded ({_first_line(error)}); "
-            f"fetch {URL} (548 MB) and put it at {path}, "
+            f"fetch {weights.url} (548 MB) and put it at {path}, "
             "or set loss.vgg to the path of a copy, to 'compact' (VGG-19's student, to relu3_1), "
             "or to 'random' (colour and fine texture only)"
         ) from error
@@ -237,10 +242,10 @@ def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def _probe(url: str, timeout_s: float) -> None:
-    """Open a connection to `url`, or raise OSError within `timeout_s`.
+def check_connection(url: str, timeout_s: float) -> None:
+    """Raise OSError unless `url` answers within `timeout_s`.
 
-    In a thread of its own: looking up the host's name has no time limit that could be set.
+    It connects in a thread of its own: resolving the host's name cannot be given a time limit.
     """
     outcome: list[Exception | None] = []
 
@@ -263,7 +268,7 @@ def _probe(url: str, timeout_s: float) -> None:
 
 @torch.no_grad()
 def randomize_(vgg: VGG19, seed: int) -> None:
-    """Seeded orthogonal weights, every channel centred and every layer scaled to a mean activation of 1.
+    """Set seeded orthogonal weights, every channel centred and every layer scaled to a mean activation of 1.
 
     A network of random filters still sees colour and fine texture. Centre and scale are measured layer by layer on
     synthetic images, noise with the 1/f spectrum of photographs.
@@ -292,7 +297,7 @@ def randomize_(vgg: VGG19, seed: int) -> None:
 
 
 def natural_noise(count: int, size_px: int, generator: torch.Generator) -> Tensor:
-    """Images `(count, 3, size, size)` in [0, 1] of Gaussian noise with amplitude 1/f, as photographs have it."""
+    """Return images `(count, 3, size, size)` in [0, 1] of Gaussian noise with the 1/f amplitudes of photographs."""
     white = torch.randn(count, 3, size_px, size_px, generator=generator)
     frequency = torch.fft.fftfreq(size_px)
     radius = torch.hypot(frequency[:, None], frequency[None, :]).clamp_min(1 / size_px)

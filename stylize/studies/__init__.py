@@ -1,1 +1,1 @@
-"""What a researcher asks: the slow reference, and comparisons."""
+"""Comparisons under the same conditions, as in the papers."""

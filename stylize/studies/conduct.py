@@ -1,4 +1,4 @@
-"""Conduct a study: part the photographs, train what is missing, read, report."""
+"""Conduct a study: split the photographs, train what is missing, measure, report."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from stylize.generators import Generator
 from stylize.models.file import load_model
 from stylize.models.find import built_in_models, find_model
 from stylize.pictures.images import find_images
-from stylize.studies.photographs import held_out_squares, part
-from stylize.studies.report import Making, check_plots_can_be_drawn, write_report
+from stylize.studies.photographs import held_out_squares, split
+from stylize.studies.report import Provenance, check_plots_can_be_drawn, write_report
 from stylize.studies.runs import PLACE, plan_runs, train_runs
 from stylize.studies.study import Results, Setting, Study
 from stylize.system.devices import choose_device
@@ -38,15 +38,16 @@ class Request:
     """The options of a study.
 
     Attributes:
-        config: The config that all its trainings have in common.
-        folder: The folder of the photographs and run folders, which all studies share, and of each study's own folder.
-        seeds: Number of seeds.
+        config: What all its trainings have in common.
+        folder: Holds photographs and run folders, which all studies share, and each study's own folder.
+        seeds: Number of seeds per setting.
         device: Name of the device.
         jobs: Number of trainings at a time.
-        pictures: A folder of photographs for the sheets; None: the first of those held out.
-        iterations: L-BFGS iterations of the optimized pictures shown for comparison; 0: none are shown.
-        restyle: The model that stylizes photographs in another style; None: a built-in one of another style.
-        command: The command as typed.
+        pictures: Folder of photographs for the sheets; None: the first of those held out.
+        iterations: L-BFGS iterations per photograph of the reference; 0: skip.
+        restyle: Model that paints photographs in another style; None: a built-in one of another style.
+        networks: Loss networks to compare with the config's own.
+        command: The command line.
     """
 
     config: RunConfig
@@ -57,11 +58,12 @@ class Request:
     pictures: Path | None = None
     iterations: int = 200
     restyle: str | None = None
+    networks: tuple[str, ...] = ()
     command: str = ""
 
 
 def quickened(config: RunConfig) -> RunConfig:
-    """The same in small: crops of at most 64 px, width 8, 150 steps of batches of 2, 8 photographs held out."""
+    """Return a small version: crops of at most 64 px, width 8, 150 steps of batches of 2, 8 photographs held out."""
     content, train = config.content, config.train
     small: dict[str, object] = {
         "content.crop": min(content.crop, 64),
@@ -78,13 +80,13 @@ def quickened(config: RunConfig) -> RunConfig:
 
 
 def conduct(study: Study, request: Request) -> Path:
-    """Make a study and write its report; what was trained before is not trained again.
+    """Run a study and write its report; finished trainings are not repeated.
 
     Returns:
-        The page.
+        The path of the HTML page.
 
     Raises:
-        StylizeError: Something is missing or unfit.
+        StylizeError: An option, a file or a library is missing or unfit.
     """
     start_s = time.monotonic()
     check_plots_can_be_drawn()
@@ -97,14 +99,16 @@ def conduct(study: Study, request: Request) -> Path:
     except OSError as error:
         raise StylizeError(f"{place}: cannot be created ({error.strerror})") from error
     with FolderLock(place, OF_A_STUDY):
-        parted = part(request.config, request.folder / "photographs")
-        base = with_changes(request.config, parted.changes(), PLACE)
-        setting = Setting(base, parted, tuple(range(request.seeds)), restyle, restyle_name)
+        photographs = split(request.config, request.folder / "photographs")
+        base = with_changes(request.config, photographs.changes(), PLACE)
+        setting = Setting(
+            base, photographs, tuple(range(request.seeds)), restyle, restyle_name, device, place, request.networks
+        )
         arms = study.arms(setting)
         runs = plan_runs(base, arms, setting.seeds, request.folder / "runs")
         train_runs(runs, request.device, request.jobs)
         if pictures is None:
-            pictures = held_out_squares(parted, _sheet_side_px(base))[:SHEET_PICTURES]
+            pictures = held_out_squares(photographs, _sheet_side_px(base))[:SHEET_PICTURES]
         names = tuple(arm.name for arm in arms)
         results = Results(setting, names, runs, device, pictures, request.iterations)
         logger.info("%s: measuring", study.name)
@@ -112,7 +116,7 @@ def conduct(study: Study, request: Request) -> Path:
         for statement in findings.statements:
             logger.info("- %s", statement)
         return write_report(
-            place, study, results, findings, Making(request.command, device, time.monotonic() - start_s)
+            place, study, results, findings, Provenance(request.command, device, time.monotonic() - start_s)
         )
 
 
@@ -131,7 +135,7 @@ def _read_pictures(folder: Path, side_px: int) -> list[Tensor]:
 
 
 def _restyler(request: Request, device: torch.device) -> tuple[Callable[[Tensor], Tensor], str]:
-    """What paints photographs in another style than the study's, loaded when it is used, and that style's name."""
+    """A painter of another style than the study's, loaded when it is first used, and that style's name."""
     own = Path(request.config.style.all_images()[0].path).stem
     others = [name for name in built_in_models() if name != own]
     name = request.restyle or (others[0] if others else None)

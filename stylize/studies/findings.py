@@ -1,4 +1,4 @@
-"""What a study finds, as data: tables, plots, histograms, sheets of pictures. `report` shows them."""
+"""Findings of a study as data: tables, plots, histograms, sheets of pictures. `report` writes them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from stylize.evaluation.statistics import Table, csv_text
 
 @dataclass(frozen=True)
 class Line:
-    """A curve over `x`, in the middle of what the seeds gave.
+    """A curve over `x`: mean and range over seeds.
 
     Attributes:
-        label: Its name in the legend.
+        label: Name in the legend.
         x: Positions.
-        middle: The mean at each.
-        low: The least of the seeds.
-        high: The largest.
+        middle: Mean at each.
+        low: Minimum over the seeds.
+        high: Maximum over the seeds.
     """
 
     label: str
@@ -38,9 +38,9 @@ class Plot:
     """Curves in one pair of axes.
 
     Attributes:
-        title: What it shows.
-        x_label: With the unit.
-        y_label: With the unit.
+        title: Title of the plot.
+        x_label: Label with the unit.
+        y_label: Label with the unit.
         lines: The curves.
         y_scale: linear or log.
     """
@@ -50,10 +50,9 @@ class Plot:
     y_label: str
     lines: Sequence[Line]
     y_scale: str = "linear"
-    x_scale: str = "linear"
 
     def to_csv(self) -> str:
-        """All points of all curves."""
+        """Return all points of all curves."""
         rows = [
             (line.label, *point)
             for line in self.lines
@@ -64,13 +63,13 @@ class Plot:
 
 @dataclass(frozen=True)
 class Histogram:
-    """How often values fall into equal bins of [0, 1].
+    """Counts of values in equal bins of [0, 1].
 
     Attributes:
-        title: What it shows.
-        x_label: With the unit.
+        title: Title of the histogram.
+        x_label: Label with the unit.
         values: Values by group.
-        bins: Their number.
+        bins: Number of bins.
     """
 
     title: str
@@ -79,11 +78,11 @@ class Histogram:
     bins: int = 20
 
     def counts(self, group: str) -> list[int]:
-        """How many of a group's values are in each bin."""
+        """Return the number of a group's values in each bin."""
         return [int(count) for count in np.histogram(self.values[group], self.bins, (0.0, 1.0))[0]]
 
     def to_csv(self) -> str:
-        """The counts by group and bin."""
+        """Return the counts by group and bin."""
         width = 1 / self.bins
         rows = [
             (group, round(i * width, 6), round((i + 1) * width, 6), count)
@@ -98,10 +97,10 @@ class Sheet:
     """Pictures in rows and columns.
 
     Attributes:
-        title: What it shows.
-        columns: Their heads.
+        title: Title of the sheet.
+        columns: Column heads.
         pictures: Row by row, `(3, H, W)` in [0, 1].
-        rows: A word before each row; empty for none.
+        rows: Row names; empty for none.
     """
 
     title: str
@@ -114,7 +113,7 @@ Finding: TypeAlias = Table | Plot | Histogram | Sheet
 
 
 def slug(title: str) -> str:
-    """A title as a file name.
+    """Return a title as a file name.
 
     >>> slug("Style loss (held out), by step")
     'style-loss-held-out-by-step'
@@ -123,7 +122,7 @@ def slug(title: str) -> str:
 
 
 def line_of_seeds(label: str, x: Sequence[float], seeds: Iterable[Sequence[float]]) -> Line:
-    """A curve from one list of values for each seed, all at the same positions.
+    """Return a curve from one list of values per seed, all at the same positions.
 
     >>> line_of_seeds("a", [1, 2], [[1.0, 5.0], [3.0, 5.0]]).middle
     [2.0, 5.0]

@@ -1,4 +1,4 @@
-"""The photographs of a study: parted once, so that all its runs train on the same and are measured by the same."""
+"""The photographs of a study: split once, so that all its runs train on and are measured on the same ones."""
 
 from __future__ import annotations
 
@@ -25,87 +25,89 @@ from stylize.training.photographs import find_photographs, validation_images
 QUALITY = 95
 
 
-class Parted(NamedTuple):
-    """Two folders of photographs, none in both."""
+class Split(NamedTuple):
+    """Two folders of photographs without a photograph in common."""
 
     training: Path
     held_out: Path
 
     def changes(self) -> dict[str, object]:
-        """The keys of a config by which a run trains on the one and is measured by the other."""
+        """Return the config keys that train a run on the one and measure it on the other."""
         return {"content.path": str(self.training), "content.validation": str(self.held_out), "content.limit": None}
 
 
-def part(config: RunConfig, folder: Path) -> Parted:
-    """Lay the photographs of a config into two folders below `folder`, as links where the system has them.
+def split(config: RunConfig, folder: Path) -> Split:
+    """Split the photographs of a config into two folders below `folder`, as links if the system has them.
 
     Raises:
-        StylizeError: There are none, none is held out, or they cannot be laid there.
+        StylizeError: There are no photographs, none is held out, or the folders cannot be written.
     """
     found = find_photographs(config.content, config.seed)
     if not found.validation:
         raise StylizeError("content.validation: got 0, must be at least 1: a study measures held-out photographs")
     key = [str(path) for path in (*found.training, "|", *found.validation)]
     place = folder / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:8]
-    return Parted(linked(found.training, place / "training"), linked(found.validation, place / "held-out"))
+    return Split(linked(found.training, place / "training"), linked(found.validation, place / "held-out"))
 
 
-def drawn(parted: Parted, count: int, seed: int) -> Parted:
-    """The same with that many of the photographs to train on, drawn by the seed."""
-    files = find_images(parted.training)
+def subset(whole: Split, count: int, seed: int) -> Split:
+    """Return the split with `count` of its training photographs, drawn by the seed."""
+    files = find_images(whole.training)
     chosen = random.Random(f"subset {seed}").sample(files, min(count, len(files)))
-    return Parted(linked(sorted(chosen), parted.training.parent / f"training-{count}-seed-{seed}"), parted.held_out)
+    return Split(linked(sorted(chosen), whole.training.parent / f"training-{count}-seed-{seed}"), whole.held_out)
 
 
-def changed(parted: Parted, name: str, shorter_side_px: int, change: Callable[[Image.Image], Image.Image]) -> Parted:
-    """The same photographs, resized and changed; files that cannot be read are left out."""
+def transformed(
+    whole: Split, name: str, shorter_side_px: int, transform: Callable[[Image.Image], Image.Image]
+) -> Split:
+    """Return the same photographs resized and transformed; files that cannot be read are left out."""
 
     def fill(source: Path) -> Callable[[Path], None]:
         def write(target: Path) -> None:
             for file in tqdm(find_images(source), unit="photograph", desc=name, disable=not sys.stderr.isatty()):
                 with suppress(StylizeError):
-                    picture = to_tensor(change(read_rgb(file, shorter_side_px)))
+                    picture = to_tensor(transform(read_rgb(file, shorter_side_px)))
                     write_picture(target / f"{file.stem}.jpg", Picture(picture), quality=QUALITY)
 
         return write
 
-    training, held_out = (_made(folder.parent / f"{folder.name}-{name}", fill(folder)) for folder in parted)
-    return Parted(training, held_out)
+    training, held_out = (_filled(folder.parent / f"{folder.name}-{name}", fill(folder)) for folder in whole)
+    return Split(training, held_out)
 
 
-def held_out_squares(parted: Parted, side_px: int) -> list[Tensor]:
-    """The held-out photographs as validation takes them: centred squares, `(3, side, side)` in [0, 1]."""
-    return validation_images(find_images(parted.held_out), side_px)
+def held_out_squares(photographs: Split, side_px: int) -> list[Tensor]:
+    """Return the held-out photographs as validation crops them: centred squares, `(3, side, side)` in [0, 1]."""
+    return validation_images(find_images(photographs.held_out), side_px)
 
 
 def linked(files: Sequence[Path], folder: Path) -> Path:
-    """A folder in which these files stand under numbered names."""
+    """Return a folder that holds these files under numbered names."""
 
     def write(target: Path) -> None:
         for i, file in enumerate(files):
             _link(file, target / f"{i:05d}-{file.name}")
 
-    return _made(folder, write)
+    return _filled(folder, write)
 
 
 def _link(source: Path, target: Path) -> None:
     try:
         target.symlink_to(source.resolve())
-    except (OSError, NotImplementedError):  # Windows asks for a right; some file systems have no links
+    except (OSError, NotImplementedError):  # Windows needs a privilege for links; some file systems have none
         shutil.copyfile(source, target)
 
 
-def _made(folder: Path, fill: Callable[[Path], None]) -> Path:
-    """A folder that is there whole, or not at all."""
+def _filled(folder: Path, fill: Callable[[Path], None]) -> Path:
+    """Return a folder that `fill` wrote; it exists whole or not at all."""
     if folder.is_dir():
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as temporary:
-            begun = Path(temporary, "new")
-            begun.mkdir()
-            fill(begun)
-            begun.replace(folder)
+            new = Path(temporary, "new")
+            new.mkdir()
+            fill(new)
+            new.replace(folder)
     except OSError as error:
         raise StylizeError(f"{folder}: cannot be written ({error.strerror})") from error
     return folder

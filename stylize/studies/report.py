@@ -1,4 +1,4 @@
-"""A study's findings as files: one HTML page that needs nothing else; CSVs, plots and sheets apart; TensorBoard."""
+"""Write a study's findings: one HTML page that needs nothing else; CSVs, plots and sheets; TensorBoard."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ code, pre { font: 13px/1.4 ui-monospace, monospace; background: #f6f6f6 } pre { 
 
 
 @dataclass(frozen=True)
-class Making:
-    """How a report came about.
+class Provenance:
+    """How a report was made.
 
     Attributes:
-        command: What was typed.
+        command: The command line.
         device: Where it was computed.
-        seconds: What the last call of the command took.
+        seconds: Duration of the last call of the command.
     """
 
     command: str
@@ -54,7 +54,7 @@ class Making:
     seconds: float
 
 
-def write_report(folder: Path, study: Study, results: Results, findings: Findings, making: Making) -> Path:
+def write_report(folder: Path, study: Study, results: Results, findings: Findings, provenance: Provenance) -> Path:
     """Write `report.html`, and beside it `report.md`, every table as CSV, plots as SVG and JPEG, sheets as JPEG.
 
     Raises:
@@ -62,15 +62,15 @@ def write_report(folder: Path, study: Study, results: Results, findings: Finding
     """
     folder.mkdir(parents=True, exist_ok=True)
     shown = [_shown(folder, part) for part in findings.parts]
-    page = _page(study, results, findings, making, shown)
+    page = _page(study, results, findings, provenance, shown)
     write_atomically(folder / "report.html", page.encode())
-    write_atomically(folder / "report.md", _markdown(study, results, findings, making).encode())
+    write_atomically(folder / "report.md", _markdown(study, results, findings, provenance).encode())
     _write_events(folder, findings)
     return folder / "report.html"
 
 
 def _shown(folder: Path, part: Finding) -> str:
-    """A part's files are written; its HTML comes back."""
+    """Write the files of a finding, and return its HTML."""
     name, title = slug(part.title), html.escape(part.title)
     if isinstance(part, Sheet):
         picture = _jpeg(labelled(part))
@@ -91,7 +91,7 @@ def _table(table: Table) -> str:
 
 
 def as_markdown(table: Table) -> str:
-    """A table as Markdown.
+    """Return a table as Markdown.
 
     >>> print(as_markdown(Table("t", ("", "style"), [("BN", "0.1")])))
     | | style |
@@ -105,7 +105,7 @@ def as_markdown(table: Table) -> str:
 
 
 def _drawing(path: Path, part: Plot | Histogram) -> str:
-    """The plot as SVG, which is also written to a file, and as JPEG beside it."""
+    """Write a plot as SVG and JPEG, and return the SVG."""
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     try:
@@ -123,7 +123,7 @@ def _drawing(path: Path, part: Plot | Histogram) -> str:
 
 
 def _draw_plot(axes: Any, plot: Plot) -> None:
-    if len(plot.lines) > 10:  # as many as the usual colours
+    if len(plot.lines) > 10:  # the default cycle has ten colours
         axes.set_prop_cycle(color=_pyplot().colormaps["turbo"]([i / len(plot.lines) for i in range(len(plot.lines))]))
     for line in plot.lines:
         (curve,) = axes.plot(line.x, line.middle, label=line.label, linewidth=1.6)
@@ -156,7 +156,7 @@ def _pyplot() -> Any:
 
 
 def check_plots_can_be_drawn() -> None:
-    """See that matplotlib is there, before anything is trained.
+    """Check that matplotlib is installed, before anything is trained.
 
     Raises:
         StylizeError: It is not.
@@ -165,7 +165,7 @@ def check_plots_can_be_drawn() -> None:
 
 
 def labelled(sheet: Sheet) -> Tensor:
-    """A sheet as one picture, `(3, H, W)`, the words of columns and rows written on it."""
+    """Return a sheet as one picture, `(3, H, W)`, with the names of columns and rows."""
     pictures = [list(row) for row in sheet.pictures]
     width, height = pictures[0][0].shape[-1], pictures[0][0].shape[-2]
     body = contact_sheet(pictures, GAP_PX)
@@ -194,9 +194,15 @@ def _jpeg(picture: Tensor) -> bytes:
     return encoded.getvalue()
 
 
-def _markdown(study: Study, results: Results, findings: Findings, making: Making) -> str:
-    """The same for a repository or a notebook: it shows the files beside it."""
-    lines = [f"# {study.title}", study.question, f"```bash\n{making.command}\n```", _made(results), _machine(making)]
+def _markdown(study: Study, results: Results, findings: Findings, provenance: Provenance) -> str:
+    """The report for a repository or a notebook; it shows the files beside it."""
+    lines = [
+        f"# {study.title}",
+        study.question,
+        f"```bash\n{provenance.command}\n```",
+        _summary(results),
+        _machine(provenance),
+    ]
     lines.append("\n".join(f"- {statement}" for statement in findings.statements))
     for part in findings.parts:
         shown = as_markdown(part) if isinstance(part, Table) else f"![{part.title}]({slug(part.title)}.jpg)"
@@ -204,8 +210,8 @@ def _markdown(study: Study, results: Results, findings: Findings, making: Making
     return "\n\n".join(lines) + "\n"
 
 
-def _made(results: Results) -> str:
-    """What was trained, in a sentence."""
+def _summary(results: Results) -> str:
+    """A sentence about what was trained."""
     base = results.setting.base
     seeds = ", ".join(str(base.seed + seed) for seed in results.setting.seeds)
     return (
@@ -215,35 +221,35 @@ def _made(results: Results) -> str:
     )
 
 
-def _page(study: Study, results: Results, findings: Findings, making: Making, shown: list[str]) -> str:
+def _page(study: Study, results: Results, findings: Findings, provenance: Provenance, shown: list[str]) -> str:
     base = results.setting.base
     statements = "".join(f"<li>{html.escape(statement)}</li>" for statement in findings.statements)
     commands = "\n".join(dict.fromkeys(run.command for run in results.runs))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{html.escape(study.name)}: {html.escape(study.title)}</title>
 <style>{CSS}</style></head><body>
-<h1>{html.escape(study.title)}</h1><p>{html.escape(study.question)}</p><p>{html.escape(_made(results))}</p>
+<h1>{html.escape(study.title)}</h1><p>{html.escape(study.question)}</p><p>{html.escape(_summary(results))}</p>
 <h2>What was found</h2><ul>{statements}</ul>
 <h2>Figures</h2>{"".join(shown)}
-<h2>How it was made</h2><pre>{html.escape(making.command)}</pre>
-<p>{html.escape(_machine(making))}</p>
+<h2>How it was made</h2><pre>{html.escape(provenance.command)}</pre>
+<p>{html.escape(_machine(provenance))}</p>
 <h3>The config that all have in common</h3><pre>{html.escape(base.to_yaml())}</pre>
 <h3>Every training by itself</h3><pre>{html.escape(commands)}</pre>
 </body></html>
 """
 
 
-def _machine(making: Making) -> str:
+def _machine(provenance: Provenance) -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "numpy", "pillow"))
     python = ".".join(map(str, sys.version_info[:3]))
     return (
         f"stylize {__version__}, Python {python}, {packages}; {platform.system()} {platform.machine()}, "
-        f"{making.device}, {torch.get_num_threads()} threads; the last call took {making.seconds:.0f} s."
+        f"{provenance.device}, {torch.get_num_threads()} threads; the last call took {provenance.seconds:.0f} s."
     )
 
 
 def _write_events(folder: Path, findings: Findings) -> None:
-    """The curves and sheets for TensorBoard, in place of those of an earlier call."""
+    """Write the curves and sheets for TensorBoard, in place of those of an earlier call."""
     for old in folder.rglob(f"{PREFIX}*"):
         old.unlink()
     curves: dict[str, list[tuple[str, Line]]] = {}

@@ -1,4 +1,4 @@
-"""The trainings of a study: plan them, run each once, resume those that were stopped, read their records."""
+"""The trainings of a study: planned, run once, resumed if they were stopped, and read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import multiprocessing
+import os
 import shlex
 import signal
 import sys
@@ -42,26 +43,30 @@ class Arm(NamedTuple):
     Attributes:
         name: Its name in the report.
         changes: Values at dotted keys of the config.
+        variables: Environment variables of its trainings.
     """
 
     name: str
     changes: Mapping[str, object]
+    variables: Mapping[str, str] = {}  # immutable
 
 
 class StudyRun(NamedTuple):
     """One training.
 
     Attributes:
-        arm: The name of its arm.
-        seed: Seed of its weights, crops and order.
-        config: Its whole config.
-        folder: Its run folder.
+        arm: Name of its arm.
+        seed: Seed of weights, crops and order.
+        config: The whole config.
+        folder: The run folder.
+        variables: Environment variables of its process.
     """
 
     arm: str
     seed: int
     config: RunConfig
     folder: Path
+    variables: Mapping[str, str] = {}  # immutable
 
     @property
     def is_done(self) -> bool:
@@ -70,20 +75,20 @@ class StudyRun(NamedTuple):
 
     @property
     def command(self) -> str:
-        """The shell command that trains it again, alone."""
-        return shlex.join(
-            ["stylize", "train", "--config", str(self.folder / "config.yaml"), "--output", f"again/{self.folder.name}"]
-        )
+        """The command that trains the same again, alone."""
+        environment = ["env", *(f"{name}={value}" for name, value in self.variables.items())] if self.variables else []
+        paths = ["--config", str(self.folder / "config.yaml"), "--output", f"again/{self.folder.name}"]
+        return shlex.join([*environment, "stylize", "train", *paths])
 
 
 def plan_runs(base: RunConfig, arms: Sequence[Arm], seeds: Sequence[int], folder: Path) -> list[StudyRun]:
-    """The trainings of all arms and seeds. Equal configs have one folder, so studies share trainings.
+    """Return the trainings of all arms and seeds. Equal configs share a folder, also between studies.
 
     Args:
-        base: The config that all have in common.
-        arms: The settings; where a value is a mapping from seeds, a run takes the value of its seed.
-        seeds: Seeds, added to that of the base.
-        folder: The parent of the run folders.
+        base: What all have in common.
+        arms: What differs; a value that maps seeds to values takes that of the run's seed.
+        seeds: Added to the base's seed.
+        folder: Parent of the run folders.
     """
     runs = []
     for arm in arms:
@@ -91,7 +96,8 @@ def plan_runs(base: RunConfig, arms: Sequence[Arm], seeds: Sequence[int], folder
             changes = {key: value[seed] if isinstance(value, dict) else value for key, value in arm.changes.items()}
             config = with_changes(base, {**changes, "seed": base.seed + seed}, PLACE)
             config = with_changes(config, _checkpointing(config), PLACE)
-            runs.append(StudyRun(arm.name, seed, config, folder / _folder_name(config)))
+            place = folder / _folder_name(config, arm.variables)
+            runs.append(StudyRun(arm.name, seed, config, place, arm.variables))
     return runs
 
 
@@ -103,13 +109,14 @@ def _checkpointing(config: RunConfig) -> dict[str, object]:
     return {"train.checkpoint_every": every, "train.keep_checkpoints": kept, "train.stop_after": None}
 
 
-def _folder_name(config: RunConfig) -> str:
-    digest = hashlib.sha256(config.to_yaml().encode()).hexdigest()[:10]
+def _folder_name(config: RunConfig, variables: Mapping[str, str]) -> str:
+    key = config.to_yaml() + "".join(f"{name}={value}\n" for name, value in variables.items())
+    digest = hashlib.sha256(key.encode()).hexdigest()[:10]
     return f"{config.generator.name}-{config.generator.norm}-{digest}"
 
 
 def train_runs(runs: Sequence[StudyRun], device: str, jobs: int = 1) -> None:
-    """Run the trainings that are not done yet.
+    """Train the runs that are not done yet.
 
     Args:
         runs: All trainings; those with the same folder are one.
@@ -117,7 +124,7 @@ def train_runs(runs: Sequence[StudyRun], device: str, jobs: int = 1) -> None:
         jobs: Number of trainings at a time, each in a process with its share of the cores.
 
     Raises:
-        StylizeError: One fails; the checkpoints of the others are kept.
+        StylizeError: One cannot be trained; the results of the others are kept.
     """
     waiting = list({run.folder: run for run in runs if not run.is_done}.values())
     logger.info("%d trainings, %d of them still to do", len({run.folder for run in runs}), len(waiting))
@@ -131,20 +138,9 @@ def train_runs(runs: Sequence[StudyRun], device: str, jobs: int = 1) -> None:
 
 
 def _trained(runs: Sequence[StudyRun], device: str, jobs: int) -> Iterator[StudyRun]:
-    if jobs == 1:
-        for run in runs:
-            _train(run, device)
-            yield run
-        return
-    threads = max(1, torch.get_num_threads() // jobs)
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_process, initargs=(threads,))
-    with _noted_interrupts() as interrupts, pool:
-        futures = {pool.submit(_train, run, device): run for run in runs}
+    with _noted_interrupts() as interrupts:
         try:
-            for future in as_completed(futures):
-                future.result()
-                yield futures[future]
+            yield from _one_by_one(runs, device) if jobs == 1 else _together(runs, device, jobs)
         except BrokenProcessPool as error:
             if interrupts:  # they ended the processes, too
                 raise KeyboardInterrupt from error
@@ -152,13 +148,48 @@ def _trained(runs: Sequence[StudyRun], device: str, jobs: int) -> Iterator[Study
                 "a process that trained has died, maybe for want of memory: ask for the study again, with fewer "
                 "--jobs; what was trained is kept"
             ) from error
+
+
+def _one_by_one(runs: Sequence[StudyRun], device: str) -> Iterator[StudyRun]:
+    for run in runs:
+        _train_in_environment(run, device)
+        yield run
+
+
+def _together(runs: Sequence[StudyRun], device: str, jobs: int) -> Iterator[StudyRun]:
+    with _processes(jobs, max(1, torch.get_num_threads() // jobs)) as pool:
+        futures = {pool.submit(_train_in_environment, run, device): run for run in runs}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                yield futures[future]
         finally:
             pool.shutdown(cancel_futures=True)
 
 
+def _processes(count: int, threads: int) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(count, mp_context=context, initializer=_begin_process, initargs=(threads,))
+
+
+def _train_in_environment(run: StudyRun, device: str) -> None:
+    """Train here, or, if the run has variables, in a process of its own: they are read when a process starts."""
+    if not run.variables:
+        _train(run, device)
+        return
+    before = dict(os.environ)
+    os.environ.update(run.variables)
+    try:
+        with _processes(1, torch.get_num_threads()) as pool:
+            pool.submit(_train, run, device).result()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 @contextmanager
 def _noted_interrupts() -> Iterator[list[int]]:
-    """Record interrupts within the block: as an exception one may be raised where nobody sees it."""
+    """Also record a ctrl-c within the block: the exception alone may be raised where it is swallowed."""
     noted: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -193,7 +224,7 @@ def _train(run: StudyRun, device: str) -> None:
 
 
 def records(run: StudyRun, kind: str) -> list[dict[str, float]]:
-    """The records of a run of one kind, `train` or `validation`, by step."""
+    """Return a run's records of one kind, `train` or `validation`, by step."""
     found = []
     for line in (run.folder / "metrics.jsonl").read_text("utf-8").splitlines():
         with suppress(ValueError):
@@ -204,12 +235,12 @@ def records(run: StudyRun, kind: str) -> list[dict[str, float]]:
 
 
 def generator_of(run: StudyRun, device: torch.device = CPU) -> Generator:
-    """The generator after the last step, in `eval()`."""
+    """Return the network after the last step, in `eval()`."""
     return generator_at(run, run.config.train.steps, device)
 
 
 def generator_at(run: StudyRun, step: int, device: torch.device = CPU) -> Generator:
-    """The generator at a checkpoint, in `eval()`.
+    """Return the network at a checkpoint, in `eval()`.
 
     Raises:
         StylizeError: There is no such checkpoint.
@@ -221,5 +252,5 @@ def generator_at(run: StudyRun, step: int, device: torch.device = CPU) -> Genera
 
 
 def checkpoint_steps(run: StudyRun) -> list[int]:
-    """The steps of a run's checkpoints, ascending."""
+    """Return the steps of a run's checkpoints, ascending."""
     return sorted(int(path.stem.removeprefix("step-")) for path in (run.folder / "checkpoints").glob("step-*.pt"))

@@ -1,4 +1,4 @@
-"""What a study is: settings that are trained side by side, and what is read from them."""
+"""A study: settings that are trained under the same conditions, and what is measured on them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from statistics import fmean, stdev
 
 import torch
 from torch import Tensor
 
-from stylize.build import build_loss, read_styles
+from stylize.build import build_objective
 from stylize.config import RunConfig
 from stylize.evaluation.contrast import change_contrast
 from stylize.evaluation.evaluate import CONTRASTS, Evaluation, EvaluationConfig, Painter, Photograph, evaluate
@@ -20,44 +21,53 @@ from stylize.evaluation.gatys import OptimizationConfig, optimize
 from stylize.evaluation.statistics import Table, spread
 from stylize.generators import Generator
 from stylize.losses.perceptual import PerceptualLoss
+from stylize.losses.summary import headline_measures, headline_terms, of_photographs
+from stylize.losses.terms import TOTAL
 from stylize.studies.findings import Finding, Line, Plot, Sheet, line_of_seeds
-from stylize.studies.photographs import Parted, held_out_squares
+from stylize.studies.photographs import Split, held_out_squares
 from stylize.studies.runs import Arm, StudyRun, generator_of, records
 
 logger = logging.getLogger("stylize")
 
-TERMS = ("style", "content", "total", "content_correlation")
+NORM_NAMES = {"BN": "batch", "IN": "instance", "BIN": "batch_instance", "LN": "layer"}  # by the papers' abbreviations
+COMPARED = (*headline_terms(), TOTAL, *headline_measures())
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a study is given.
+    """The conditions of a study.
 
     Attributes:
-        base: The config that all its trainings start from, photographs parted.
-        parted: These photographs.
+        base: The config that all its trainings start from, photographs split.
+        photographs: These photographs.
         seeds: Counted from 0, added to the base's seed.
-        restyle: Paints a photograph in another style, for those studies that need that.
-        restyle_name: The other style's.
+        restyle: Painter of another style, for studies that restyle photographs.
+        restyle_name: Name of the other style.
+        device: Where to compute.
+        folder: Folder of the study, for what its arms need to keep.
+        networks: Loss networks to compare with the base's own.
     """
 
     base: RunConfig
-    parted: Parted
+    photographs: Split
     seeds: tuple[int, ...]
     restyle: Painter
     restyle_name: str
+    device: torch.device = torch.device("cpu")  # noqa: RUF009  # immutable
+    folder: Path = Path()  # immutable
+    networks: tuple[str, ...] = ()
 
     def photographs_count(self) -> int:
-        """How many there are to train on."""
-        return sum(1 for _ in self.parted.training.iterdir())
+        """Return the number of photographs to train on."""
+        return sum(1 for _ in self.photographs.training.iterdir())
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What a study found.
+    """The findings of a study.
 
     Attributes:
-        statements: In words, the main ones first.
+        statements: Sentences, the main ones first.
         parts: Tables, plots and sheets, in the order of the report.
     """
 
@@ -67,15 +77,15 @@ class Findings:
 
 @dataclass(frozen=True)
 class Results:
-    """The trained networks of a study, and what to measure them by.
+    """The trained networks of a study, and how to measure them.
 
     Attributes:
-        setting: What it was given.
-        arms: Names in order.
-        runs: All of them.
+        setting: The conditions.
+        arms: Names of the arms, in order.
+        runs: All runs.
         device: Where to compute.
         pictures: Photographs for the sheets, `(3, H, W)` in [0, 1].
-        iterations: Of the optimization beside which networks are shown; 0 for none.
+        iterations: L-BFGS iterations per photograph of the reference; 0: skip.
     """
 
     setting: Setting
@@ -88,49 +98,50 @@ class Results:
     @cached_property
     def loss(self) -> PerceptualLoss:
         """The loss of the base config."""
-        config = self.setting.base
-        loss, _ = build_loss(config, read_styles(config))
+        loss, _ = build_objective(self.setting.base.objective())
         return loss.to(self.device)
 
     @cached_property
     def held_out(self) -> list[Tensor]:
-        """The held-out photographs, as validation takes them."""
-        return held_out_squares(self.setting.parted, self.setting.base.content.crop)
+        """The held-out photographs, as validation crops them."""
+        return held_out_squares(self.setting.photographs, self.setting.base.content.crop)
 
     def of_arm(self, arm: str) -> list[StudyRun]:
-        """An arm's runs, by seed."""
+        """Return an arm's runs, by seed."""
         return [run for run in self.runs if run.arm == arm]
 
     def generator(self, arm: str, seed: int = 0) -> Generator:
-        """A network as it was after its last step."""
+        """Return a network after its last step."""
         return generator_of(self.of_arm(arm)[seed], self.device)
 
     def final(self, arm: str, term: str) -> list[float]:
-        """A held-out term after the last step, by seed."""
+        """Return a held-out term after the last step, by seed."""
         return [records(run, "validation")[-1][term] for run in self.of_arm(arm)]
 
     def line(self, arm: str, term: str, label: str | None = None) -> Line:
-        """A held-out term over the steps."""
+        """Return a held-out term over the steps as a curve."""
         courses = [records(run, "validation") for run in self.of_arm(arm)]
         steps = [record["step"] for record in courses[0]]
         return line_of_seeds(label or arm, steps, [[record[term] for record in course] for course in courses])
 
     def plot(self, title: str, arms: Sequence[str], term: str = "style") -> Plot:
-        """A held-out term of several arms over the steps."""
+        """Return a plot of a held-out term of several arms over the steps."""
         label = f"held-out {term} loss, relative"
         return Plot(title, "optimizer steps", label, [self.line(arm, term) for arm in arms], y_scale="log")
 
     def table(self, title: str, arms: Sequence[str] = ()) -> Table:
-        """All arms' held-out terms after the last step: mean ± standard deviation over the seeds."""
+        """Return a table of held-out terms after the last step: mean ± standard deviation over the seeds."""
         chosen = arms or self.arms
         table = seeds_table(
             title, {arm: [records(run, "validation")[-1] for run in self.of_arm(arm)] for arm in chosen}
         )
-        unpainted = f"{fmean(self.final(chosen[0], 'style_of_photographs')):.4f}"
-        return replace(table, rows=[*table.rows, ("photographs as they are", unpainted, "0.0000", "", "1.0000")])
+        style = fmean(self.final(chosen[0], of_photographs("style")))
+        unstylized = {"style": style, "content": 0.0, "content_correlation": 1.0}
+        cells = (f"{unstylized[name]:.4f}" if name in unstylized else "" for name in COMPARED)
+        return replace(table, rows=[*table.rows, ("photographs as they are", *cells)])
 
     def measured(self, painter: Painter) -> dict[str, float]:
-        """The terms of the base's loss, averaged over the held-out photographs."""
+        """Return the terms of the base's loss, averaged over the held-out photographs."""
         sums: dict[str, float] = {}
         with torch.no_grad():
             for image in self.held_out:
@@ -150,12 +161,12 @@ class Results:
         return found
 
     def painted(self, painter: Painter) -> list[Tensor]:
-        """The sheets' pictures, painted."""
+        """Return the sheets' pictures, stylized."""
         with torch.no_grad():
             return [painter(picture[None].to(self.device))[0].float().cpu().clamp(0, 1) for picture in self.pictures]
 
     def sheet(self, title: str, columns: Mapping[str, Painter], *, with_optimized: bool = False) -> Sheet:
-        """The pictures as they are, and by each painter; last by the optimization, if that is asked for."""
+        """Return a sheet of the pictures, unstylized, by each painter, and with `with_optimized` by Gatys' method."""
         painted = [list(self.pictures), *(self.painted(painter) for painter in columns.values())]
         heads = ["photograph", *columns]
         if with_optimized and self.iterations:
@@ -164,7 +175,7 @@ class Results:
         return Sheet(title, tuple(heads), list(zip(*painted, strict=True)))
 
     def contrast_table(self, title: str, painters: Mapping[str, Painter]) -> Table:
-        """How much painters' results change with the photographs' contrast: RMS of pixels, and the style loss.
+        """Return a table of how pictures change with the photographs' contrast: RMS of pixels, and the style loss.
 
         RMS is that between the picture of a photograph at a contrast and the picture of it at contrast 1. Means with
         95 % confidence intervals over the held-out photographs.
@@ -176,12 +187,12 @@ class Results:
         return Table(title, ("", "contrast", "RMS to that at contrast 1", "style"), rows)
 
     def evaluated(self, painter: Painter) -> Evaluation:
-        """A painter on every held-out photograph."""
+        """Evaluate a painter on every held-out photograph."""
         photographs = (Photograph(str(i), image.to(self.device)) for i, image in enumerate(self.held_out))
         return evaluate(painter, self.loss, photographs, EvaluationConfig(iterations=0))
 
     def contrast_sheet(self, title: str, painters: Mapping[str, Painter]) -> Sheet:
-        """The first picture at every contrast, as it is and by each painter."""
+        """Return a sheet of the first picture at every contrast, unstylized and by each painter."""
         changed = [change_contrast(self.pictures[0][None].to(self.device), factor) for factor in CONTRASTS]
         with torch.no_grad():
             rows = [[painter(image)[0].float().cpu() for image in changed] for painter in painters.values()]
@@ -189,7 +200,7 @@ class Results:
         return Sheet(title, heads, [[image[0].cpu() for image in changed], *rows], ("photograph", *painters))
 
     def compare(self, lower: str, higher: str, term: str = "style") -> str:
-        """Whether one arm's held-out term is below another's, by more than the seeds spread, in words with numbers."""
+        """Return a sentence: whether one arm's held-out term is below another's by more than the spread over seeds."""
         a, b = self.final(lower, term), self.final(higher, term)
         differences = [y - x for x, y in zip(a, b, strict=True)]
         numbers = f"{term} {spread(a)} against {spread(b)}, difference {spread(differences)}"
@@ -206,8 +217,19 @@ class Results:
 
 def seeds_table(title: str, measured: Mapping[str, Sequence[Mapping[str, float]]]) -> Table:
     """Terms by name, measured for every seed: mean ± standard deviation."""
-    rows = [(name, *(spread([terms[term] for terms in seeds]) for term in TERMS)) for name, seeds in measured.items()]
-    return Table(title, ("", *(term.replace("_", " ") for term in TERMS)), rows)
+    rows = [
+        (name, *(spread([terms[term] for terms in seeds]) for term in COMPARED)) for name, seeds in measured.items()
+    ]
+    return Table(title, ("", *(term.replace("_", " ") for term in COMPARED)), rows)
+
+
+def norms_named(*names: str) -> dict[str, str]:
+    """Return norms of the config by the papers' abbreviations.
+
+    >>> norms_named("BN", "IN")
+    {'BN': 'batch', 'IN': 'instance'}
+    """
+    return {name: NORM_NAMES[name] for name in names}
 
 
 def _as_it_is(content: Tensor) -> Tensor:
@@ -216,14 +238,14 @@ def _as_it_is(content: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Study:
-    """A comparison that one command makes.
+    """A comparison, run by one command.
 
     Attributes:
-        name: As it is asked for.
+        name: Name on the command line.
         title: One line.
-        question: What it is to answer, and what the papers say.
-        arms: The settings to train.
-        findings: What is read from the trained networks.
+        question: What it asks, and what the papers say.
+        arms: Returns the settings to train.
+        findings: Measures the trained networks.
     """
 
     name: str

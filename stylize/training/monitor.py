@@ -19,6 +19,7 @@ from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from stylize.errors import StylizeError
+from stylize.losses.summary import held_out_text, progress_text
 from stylize.pictures.images import Picture, contact_sheet, write_picture
 from stylize.system.files import RecordFile, write_atomically
 from stylize.training.tensorboard import EventFile
@@ -152,7 +153,7 @@ class Monitor:
         times, self._since_record = self._since_record, _StepTimes()
         self._in_all = self._in_all.plus(times)
         self._scalars(step, "train", {**scalars, "images_per_s": rate, "data_wait_share": times.wait_share})
-        self.bar.set_postfix_str(f"content {scalars['content']:.3f}, style {scalars['style']:.4f}, {rate:.1f} images/s")
+        self.bar.set_postfix_str(f"{progress_text(scalars)}, {rate:.1f} images/s")
 
     @_unless_silent
     def log_validation(
@@ -170,10 +171,7 @@ class Monitor:
         self.tensorboard.image("validation/content above, stylized below", sheet, step)
         for i, image in enumerate(stylized):
             self.tensorboard.image(f"stylized/{i}", contact_sheet([[content[i], image]]), step)
-        self.tell(
-            f"step {step}: held-out style {terms['style']:.4f} (photographs: {terms['style_of_photographs']:.4f}), "
-            f"content {terms['content']:.4f} (correlation {terms['content_correlation']:.3f})"
-        )
+        self.tell(f"step {step}: held-out {held_out_text(terms)}")
 
     @_unless_silent
     def log_skipped(self, step: int, report: str, scalars: Mapping[str, float]) -> None:

@@ -1,10 +1,20 @@
-"""The studies, one file each; to add one: write it, add its line."""
+"""The studies, one file each; to add one, write its file and add its line."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from stylize.studies.comparisons import batch_size, contrast, frozen, gates, image_count, norms, padding
+from stylize.studies.comparisons import (
+    batch_size,
+    contrast,
+    frozen,
+    gates,
+    generators,
+    image_count,
+    loss_networks,
+    norms,
+    padding,
+)
 from stylize.studies.study import Study
 
 STUDIES: Mapping[str, Study] = {
@@ -17,5 +27,7 @@ STUDIES: Mapping[str, Study] = {
         padding.STUDY,
         gates.STUDY,
         batch_size.STUDY,
+        generators.STUDY,
+        loss_networks.STUDY,
     )
 }

@@ -5,16 +5,16 @@ from __future__ import annotations
 from stylize.norms import NORMS
 from stylize.studies.findings import Finding
 from stylize.studies.runs import Arm
-from stylize.studies.study import Findings, Results, Setting, Study
+from stylize.studies.study import Findings, Results, Setting, Study, norms_named
 
-NORM_NAMES = {"BN": "batch", "IN": "instance", "BIN": "batch_instance"}
+COMPARED_NORMS = norms_named("BN", "IN", "BIN")
 BATCH_SIZES = (1, 2, 4, 8)
 
 
 def _arms(setting: Setting) -> list[Arm]:
     return [
         Arm(f"{norm}, batch {size}", {"generator.norm": kind, "train.batch_size": size})
-        for norm, kind in NORM_NAMES.items()
+        for norm, kind in COMPARED_NORMS.items()
         for size in BATCH_SIZES
         if size >= NORMS[kind].min_batch_size
     ]
@@ -22,15 +22,15 @@ def _arms(setting: Setting) -> list[Arm]:
 
 def _findings(results: Results) -> Findings:
     parts: list[Finding] = [results.table("Held-out losses after the last step, by norm and batch size")]
-    for norm in NORM_NAMES:
+    for norm in COMPARED_NORMS:
         arms = [arm for arm in results.arms if arm.startswith(f"{norm},")]
         parts.append(results.plot(f"{norm}: held-out style loss by batch size", arms))
-    for norm in NORM_NAMES:
+    for norm in COMPARED_NORMS:
         arms = [arm for arm in results.arms if arm.startswith(f"{norm},")]
         painters = {arm.split(", ")[1]: results.generator(arm) for arm in arms}
         parts.append(results.sheet(f"{norm}: pictures", painters))
     statements = [results.compare(f"IN, batch {size}", f"BN, batch {size}") for size in BATCH_SIZES]
-    statements += [results.compare(f"{norm}, batch 8", f"{norm}, batch 2") for norm in NORM_NAMES]
+    statements += [results.compare(f"{norm}, batch 8", f"{norm}, batch 2") for norm in COMPARED_NORMS]
     return Findings(statements, parts)
 
 

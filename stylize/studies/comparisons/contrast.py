@@ -11,11 +11,11 @@ from stylize.evaluation.contrast import equalize_luminance
 from stylize.evaluation.statistics import Table, spread
 from stylize.pictures.images import to_image, to_tensor
 from stylize.studies.findings import Finding, Sheet
-from stylize.studies.photographs import Parted, changed
+from stylize.studies.photographs import Split, transformed
 from stylize.studies.runs import Arm
-from stylize.studies.study import Findings, Results, Setting, Study
+from stylize.studies.study import Findings, Results, Setting, Study, norms_named
 
-NORM_NAMES = {"BN": "batch", "IN": "instance"}
+COMPARED_NORMS = norms_named("BN", "IN")
 # Read off the paper's figure 1 at 5,000 steps.
 PUBLISHED = {"original": 1.28, "equalized": 1.41, "restyled": 1.17}
 
@@ -27,19 +27,21 @@ def _changes(setting: Setting) -> dict[str, Callable[[Image.Image], Image.Image]
     return {"equalized": equalize_luminance, "restyled": restyled}
 
 
-def _sets(setting: Setting) -> dict[str, Parted]:
+def _sets(setting: Setting) -> dict[str, Split]:
     side = setting.base.content.resize
     other = "".join(letter if letter.isalnum() else "-" for letter in setting.restyle_name)
     names = {"equalized": f"equalized-{side}", "restyled": f"restyled-{side}-{other}"}
-    sets = {kind: changed(setting.parted, names[kind], side, change) for kind, change in _changes(setting).items()}
-    return {"original": setting.parted, **sets}
+    sets = {
+        kind: transformed(setting.photographs, names[kind], side, change) for kind, change in _changes(setting).items()
+    }
+    return {"original": setting.photographs, **sets}
 
 
 def _arms(setting: Setting) -> list[Arm]:
     return [
-        Arm(f"{norm}, {name}", {"generator.norm": kind, **parted.changes()})
-        for name, parted in _sets(setting).items()
-        for norm, kind in NORM_NAMES.items()
+        Arm(f"{norm}, {name}", {"generator.norm": kind, **photographs.changes()})
+        for name, photographs in _sets(setting).items()
+        for norm, kind in COMPARED_NORMS.items()
     ]
 
 
@@ -52,7 +54,7 @@ def _ratios(results: Results, name: str) -> list[float]:
 def _findings(results: Results) -> Findings:
     sets = _sets(results.setting)
     rows = [
-        (name, *(spread(results.final(f"{norm}, {name}", "style")) for norm in NORM_NAMES),
+        (name, *(spread(results.final(f"{norm}, {name}", "style")) for norm in COMPARED_NORMS),
          spread(_ratios(results, name)), f"{PUBLISHED[name]:.2f}")
         for name in sets
     ]  # fmt: skip
@@ -61,13 +63,13 @@ def _findings(results: Results) -> Findings:
         Table("Held-out style loss after the last step, on photographs like the trained", columns, rows)
     ]
     parts += [
-        results.plot(f"Held-out style loss, {name} photographs", [f"{norm}, {name}" for norm in NORM_NAMES])
+        results.plot(f"Held-out style loss, {name} photographs", [f"{norm}, {name}" for norm in COMPARED_NORMS])
         for name in sets
     ]
     changes = _changes(results.setting).values()
     rows_of_sheet = [[p, *(to_tensor(change(to_image(p))) for change in changes)] for p in results.pictures]
     parts.append(Sheet("Photographs as they are trained on", tuple(sets), rows_of_sheet))
-    painters = {norm: results.generator(f"{norm}, original") for norm in NORM_NAMES}
+    painters = {norm: results.generator(f"{norm}, original") for norm in COMPARED_NORMS}
     parts.append(results.contrast_table("How the pictures depend on the photographs' contrast", painters))
     parts.append(results.contrast_sheet("One photograph at four contrasts", painters))
     return Findings([*_statements(results), *_about_contrast(results)], parts)
@@ -88,7 +90,7 @@ def _statements(results: Results) -> list[str]:
 
 def _about_contrast(results: Results) -> list[str]:
     found = []
-    for norm in NORM_NAMES:
+    for norm in COMPARED_NORMS:
         painter = results.generator(f"{norm}, original")
         change = results.evaluated(painter).contrasts()[0.25]["stylized_rms"]
         found.append(f"{norm}: at a quarter of the contrast the picture changes by {change} (RMS, of 1)")

@@ -53,7 +53,7 @@ def _frozen(generator: Generator, statistics: dict[str, Statistics]) -> Painter:
 
 def _painters(results: Results, seed: int) -> dict[str, Painter]:
     generator = results.generator("IN", seed)
-    files = find_images(results.setting.parted.training)[:AVERAGED]
+    files = find_images(results.setting.photographs.training)[:AVERAGED]
     photographs = validation_images(files, results.setting.base.content.crop)
     return {
         "IN, own statistics": generator,

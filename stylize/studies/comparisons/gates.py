@@ -1,4 +1,4 @@
-"""What the gates of batch-instance normalization learn."""
+"""The gates of batch-instance normalization over the training."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def _arms(setting: Setting) -> list[Arm]:
 
 
 def gates_of(generator: Generator) -> dict[str, Tensor]:
-    """The gates of every layer, `(C,)`, by the layer's name, in the order of the network."""
+    """Return the gates of every layer, `(C,)`, by the layer's name, in the order of the network."""
     return {n: m.gate.detach().cpu().clone() for n, m in generator.norms().items() if isinstance(m, BatchInstanceNorm)}
 
 
 @torch.no_grad()
 def prune_(generator: Generator, pruning: Callable[[Tensor], Tensor]) -> Generator:
-    """Put other values in place of all gates."""
+    """Replace the values of all gates."""
     for norm in generator.norms().values():
         if isinstance(norm, BatchInstanceNorm):
             norm.gate.copy_(pruning(norm.gate))
@@ -44,7 +44,7 @@ def prune_(generator: Generator, pruning: Callable[[Tensor], Tensor]) -> Generat
 
 
 def _course(results: Results) -> Plot:
-    """Every layer's mean gate over the steps."""
+    """A plot of every layer's mean gate over the steps."""
     runs = results.of_arm(ARM)
     steps = [0, *checkpoint_steps(runs[0])]
     by_run = [_means(run, steps[1:]) for run in runs]

@@ -1,12 +1,14 @@
-"""How many photographs a network needs to see."""
+"""Number of photographs to train on."""
 
 from __future__ import annotations
 
 from statistics import fmean
 
 from stylize.evaluation.statistics import Table, spread
+from stylize.losses.summary import headline_terms
+from stylize.losses.terms import TOTAL
 from stylize.studies.findings import Finding
-from stylize.studies.photographs import drawn
+from stylize.studies.photographs import subset
 from stylize.studies.runs import Arm, records
 from stylize.studies.study import Findings, Results, Setting, Study
 
@@ -21,13 +23,13 @@ def _arms(setting: Setting) -> list[Arm]:
     there = setting.photographs_count()
     arms = []
     for count in (count for count in COUNTS if count < there):
-        paths = {seed: str(drawn(setting.parted, count, seed).training) for seed in setting.seeds}
+        paths = {seed: str(subset(setting.photographs, count, seed).training) for seed in setting.seeds}
         arms.append(Arm(_name(count), {"content.path": paths}))
     return [*arms, Arm(f"all {there}", {})]
 
 
 def _best(results: Results, arm: str) -> list[dict[str, float]]:
-    """The validation with the lowest total, by seed."""
+    """Return the validation with the lowest total, by seed."""
     return [min(records(run, "validation"), key=lambda record: record["total"]) for run in results.of_arm(arm)]
 
 
@@ -35,15 +37,15 @@ def _findings(results: Results) -> Findings:
     rows = []
     for arm in results.arms:
         best = _best(results, arm)
-        at_best = (spread([record[term] for record in best]) for term in ("style", "content", "total"))
+        at_best = (spread([record[term] for record in best]) for term in (*headline_terms(), TOTAL))
         rows.append(
             (arm, f"{fmean(record['step'] for record in best):.0f}", *at_best, spread(results.final(arm, "total")))
         )
-    columns = ("trained on", "best step", "style", "content", "total", "total after the last step")
+    columns = ("trained on", "best step", *headline_terms(), TOTAL, "total after the last step")
     parts: list[Finding] = [Table("Held-out losses at the best step, where early stopping would stop", columns, rows)]
     parts += [
         results.plot(f"Held-out {term} loss by the number of photographs", results.arms, term)
-        for term in ("total", "style", "content")
+        for term in (TOTAL, *headline_terms())
     ]
     painters = {arm: results.generator(arm) for arm in results.arms}
     parts.append(results.sheet("Pictures after the last step", painters))

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+from stylize.losses.summary import headline_terms
 from stylize.norms import NORMS
 from stylize.studies.findings import Finding
 from stylize.studies.runs import Arm
-from stylize.studies.study import Findings, Results, Setting, Study
+from stylize.studies.study import NORM_NAMES, Findings, Results, Setting, Study
 
 GENERATORS = {"Johnson": "johnson", "texture network": "texture_network"}
-SHORT = {"BN": "batch", "IN": "instance", "BIN": "batch_instance", "LN": "layer"}
-NORM_NAMES = SHORT | {name: name for name in NORMS if name not in SHORT.values()}
+COMPARED_NORMS = NORM_NAMES | {name: name for name in NORMS if name not in NORM_NAMES.values()}
 
 
 def _arms(setting: Setting) -> list[Arm]:
     return [
         Arm(f"{generator}, {norm}", {"generator.name": name, "generator.norm": kind})
         for generator, name in GENERATORS.items()
-        for norm, kind in NORM_NAMES.items()
+        for norm, kind in COMPARED_NORMS.items()
     ]
 
 
 def _findings(results: Results) -> Findings:
     statements, parts = [], list[Finding]()
     for generator in GENERATORS:
-        arms = [f"{generator}, {norm}" for norm in NORM_NAMES]
+        arms = [f"{generator}, {norm}" for norm in COMPARED_NORMS]
         parts.append(results.table(f"{generator}: held-out losses after the last step, in eval()", arms))
-        for term in ("style", "content"):
+        for term in headline_terms():
             parts.append(results.plot(f"{generator}: held-out {term} loss in eval()", arms, term))
         painters = {arm.split(", ")[1]: results.generator(arm) for arm in arms}
         parts.append(results.sheet(f"{generator}: pictures", painters, with_optimized=True))

@@ -1,4 +1,4 @@
-"""What is seen beyond the border."""
+"""Padding of the convolutions."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from stylize.evaluation.borders import BORDER_PX, border_scores
 from stylize.evaluation.statistics import Table, spread
 from stylize.studies.findings import Finding
 from stylize.studies.runs import Arm
-from stylize.studies.study import Findings, Results, Setting, Study
+from stylize.studies.study import Findings, Results, Setting, Study, norms_named
 
 PADDINGS = ("zero", "reflection", "replication")
-NORM_NAMES = {"BN": "batch", "IN": "instance"}
+COMPARED_NORMS = norms_named("BN", "IN")
 SCORES = ("content", "style", "brightness")
 
 
@@ -24,7 +24,7 @@ def _arms(setting: Setting) -> list[Arm]:
         raise StylizeError(f"content.crop: got {crop}, must be above {2 * BORDER_PX} for this study of the border")
     return [
         Arm(f"{norm}, {padding}", {"generator.norm": kind, "generator.padding": padding})
-        for norm, kind in NORM_NAMES.items()
+        for norm, kind in COMPARED_NORMS.items()
         for padding in PADDINGS
     ]
 
@@ -54,7 +54,7 @@ def _findings(results: Results) -> Findings:
     statements = [
         f"{norm}: the border has {told} of the centre's {score} loss"
         for score in ("content", "style")
-        for norm in NORM_NAMES
+        for norm in COMPARED_NORMS
         for told in [", ".join(f"{spread([s[score] for s in scores[f'{norm}, {p}']])} ({p})" for p in PADDINGS)]
     ]
     return Findings(statements, parts)
