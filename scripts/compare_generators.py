@@ -30,7 +30,9 @@ from stylize.config import load_config
 from stylize.errors import StylizeError
 from stylize.generators import build_generator
 from stylize.models.file import load_model
-from stylize.pictures.images import Picture, contact_sheet, write_picture
+from stylize.pictures.picture import Picture
+from stylize.pictures.sheets import contact_sheet
+from stylize.pictures.writing import write_picture
 from stylize.training.photographs import find_photographs, validation_images
 
 # What tells whether an input is one for stylize's own functions.

@@ -30,7 +30,9 @@ from stylize.build import build_loss, build_run, read_styles
 from stylize.config import RunConfig, load_config
 from stylize.errors import StylizeError
 from stylize.models.file import load_model
-from stylize.pictures.images import Picture, contact_sheet, write_picture
+from stylize.pictures.picture import Picture
+from stylize.pictures.sheets import contact_sheet
+from stylize.pictures.writing import write_picture
 from stylize.system.files import write_atomically
 from stylize.training.photographs import find_photographs, validation_images
 

@@ -17,7 +17,10 @@ from torch.nn import functional as F
 from stylize.inference.stylizer import Paint, Stylizer, shrink
 from stylize.models.file import load_model
 from stylize.models.find import find_model
-from stylize.pictures.images import Picture, contact_sheet, read_picture, write_picture
+from stylize.pictures.picture import Picture
+from stylize.pictures.reading import read_picture
+from stylize.pictures.sheets import contact_sheet
+from stylize.pictures.writing import write_picture
 from stylize.training.photographs import sample_photographs
 
 ROOT = Path(__file__).parent.parent

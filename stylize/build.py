@@ -16,7 +16,8 @@ from stylize.generators import Generator, build_generator
 from stylize.losses.perceptual import PerceptualLoss, check_style_size
 from stylize.losses.vgg_weights import load_vgg
 from stylize.models.file import ModelCard, encode_model, make_thumbnail
-from stylize.pictures.images import read_rgb, resize, to_tensor
+from stylize.pictures.picture import scaled_size, to_tensor
+from stylize.pictures.reading import open_picture, read_rgb
 from stylize.system import distributed
 from stylize.system.files import write_atomically
 from stylize.training.loader import Batches, CropDataset
@@ -71,11 +72,12 @@ def read_styles(config: RunConfig) -> list[Tensor]:
     """
     styles = []
     for image in config.style.all_images():
-        picture = read_rgb(Path(image.path))
-        check_style_size(picture.height, picture.width, config.loss, image.path)
-        picture = resize(picture, config.style.size / max(picture.size))
-        check_style_size(picture.height, picture.width, config.loss, f"{image.path} at style.size")
-        styles.append(to_tensor(picture))
+        with open_picture(Path(image.path)) as picture:
+            width, height = picture.header.size
+            check_style_size(height, width, config.loss, image.path)
+            width, height = scaled_size((width, height), config.style.size / max(width, height))
+            check_style_size(height, width, config.loss, f"{image.path} at style.size")
+            styles.append(to_tensor(picture.read_rgb((width, height))))
     return styles
 
 

@@ -15,7 +15,7 @@ from stylize.models.find import built_in_models
 from stylize.norms import NORMS
 from stylize.ops.convolution import Geometry
 from stylize.ops.cpu.winograd import Winograd
-from stylize.pictures.images import Picture
+from stylize.pictures.picture import Picture
 
 SIZES = ((16, 16), (17, 33), (64, 50), (203, 150))
 BY_STAGES = [name for name in GENERATORS if build_generator(GeneratorConfig(name=name, width=4)).stages(16, 16)]

@@ -35,7 +35,8 @@ from torch import Tensor
 from stylize.inference.stylizer import Paint, Stylizer
 from stylize.models.file import load_model
 from stylize.models.find import built_in_models
-from stylize.pictures.images import Picture, read_picture
+from stylize.pictures.picture import Picture
+from stylize.pictures.reading import read_picture
 from stylize.training.photographs import ContentConfig, find_photographs
 
 HEADING = "apply"

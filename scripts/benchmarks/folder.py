@@ -34,7 +34,7 @@ from stylize.cli.apply import Job, StrokeHint, paint_all
 from stylize.cli.apply import Settings as ApplySettings
 from stylize.inference.plans import find_room
 from stylize.inference.stylizer import Paint, Stylizer, pictures_together
-from stylize.pictures.images import read_picture
+from stylize.pictures.reading import read_picture
 from stylize.system.devices import choose_precision
 
 WIDTHS = (16, 32)  # of the built-in models, and of the defaults

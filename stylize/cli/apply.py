@@ -202,7 +202,7 @@ def plan_jobs(inputs: Sequence[Path], output: Path | None, style: str, recursive
     Raises:
         StylizeError: A folder without images, a missing file among several aside; the output cannot hold them.
     """
-    from stylize.pictures.images import find_images
+    from stylize.pictures.find import find_images
 
     sources: list[tuple[Path, Path]] = []  # a file, and its place below the folder that was given
     for path in inputs:
@@ -249,7 +249,7 @@ def temporary_folder(target: Path) -> Path:
 
 def _sizes(jobs: Sequence[Job], max_size_px: int | None) -> Iterator[tuple[int, int]]:
     """Width and height of every picture, limited, by the files' headers; those without one fail later."""
-    from stylize.pictures.images import limited_size
+    from stylize.pictures.picture import limited_size
     from stylize.pictures.reading import read_header
 
     for job in jobs:
@@ -340,7 +340,8 @@ def _read(job: Job, settings: Settings) -> Piece:
     from stylize.inference.large import raster_place
     from stylize.inference.pipeline import Piece
     from stylize.inference.strokes import shrunk_size
-    from stylize.pictures.images import format_of, limited_size
+    from stylize.pictures.formats import format_of
+    from stylize.pictures.picture import limited_size
     from stylize.pictures.reading import read_header, read_raster
 
     piece = Piece(*job)

@@ -157,7 +157,7 @@ class Subject(NamedTuple):
 def _read_subject(model: str, device: torch.device) -> Subject:
     from stylize.models.file import load_model
     from stylize.models.find import MODEL_NAME, find_model
-    from stylize.pictures.images import find_images
+    from stylize.pictures.find import find_images
 
     folder = Path(model)
     if folder.is_dir() and not (folder / MODEL_NAME).is_file():
@@ -176,7 +176,7 @@ def _read_subject(model: str, device: torch.device) -> Subject:
 def _painter(generator: Generator, device: torch.device) -> Painter:
     """The model as `stylize apply` paints with it, in float32 everywhere."""
     from stylize.inference.stylizer import Stylizer
-    from stylize.pictures.images import Picture
+    from stylize.pictures.picture import Picture
 
     stylizer = Stylizer(generator, device)
     return lambda photograph: stylizer(Picture(photograph[0])).rgb[None].to(photograph)
@@ -214,13 +214,14 @@ def _find_pairs(content: Path, pictures: Mapping[str, Path] | None, count: int) 
     Raises:
         StylizeError: There is no photograph, or none with a picture.
     """
-    from stylize.pictures.images import find_images
+    from stylize.pictures.find import find_images
+    from stylize.pictures.formats import listed_suffixes
 
     if not content.is_dir():
         raise StylizeError(f"--content: {content} must be a folder of photographs that exists")
     files = find_images(content, recursive=False)
     if not files:
-        raise StylizeError(f"--content: {content} holds no image files (jpg, png, webp, tiff, gif, bmp)")
+        raise StylizeError(f"--content: {content} holds no image files ({listed_suffixes()})")
     pairs = [Pair(file) for file in files] if pictures is None else _paired(content, files, pictures)
     if len(pairs) > count:
         logger.info("of %d photographs the first %d by name; --photographs takes more", len(pairs), count)
@@ -288,7 +289,7 @@ def _is_as_large(picture: Path, photograph_size: tuple[int, int], size_px: int) 
 
 
 def _size(path: Path, size_px: int) -> tuple[int, int]:
-    from stylize.pictures.images import limited_size
+    from stylize.pictures.picture import limited_size
     from stylize.pictures.reading import read_header
 
     return limited_size(read_header(path).size, size_px)
@@ -312,10 +313,11 @@ def _photographs(pairs: Sequence[Pair], size_px: int, device: torch.device) -> I
 
 
 def _read(path: Path, size_px: int) -> torch.Tensor:
-    from stylize.pictures.reading import read_raster
+    from stylize.pictures.picture import limited_size, to_tensor
+    from stylize.pictures.reading import open_picture
 
-    with read_raster(path, max_size_px=size_px) as raster:
-        return raster.picture().rgb
+    with open_picture(path) as picture:
+        return to_tensor(picture.read_rgb(limited_size(picture.header.size, size_px)))
 
 
 def _fitted(picture: torch.Tensor, photograph: torch.Tensor) -> torch.Tensor:

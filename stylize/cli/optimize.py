@@ -93,7 +93,7 @@ def optimize(
     from stylize.build import build_loss, read_styles
     from stylize.evaluation.gatys import OptimizationConfig
     from stylize.evaluation.gatys import optimize as optimized
-    from stylize.pictures.images import format_of
+    from stylize.pictures.formats import format_of
     from stylize.pictures.raster import raster_of
     from stylize.pictures.reading import read_raster
     from stylize.pictures.writing import write_raster
@@ -107,7 +107,7 @@ def optimize(
         {"iterations": iterations, "method": method, "start": start, "levels": levels, "seed": seed}
     )
     with read_raster(content, max_size_px=size) as raster:
-        photograph, notes = raster.picture(), raster.notes
+        photograph, notes = raster.picture(), raster.metadata
     target = choose_device(device)
     loss, weights = build_loss(config, read_styles(config))
     logger.info("VGG-19 weights: %s; %d×%d px", weights, *photograph.size)

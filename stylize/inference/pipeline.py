@@ -236,14 +236,14 @@ def _painted_whole(photograph: Raster, painting: Painting) -> Raster | None:
     try:
         for frame in range(photograph.frames):
             picture = painting.stylizer(photograph.picture(frame), painting.paint)
-            with raster_of([picture], photograph.notes) as one:
+            with raster_of([picture], photograph.metadata) as one:
                 painted.write(frame * one.rows.shape[0], one.rows.read(0, one.rows.shape[0]))
     except torch.OutOfMemoryError:
         if painting.paint.stroke_scale != 1:
             raise
         logger.warning("the memory of %s does not suffice for the whole picture", painting.stylizer.device)
         return None
-    return Raster(painted, photograph.frames, photograph.notes)
+    return Raster(painted, photograph.frames, photograph.metadata)
 
 
 def _painted_together_(pieces: list[Piece], painting: Painting) -> bool:
@@ -255,7 +255,7 @@ def _painted_together_(pieces: list[Piece], painting: Painting) -> bool:
         logger.warning("%d pictures together failed (%s); painting them one by one", len(pieces), reason)
         return False
     for piece, picture in zip(pieces, pictures, strict=True):
-        painted = raster_of([picture], _photograph(piece).notes)
+        painted = raster_of([picture], _photograph(piece).metadata)
         piece.close()
         piece.raster = painted
     return True

@@ -17,7 +17,7 @@ from stylize.inference.strokes import enlarged, shrunk_size
 from stylize.inference.whole import layout_of, paint_whole
 from stylize.ops.cpu import norm as channelwise
 from stylize.ops.cpu.winograd import load_compiled_functions
-from stylize.pictures.images import Picture, limited_size
+from stylize.pictures.picture import Picture, limited_size
 from stylize.system.devices import choose_memory_format
 from stylize.system.memory import return_freed_memory
 

@@ -18,7 +18,9 @@ from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from stylize.errors import StylizeError
-from stylize.pictures.images import Picture, contact_sheet, write_picture
+from stylize.pictures.picture import Picture
+from stylize.pictures.sheets import contact_sheet
+from stylize.pictures.writing import write_picture
 from stylize.system.files import RecordFile, write_atomically
 from stylize.training.tensorboard import EventFile
 
