@@ -41,7 +41,8 @@ from stylize.errors import StylizeError
 from stylize.losses.terms import LayerWeights, squared_error
 from stylize.losses.vgg import VGG19, Convolution, last_convolution
 from stylize.losses.vgg_weights import encode_compact, load_vgg, randomize_, read_compact
-from stylize.pictures.images import contact_sheet, find_images
+from stylize.pictures.find import find_images
+from stylize.pictures.sheets import contact_sheet
 from stylize.system.devices import choose_device
 from stylize.system.files import write_atomically
 from stylize.training.checkpoint import newest_checkpoint, save_checkpoint

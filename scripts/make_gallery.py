@@ -17,7 +17,10 @@ from torch import Tensor
 from stylize.inference.stylizer import Stylizer
 from stylize.models.file import load_model
 from stylize.models.find import built_in_models, find_model
-from stylize.pictures.images import Picture, contact_sheet, read_rgb, to_tensor, write_picture
+from stylize.pictures.picture import Picture, to_tensor
+from stylize.pictures.reading import read_rgb
+from stylize.pictures.sheets import contact_sheet
+from stylize.pictures.writing import write_picture
 from stylize.system.compute import Compute
 from stylize.training.photographs import sample_photographs
 

@@ -18,7 +18,10 @@ from stylize.inference.options import PaintOptions
 from stylize.inference.stylizer import Stylizer, shrink
 from stylize.models.file import load_model
 from stylize.models.find import find_model
-from stylize.pictures.images import Picture, contact_sheet, read_picture, write_picture
+from stylize.pictures.picture import Picture
+from stylize.pictures.reading import read_picture
+from stylize.pictures.sheets import contact_sheet
+from stylize.pictures.writing import write_picture
 from stylize.system.compute import Compute
 from stylize.training.photographs import sample_photographs
 

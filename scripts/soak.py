@@ -108,7 +108,7 @@ def paint(folder: Path, images: int) -> tuple[Held, Held]:
     early = held()
     for i in range(images):
         with read_raster(photographs[i % len(photographs)]) as photograph:
-            painted = raster_of([stylizer(photograph.picture())], photograph.notes)
+            painted = raster_of([stylizer(photograph.picture())], photograph.metadata)
         with painted:
             write_raster(folder / "painted.png", painted)
         if i + 1 == max(images // 10, 1):

@@ -17,7 +17,8 @@ from stylize.losses.perceptual import PerceptualLoss, check_style_size
 from stylize.losses.terms import LossConfig
 from stylize.losses.vgg_weights import load_vgg
 from stylize.models.file import ModelCard, encode_model, make_thumbnail
-from stylize.pictures.images import read_rgb, resize, to_tensor
+from stylize.pictures.picture import scaled_size, to_tensor
+from stylize.pictures.reading import open_picture, read_rgb
 from stylize.system import distributed
 from stylize.system.compute import Compute, usable_cores
 from stylize.system.files import write_atomically
@@ -82,11 +83,12 @@ def read_styles(style: StyleConfig, loss: LossConfig) -> list[Tensor]:
     """
     styles = []
     for image in style.all_images():
-        picture = read_rgb(Path(image.path))
-        check_style_size(picture.height, picture.width, loss, image.path)
-        picture = resize(picture, style.size / max(picture.size))
-        check_style_size(picture.height, picture.width, loss, f"{image.path} at style.size")
-        styles.append(to_tensor(picture))
+        with open_picture(Path(image.path)) as picture:
+            width, height = picture.header.size
+            check_style_size(height, width, loss, image.path)
+            width, height = scaled_size((width, height), style.size / max(width, height))
+            check_style_size(height, width, loss, f"{image.path} at style.size")
+            styles.append(to_tensor(picture.read_rgb((width, height))))
     return styles
 
 

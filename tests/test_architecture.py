@@ -224,7 +224,7 @@ def test_nobody_but_main_imports_the_command_line() -> None:
 
 def test_the_command_line_starts_without_torch() -> None:
     heavy = loads_torch(ROOT)
-    assert {"stylize.norms", "stylize.generators.johnson", "stylize.pictures.images"} <= heavy
+    assert {"stylize.norms", "stylize.generators.johnson", "stylize.pictures.picture"} <= heavy
     assert [m for m in heavy if m.startswith(("stylize.cli", "stylize.__main__"))] == []
 
 
@@ -236,8 +236,8 @@ def test_the_command_line_starts_without_torch() -> None:
         ("ops/a.py", "from stylize import losses", "stylize.ops.a imports stylize.losses"),
         (
             "norms.py",
-            "def f():\n    from stylize.pictures.images import a",
-            "stylize.norms imports stylize.pictures.images",
+            "def f():\n    from stylize.pictures.reading import a",
+            "stylize.norms imports stylize.pictures.reading",
         ),
         ("build.py", "import stylize.cli.train", "stylize.build imports stylize.cli.train"),
         ("ops/cpu/a.py", "import stylize.ops.gram", "stylize.ops.cpu.a imports stylize.ops.gram"),

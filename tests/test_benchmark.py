@@ -20,7 +20,8 @@ import torch
 from click.testing import CliRunner
 
 from stylize.models.find import built_in_models
-from stylize.pictures.images import Picture, write_picture
+from stylize.pictures.picture import Picture
+from stylize.pictures.writing import write_picture
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "performance.md"

@@ -26,7 +26,7 @@ from stylize.cli import main
 from stylize.losses.vgg import VGG19
 from stylize.losses.vgg_weights import randomize_
 from stylize.models import find as models
-from stylize.pictures.images import read_picture
+from stylize.pictures.reading import read_picture
 from stylize.training.checkpoint import checkpoints
 from stylize.training.monitor import Monitor
 
@@ -139,7 +139,7 @@ def test_train_refuses_an_empty_content_folder(tmp_path: Path, refusal: Callable
     (tmp_path / "empty").mkdir()
     write_config(tmp_path, {"content.path": "empty"})
     assert refusal("train", "--config", "a.yaml") == (
-        f"content.path: {tmp_path}/empty holds no image files (jpg, png, webp, tiff, gif, bmp)"
+        f"content.path: {tmp_path}/empty holds no image files (jpg, png, webp, tiff, gif, avif, bmp, ppm)"
     )
 
 

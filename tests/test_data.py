@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from stylize.errors import StylizeError
-from stylize.pictures.images import read_rgb
+from stylize.pictures.reading import read_rgb
 from stylize.training.loader import Batches, CropDataset
 from stylize.training.photographs import (
     ContentConfig,
@@ -232,7 +232,9 @@ def test_missing_and_empty_folders_are_refused(tmp_path: Path, key: str) -> None
 
     missing, empty = tmp_path / "missing", tmp_path / "empty"
     assert refusal(lambda: find(missing)) == (f"{key}: got '{missing}', must be a folder of photographs that exists")
-    assert refusal(lambda: find(empty)) == (f"{key}: {empty} holds no image files (jpg, png, webp, tiff, gif, bmp)")
+    assert refusal(lambda: find(empty)) == (
+        f"{key}: {empty} holds no image files (jpg, png, webp, tiff, gif, avif, bmp, ppm)"
+    )
 
 
 @pytest.mark.parametrize("validation", (3, 5))

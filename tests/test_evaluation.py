@@ -388,7 +388,9 @@ def test_the_place_of_the_json_is_checked_before_the_work(folder: Path, refusal:
 
 def test_a_folder_without_photographs_is_refused(folder: Path, refusal: Callable[..., str]) -> None:
     assert refusal("--content", "nowhere") == "--content: nowhere must be a folder of photographs that exists"
-    assert refusal("--content", "runs") == ("--content: runs holds no image files (jpg, png, webp, tiff, gif, bmp)")
+    assert refusal("--content", "runs") == (
+        "--content: runs holds no image files (jpg, png, webp, tiff, gif, avif, bmp, ppm)"
+    )
 
 
 def test_a_model_that_is_not_there_is_refused(folder: Path, refusal: Callable[..., str]) -> None:

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from stylize.config import RunConfig, load_config
 from stylize.errors import StylizeError
 from stylize.models.file import load_model, read_card
-from stylize.pictures.images import read_picture, read_rgb
+from stylize.pictures.reading import read_picture, read_rgb
 
 TIMES = int(os.environ.get("STYLIZE_FUZZ", "1"))
 MODEL_MUTATIONS, IMAGE_MUTATIONS, CONFIGS = 100 * TIMES, 200 * TIMES, 100 * TIMES

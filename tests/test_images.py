@@ -1,7 +1,6 @@
 import errno
 import io
 import logging
-import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -13,21 +12,13 @@ from PIL import Image, ImageCms, features
 from torch import Tensor
 
 from stylize.errors import StylizeError
-from stylize.pictures.images import (
-    Picture,
-    _open,
-    contact_sheet,
-    find_images,
-    format_of,
-    image_size,
-    read_picture,
-    read_rgb,
-    resize,
-    to_bytes,
-    to_image,
-    to_tensor,
-    write_picture,
-)
+from stylize.pictures.decoders import open_file
+from stylize.pictures.find import find_images
+from stylize.pictures.formats import format_of
+from stylize.pictures.picture import Picture, scaled_size, to_bytes, to_image, to_tensor
+from stylize.pictures.reading import read_header, read_picture, read_rgb
+from stylize.pictures.sheets import contact_sheet
+from stylize.pictures.writing import write_picture
 
 RGB = tuple[int, int, int]
 BLACK, WHITE, RED, BLUE = (0, 0, 0), (255, 255, 255), (255, 0, 0), (0, 0, 255)
@@ -36,7 +27,6 @@ GRAY = (200, 200, 200)
 HALVES = (
     ("jpg", "L", 0, 200, BLACK, GRAY),
     ("jpg", "RGB", RED, BLUE, RED, BLUE),
-    ("jpg", "CMYK", (0, 255, 255, 0), (255, 255, 0, 0), RED, BLUE),
     ("png", "1", 0, 255, BLACK, WHITE),
     ("png", "L", 0, 200, BLACK, GRAY),
     ("png", "LA", (0, 255), (200, 255), BLACK, GRAY),
@@ -55,7 +45,6 @@ HALVES = (
     ("tiff", "P", RED, BLUE, RED, BLUE),
     ("tiff", "RGB", RED, BLUE, RED, BLUE),
     ("tiff", "RGBA", (*RED, 255), (*BLUE, 255), RED, BLUE),
-    ("tiff", "CMYK", (0, 255, 255, 0), (255, 255, 0, 0), RED, BLUE),
     ("tiff", "I;16", 0, 200 * 257, BLACK, GRAY),
     ("tiff", "F", 0.0, 200 / 255, BLACK, GRAY),
     ("bmp", "1", 0, 255, BLACK, WHITE),
@@ -124,7 +113,7 @@ def test_colours_are_right_in_every_format_and_mode(
     for column, expected in ((12, left_rgb), (51, right_rgb)):
         assert (rgb[:, 24, column] * 255).tolist() == pytest.approx(expected, abs=levels)
         assert read_rgb(path).getpixel((column, 24)) == pytest.approx(expected, abs=levels)
-    assert image_size(path) == (64, 48)
+    assert read_header(path).size == (64, 48)
 
 
 def test_an_opaque_image_has_no_alpha(tmp_path: Path) -> None:
@@ -146,7 +135,7 @@ def test_pictures_stand_upright_as_exif_says(tmp_path: Path, orientation: int) -
     Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
     upright = (read_picture(tmp_path / "a.png").rgb[0] * 255 / 40).round().int()
     assert upright.tolist() == [[1, 2, 3], [4, 5, 6]]
-    assert image_size(tmp_path / "a.png") == (3, 2)
+    assert read_header(tmp_path / "a.png").size == (3, 2)
 
 
 @pytest.mark.parametrize("orientation", STORED)
@@ -171,7 +160,7 @@ def test_alpha_survives_writing_and_reading(tmp_path: Path, suffix: str) -> None
         assert torch.equal(back.rgb, original.rgb)
 
 
-@pytest.mark.parametrize("suffix", ("jpg", "gif", "bmp", "ppm"))
+@pytest.mark.parametrize("suffix", ("jpg", "bmp", "ppm"))
 def test_alpha_is_left_out_where_the_format_has_none(tmp_path: Path, suffix: str) -> None:
     write_picture(tmp_path / f"a.{suffix}", picture(alpha=True))
     assert read_picture(tmp_path / f"a.{suffix}").alpha is None
@@ -268,10 +257,10 @@ def test_photographs_with_the_same_colour_profile_share_its_transform(
 
 
 def test_a_broken_colour_profile_is_logged_and_taken_as_srgb(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    halves("RGB", RED, BLUE).save(tmp_path / "a.png", icc_profile=b"no profile")
+    halves("RGB", RED, BLUE).save(tmp_path / "a.tif", icc_profile=b"no profile")
     with caplog.at_level(logging.WARNING, "stylize"):
-        assert read_rgb(tmp_path / "a.png").getpixel((12, 24)) == RED
-    assert caplog.messages[0].startswith(f"{tmp_path / 'a.png'}: its colour profile cannot be used (")
+        assert read_rgb(tmp_path / "a.tif").getpixel((12, 24)) == RED
+    assert caplog.messages[0].startswith(f"{tmp_path / 'a.tif'}: its colour profile cannot be used (")
     assert caplog.messages[0].endswith("); taken as sRGB")
 
 
@@ -300,35 +289,35 @@ def test_decoding_a_jpeg_small_gives_nearly_the_same(tmp_path: Path, size: tuple
 @pytest.mark.parametrize("options", ({}, {"progressive": True}), ids=("baseline", "progressive"))
 @pytest.mark.parametrize("mode", ("RGB", "L", "CMYK"))
 @pytest.mark.parametrize("orientation", (1, 6))
+@pytest.mark.parametrize("margin", (1, 2))
 def test_a_jpeg_is_decoded_at_the_smallest_scale_that_suffices(
-    tmp_path: Path, mode: str, orientation: int, options: dict[str, bool]
+    tmp_path: Path, mode: str, orientation: int, options: dict[str, bool], margin: int
 ) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    smooth_photo(429, 256).convert(mode).save(tmp_path / "a.jpg", exif=exif, **options)
-    sizes = {300: (429, 256), 129: (429, 256), 128: (215, 128), 32: (54, 32), 1: (54, 32)}
+    smooth_photo(432, 256).convert(mode).save(tmp_path / "a.jpg", exif=exif, **options)
+    sizes = {300: (432, 256), 129: (432, 256), 128: (216, 128), 65: (216, 128), 32: (54, 32), 1: (54, 32)}
+    file = open_file(tmp_path / "a.jpg", unlimited=False)
     for shorter_side_px, decoded in sizes.items():
-        expected = decoded if orientation == 1 else decoded[::-1]
-        assert _open(tmp_path / "a.jpg", shorter_side_px).size == expected
+        loaded = file.load(scaled_size((432, 256), shorter_side_px / margin / 256), margin)
+        assert (loaded.width, loaded.height) == decoded
 
 
-def test_resizing_never_goes_below_one_pixel_and_a_factor_of_one_changes_nothing() -> None:
-    image = Image.new("RGB", (100, 3))
-    assert resize(image, 0.1).size == (10, 1)
-    assert resize(image, 1) is image
+def test_scaled_sizes_are_never_below_one_pixel_and_a_factor_of_one_changes_nothing() -> None:
+    assert scaled_size((100, 3), 0.1) == (10, 1)
+    assert scaled_size((100, 3), 1) == (100, 3)
 
 
 def test_a_truncated_jpeg_is_refused(tmp_path: Path) -> None:
     path, encoded = tmp_path / "a.jpg", io.BytesIO()
     smooth_photo(200, 150).save(encoded, "JPEG")
     path.write_bytes(encoded.getvalue()[: len(encoded.getvalue()) // 2])
-    prefix = f"{path}: cannot be read as an image (image file is truncated ("
     for read in (read_picture, read_rgb):
         message = refusal(lambda read=read: read(path))
-        assert re.fullmatch(re.escape(prefix) + r"\d+ bytes not processed\)\)", message)
+        assert message == f"{path}: cannot be read as an image (VipsJpeg: premature end of JPEG image)"
 
 
-@pytest.mark.parametrize("read", (read_picture, read_rgb, image_size))
+@pytest.mark.parametrize("read", (read_picture, read_rgb, read_header))
 def test_files_that_are_no_images_are_refused(tmp_path: Path, read: Callable[[Path], object]) -> None:
     text, folder, missing = tmp_path / "a.jpg", tmp_path / "b.jpg", tmp_path / "c.jpg"
     text.write_text("no image")

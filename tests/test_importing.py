@@ -14,7 +14,7 @@ from stylize.cli import main
 from stylize.errors import StylizeError
 from stylize.models.file import load_model
 from stylize.models.importing import import_model
-from stylize.pictures.images import read_picture
+from stylize.pictures.reading import read_picture
 
 Stored = dict[str, Tensor]
 

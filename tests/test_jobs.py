@@ -20,7 +20,7 @@ from stylize.inference.options import PaintOptions
 from stylize.inference.pipeline import WorkItem
 from stylize.inference.plans import MemoryBudget
 from stylize.inference.stylizer import Stylizer
-from stylize.pictures.images import read_picture
+from stylize.pictures.reading import read_picture
 from stylize.system.compute import Compute
 
 CPU = torch.device("cpu")

@@ -21,8 +21,9 @@ from stylize.inference.options import PaintOptions
 from stylize.inference.plans import CPU, MemoryBudget, Plan, choose_plan
 from stylize.inference.stylizer import Stylizer
 from stylize.models.file import ModelCard, encode_model
-from stylize.pictures.images import Picture
-from stylize.pictures.raster import Notes, Raster, raster_of
+from stylize.pictures.limits import limits
+from stylize.pictures.picture import Picture
+from stylize.pictures.raster import Metadata, Raster, raster_of
 from stylize.system.compute import Compute
 
 GIB = 2**30
@@ -75,7 +76,7 @@ def test_a_stylizer_holds_the_compiled_functions_before_memory_is_planned(monkey
 def test_a_picture_in_strips_has_the_levels_of_the_whole(
     paint: PaintOptions, bits: int, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stylizer, notes = stylizer_of(), Notes(bits=bits)
+    stylizer, notes = stylizer_of(), Metadata(bits=bits)
     source = raster_of([photograph(alpha=True)], notes)
     expected = levels(raster_of([stylizer(source.picture(), paint)], notes))
     shares: list[float] = []
@@ -86,7 +87,7 @@ def test_a_picture_in_strips_has_the_levels_of_the_whole(
     assert difference.double().mean() < (0.01 if bits == 8 else 0.5)
     assert torch.equal(levels(painted)[..., 3], levels(source)[..., 3])
     assert sum(shares) == pytest.approx(1)
-    assert painted.notes == notes
+    assert painted.metadata == notes
     assert list(tmp_path.iterdir()) == []
 
 
@@ -94,9 +95,9 @@ def test_every_frame_is_painted(tmp_path: Path) -> None:
     stylizer = stylizer_of()
     frames = [photograph(), Picture(photograph().rgb.flip(2))]
     painted = paint_large(
-        stylizer, raster_of(frames, Notes()), None, PaintOptions(), room(10**9, tmp_path), lambda _: None
+        stylizer, raster_of(frames, Metadata()), None, PaintOptions(), room(10**9, tmp_path), lambda _: None
     )
-    expected = raster_of([stylizer(frame) for frame in frames], Notes())
+    expected = raster_of([stylizer(frame) for frame in frames], Metadata())
     assert painted.frames == 2
     assert (levels(painted) - levels(expected)).abs().max() <= 1
 
@@ -111,9 +112,9 @@ def test_larger_strokes_are_those_of_the_whole(
     stylizer, paint = stylizer_of(), PaintOptions(stroke_scale=2)
     whole = photograph()
     rgb = torch.nn.functional.interpolate(whole.rgb[None], (102, 75), mode="bicubic", antialias=True)[0]
-    small = raster_of([Picture(rgb)], Notes(bits=16))  # in 8 bits it would be another picture
-    painted = paint_large(stylizer, raster_of([whole], Notes()), small, paint, room(GIB, tmp_path), lambda _: None)
-    expected = levels(raster_of([stylizer(whole, paint)], Notes()))
+    small = raster_of([Picture(rgb)], Metadata(bits=16))  # in 8 bits it would be another picture
+    painted = paint_large(stylizer, raster_of([whole], Metadata()), small, paint, room(GIB, tmp_path), lambda _: None)
+    expected = levels(raster_of([stylizer(whole, paint)], Metadata()))
     assert (levels(painted) - expected).abs().max() <= 1
     assert (levels(painted) - expected).abs().double().mean() < 0.05
 
@@ -122,9 +123,9 @@ def test_in_bfloat16_strips_differ_no_more_than_that_precision_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator = build_generator(GeneratorConfig(width=8))
-    source = raster_of([photograph()], Notes())
+    source = raster_of([photograph()], Metadata())
     exact, rough = (Stylizer(generator, Compute(CPU, precision)) for precision in ("fp32", "bf16"))
-    expected, whole = (levels(raster_of([stylizer(source.picture())], Notes())) for stylizer in (exact, rough))
+    expected, whole = (levels(raster_of([stylizer(source.picture())], Metadata())) for stylizer in (exact, rough))
     for place in (CPU, tmp_path):
         keep_maps(place, monkeypatch)
         painted = levels(paint_large(rough, source, None, PaintOptions(), room(GIB, tmp_path), lambda _: None))
@@ -155,7 +156,7 @@ def test_files_are_decoded_to_the_disk_where_they_would_take_much_of_the_memory(
 
 
 def test_a_network_that_cannot_paint_in_strips_says_what_the_whole_takes(tmp_path: Path) -> None:
-    source = raster_of([photograph()], Notes())
+    source = raster_of([photograph()], Metadata())
     with pytest.raises(StylizeError) as caught:
         paint_large(
             stylizer_of("texture_network", width=32), source, None, PaintOptions(), room(MIB, tmp_path), lambda _: None
@@ -168,7 +169,7 @@ def test_a_network_that_cannot_paint_in_strips_says_what_the_whole_takes(tmp_pat
 
 
 def test_a_picture_that_is_too_small_is_refused(tmp_path: Path) -> None:
-    source = raster_of([photograph(40, 12)], Notes())
+    source = raster_of([photograph(40, 12)], Metadata())
     with pytest.raises(StylizeError) as caught:
         paint_large(stylizer_of(), source, None, PaintOptions(), room(10**9, tmp_path), lambda _: None)
     assert str(caught.value) == "got an image of 40×12 px, must be at least 16 px in each direction"
@@ -323,7 +324,7 @@ def test_too_little_memory_is_one_line(folder: Path) -> None:
 
 def test_a_decompression_bomb_is_refused_unless_it_is_allowed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(folder / "image.png", 90, 60)
-    monkeypatch.setattr("stylize.pictures.reading.SAFE_PIXELS", 2000)
+    monkeypatch.setattr(limits, "safe_pixels", 2000)
     arguments = ["apply", "image.png", "--model", "dots.safetensors", "-o", "out.png"]
     with pytest.raises(StylizeError, match=r"^image\.png: .*--max-pixels"):
         cli.main(arguments, standalone_mode=False)

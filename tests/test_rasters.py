@@ -24,9 +24,10 @@ from test_images import STORED, icc_profile, refusal
 
 from stylize.errors import StylizeError
 from stylize.pictures.exif import corrected_exif, corrected_xmp
-from stylize.pictures.images import Picture
-from stylize.pictures.raster import Header, Notes, Raster, raster_of
-from stylize.pictures.reading import read_header, read_raster
+from stylize.pictures.limits import limits
+from stylize.pictures.picture import Picture
+from stylize.pictures.raster import Header, Metadata, Raster, raster_of
+from stylize.pictures.reading import open_picture, read_header, read_raster, read_rgb
 from stylize.pictures.writing import write_raster
 from stylize.system.row_store import RowStore
 
@@ -56,7 +57,7 @@ def read_pixels(path: Path, **options: Any) -> Array:
         return pixels(raster).copy()
 
 
-def raster(values: Array, notes: Notes = Notes(), frames: int = 1, folder: Path | None = None) -> Raster:  # noqa: B008
+def raster(values: Array, notes: Metadata = Metadata(), frames: int = 1, folder: Path | None = None) -> Raster:  # noqa: B008
     rows = RowStore(values.shape, torch.from_numpy(values[:0]).dtype, folder, direct=False)
     rows.write(0, torch.from_numpy(np.ascontiguousarray(values)))
     rows.finish()
@@ -222,7 +223,7 @@ def test_lossless_files_are_read_to_the_level(tmp_path: Path, name: str, on_disk
         assert (read.frames, read.size) == (1, (13, 9))
         assert pixels(read).dtype == expected.dtype
         assert np.array_equal(pixels(read), expected)
-        assert read.bits == read.notes.bits == 8 * expected.itemsize
+        assert read.bits == read.metadata.bits == 8 * expected.itemsize
         assert read_header(path) == Header((13, 9), 1, read.bits, read.has_alpha)
     assert list(tmp_path.iterdir()) == [path]
 
@@ -264,8 +265,8 @@ def test_the_reference_of_orientations_is_the_standards() -> None:
 def test_pictures_stand_upright_as_exif_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, orientation: int, on_disk: bool
 ) -> None:
-    monkeypatch.setattr("stylize.pictures.reading.TILE_PX", 4)
-    monkeypatch.setattr("stylize.pictures.reading.STRIP_BYTES", 100)
+    monkeypatch.setattr(limits, "tile_px", 4)
+    monkeypatch.setattr(limits, "strip_bytes", 100)
     upright = noise(11, 17, 4, bits=16 if suffix == "png16" else 8)
     if suffix in ("frames", "bmp"):
         upright[..., 3] = 255
@@ -321,6 +322,7 @@ def test_the_inks_of_cmyk_become_their_colours(tmp_path: Path, suffix: str, colo
     inks, strongest = CMYK[colour]
     Image.new("CMYK", (8, 8), inks).save(tmp_path / f"a.{suffix}")
     rgb = read_pixels(tmp_path / f"a.{suffix}")[4, 4].astype(int)
+    assert read_rgb(tmp_path / f"a.{suffix}").getpixel((4, 4)) == tuple(rgb)
     assert rgb.argmax() == strongest
     assert rgb[strongest] > 110
     assert rgb[strongest] - np.delete(rgb, strongest).max() > 50
@@ -331,6 +333,7 @@ def test_no_ink_is_white_and_all_black_ink_is_dark(tmp_path: Path, suffix: str) 
     for inks, darkest, brightest in (((0, 0, 0, 0), 254, 255), ((0, 0, 0, 255), 0, 60)):
         Image.new("CMYK", (8, 8), inks).save(tmp_path / f"a.{suffix}")
         rgb = read_pixels(tmp_path / f"a.{suffix}")[4, 4]
+        assert read_rgb(tmp_path / f"a.{suffix}").getpixel((4, 4)) == tuple(rgb)
         assert darkest <= rgb.min()
         assert rgb.max() <= brightest
 
@@ -345,7 +348,7 @@ def test_inks_of_a_profile_become_the_colours_that_pillow_gives_them(tmp_path: P
     inks = inks if bits == 8 else (inks * 257).cast("ushort").copy(interpretation="cmyk")
     inks.tiffsave(str(tmp_path / "a.tif"))
     with read_raster(tmp_path / "a.tif") as read:
-        assert (read.bits, read.notes.profile) == (bits, None)
+        assert (read.bits, read.metadata.profile) == (bits, None)
         assert np.abs(pixels(read) / (257 if bits == 16 else 1) - expected).max() <= 1.5
 
 
@@ -402,9 +405,9 @@ def test_all_frames_of_an_animation_are_read_with_delays_and_loops(tmp_path: Pat
     assert read_header(path).frames == 3
     with read_raster(path, folder=tmp_path if on_disk else None) as read:
         assert (read.frames, read.size) == (3, (14, 10))
-        assert read.notes.delays_ms == (50, 120, 90)
+        assert read.metadata.delays_ms == (50, 120, 90)
         # GIF counts how often it is repeated
-        assert read.notes.loops == (4 if suffix == "gif" else 3)
+        assert read.metadata.loops == (4 if suffix == "gif" else 3)
         for i, frame in enumerate(expected):
             rgb = read.picture(i).rgb.permute(1, 2, 0).numpy() * 255
             assert np.array_equal(rgb.round(), frame)
@@ -488,10 +491,24 @@ def test_colours_of_a_profile_become_srgb_and_it_stays_in_the_notes(tmp_path: Pa
         )
         Image.fromarray(values).save(path, icc_profile=profile, **options)
     with read_raster(path) as read:
-        assert read.notes.profile == profile
+        assert read.metadata.profile == profile
         assert read.bits == (16 if suffix == "png16" else 8)
         expected = gamma_to_srgb(values[..., ::-1].astype(float), white)
         assert np.abs(pixels(read) - expected).max() <= (40 if suffix == "png16" else 5 if suffix == "jpg" else 1.5)
+
+
+@pytest.mark.parametrize("suffix", ("png", "jpg", "tif", "webp", "bmp"))
+@pytest.mark.parametrize("profile", (None, icc_profile(red=2, blue=0)), ids=("srgb", "profile"))
+def test_what_is_trained_on_is_what_is_painted(tmp_path: Path, suffix: str, profile: bytes | None) -> None:
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(smooth(96, 150)).save(path, icc_profile=profile)
+    for size in ((150, 96), (75, 48), (50, 32)):
+        with open_picture(path) as picture:
+            trained = picture.read_rgb(size).astype(int)
+        painted = read_pixels(path, max_size_px=size[0])
+        # a JPEG that is painted is shrunk by the better filter alone
+        limit = 4 if suffix == "jpg" and size != (150, 96) else 1 if profile else 0
+        assert np.abs(trained - painted).max() <= limit
 
 
 def test_an_srgb_profile_changes_no_level_and_stays(tmp_path: Path) -> None:
@@ -542,7 +559,7 @@ def test_16_bit_colours_are_written_as_their_profile_had_them(tmp_path: Path, on
 @pytest.mark.parametrize("suffix", ("gif", "bmp", "ppm"))
 def test_formats_without_profiles_are_written_in_srgb(tmp_path: Path, suffix: str) -> None:
     values = np.tile(np.array([[[200, 100, 50]]], np.uint8), (4, 5, 1))
-    write_raster(tmp_path / f"a.{suffix}", raster(values, Notes(profile=icc_profile(red=2, blue=0))))
+    write_raster(tmp_path / f"a.{suffix}", raster(values, Metadata(profile=icc_profile(red=2, blue=0))))
     with Image.open(tmp_path / f"a.{suffix}") as image:
         assert np.abs(np.array(image.convert("RGB")).astype(int) - values).max() <= 1
 
@@ -551,7 +568,7 @@ def test_profiles_of_grays_and_inks_are_left_behind(tmp_path: Path) -> None:
     gray_profile = icc_profile().replace(b"RGB XYZ ", b"GRAYXYZ ").replace(b"rTRC", b"kTRC")
     Image.fromarray(smooth(8, 9)[..., 0]).save(tmp_path / "a.png", icc_profile=gray_profile)
     with read_raster(tmp_path / "a.png") as read:
-        assert read.notes.profile is None
+        assert read.metadata.profile is None
         expected = gamma_to_srgb(smooth(8, 9)[..., :1].astype(float), 255)
         assert np.abs(pixels(read) - expected).max() <= 1.5
 
@@ -565,7 +582,7 @@ def test_a_profile_that_cannot_be_used_is_logged_and_left_behind(
     Image.fromarray(noise(6, 7, 3)).save(tmp_path / "a.tif", icc_profile=profile)
     with caplog.at_level(logging.WARNING, "stylize"), read_raster(tmp_path / "a.tif") as read:
         assert np.array_equal(pixels(read), noise(6, 7, 3))
-        assert read.notes.profile is None
+        assert read.metadata.profile is None
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith(f"{tmp_path / 'a.tif'}: its colour profile cannot be used (")
     assert caplog.messages[0].endswith("); taken as sRGB")
@@ -582,9 +599,9 @@ WRITTEN = (
 def test_lossless_formats_keep_every_level(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, channels: int, bits: int, on_disk: bool
 ) -> None:
-    monkeypatch.setattr("stylize.pictures.writing.STRIP_BYTES", 200)
+    monkeypatch.setattr(limits, "strip_bytes", 200)
     path, values = tmp_path / f"a.{suffix}", noise(11, 13, channels, bits=bits)
-    with raster(values, Notes(bits), folder=tmp_path if on_disk else None) as original:
+    with raster(values, Metadata(bits), folder=tmp_path if on_disk else None) as original:
         write_raster(path, original)
     assert list(tmp_path.iterdir()) == [path]
     if bits == 8:
@@ -596,11 +613,11 @@ def test_lossless_formats_keep_every_level(
 
 def test_16_bits_become_the_nearest_of_8_where_the_format_has_no_more(tmp_path: Path) -> None:
     values = np.arange(0, 65536, 16, dtype=np.uint16)[: 64 * 63].reshape(64, 63, 1).repeat(3, -1)
-    write_raster(tmp_path / "a.ppm", raster(values, Notes(16)))
+    write_raster(tmp_path / "a.ppm", raster(values, Metadata(16)))
     with Image.open(tmp_path / "a.ppm") as image:
         assert np.array_equal(np.array(image), (values.astype(int) + 128) // 257)
     for suffix in ("jpg", "webp", "gif"):
-        write_raster(tmp_path / f"a.{suffix}", raster(values, Notes(16)))
+        write_raster(tmp_path / f"a.{suffix}", raster(values, Metadata(16)))
         with Image.open(tmp_path / f"a.{suffix}") as image:
             assert np.abs(np.array(image.convert("RGB")).astype(int) - values / 257).mean() < 4
 
@@ -658,7 +675,7 @@ def test_jpegs_have_full_colour_resolution_and_quality_decides_their_size(tmp_pa
 def test_animations_keep_frames_delays_and_loops(tmp_path: Path, suffix: str, loops: int, on_disk: bool) -> None:
     path = tmp_path / f"a.{suffix}"
     expected = frames(3, 40, 56) if suffix == "gif" else [smooth(40, 56), 255 - smooth(40, 56), smooth(40, 56)[::-1]]
-    notes = Notes(delays_ms=(50, 120, 90), loops=loops)
+    notes = Metadata(delays_ms=(50, 120, 90), loops=loops)
     with raster(np.concatenate(expected), notes, 3, tmp_path if on_disk else None) as original:
         write_raster(path, original, quality=100)
     with Image.open(path) as image:
@@ -672,13 +689,13 @@ def test_animations_keep_frames_delays_and_loops(tmp_path: Path, suffix: str, lo
             assert difference.mean() < (1 if suffix == "gif" else 4)
         assert delays == [50, 120, 90]
     with read_raster(path) as back:
-        assert (back.frames, back.notes.delays_ms, back.notes.loops) == (3, notes.delays_ms, loops)
+        assert (back.frames, back.metadata.delays_ms, back.metadata.loops) == (3, notes.delays_ms, loops)
 
 
 def test_what_stands_still_in_an_animated_gif_does_not_flicker(tmp_path: Path) -> None:
     still, moving = smooth(40, 56), smooth(40, 56)
     moving[:8, :8] = (255, 0, 0)
-    write_raster(tmp_path / "a.gif", raster(np.concatenate([still, moving]), Notes(delays_ms=(50, 50)), 2))
+    write_raster(tmp_path / "a.gif", raster(np.concatenate([still, moving]), Metadata(delays_ms=(50, 50)), 2))
     with read_raster(tmp_path / "a.gif") as back:
         first, second = (back.picture(i).rgb for i in range(2))
     assert torch.equal(first[:, 8:], second[:, 8:])
@@ -817,7 +834,7 @@ def test_exif_outlasts_every_pair_of_formats(tmp_path: Path, source: str, target
 def test_exif_too_long_for_a_jpeg_is_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     long = full_exif().replace(b"nobody knows", b"nobody") + bytes(70_000)
     with caplog.at_level(logging.WARNING, "stylize"):
-        write_raster(tmp_path / "a.jpg", raster(smooth(8, 8), Notes(exif=corrected_exif(long, (8, 8)))))
+        write_raster(tmp_path / "a.jpg", raster(smooth(8, 8), Metadata(exif=corrected_exif(long, (8, 8)))))
     assert len(caplog.messages) == 1
     assert re.fullmatch(
         re.escape(f"{tmp_path / 'a.jpg'}: its EXIF of ") + r"7\d,\d{3} bytes is left out: JPEG holds 65,527",
@@ -842,17 +859,17 @@ def test_xmp_outlasts_painting(tmp_path: Path, suffix: str) -> None:
         pytest.skip("this Pillow cannot write AVIF")
     Image.fromarray(smooth(12, 16)).save(tmp_path / "a.jpg", xmp=XMP)
     with read_raster(tmp_path / "a.jpg") as read:
-        assert read.notes.xmp == XMP.replace(b'"6"', b'"1"')
+        assert read.metadata.xmp == XMP.replace(b'"6"', b'"1"')
         write_raster(tmp_path / f"b.{suffix}", read)
     with read_raster(tmp_path / f"b.{suffix}") as again:
-        assert again.notes.xmp == XMP.replace(b'"6"', b'"1"')
+        assert again.metadata.xmp == XMP.replace(b'"6"', b'"1"')
 
 
 @pytest.mark.parametrize("suffix", ("jpg", "png", "tif", "bmp"))
 def test_resolution_outlasts_painting(tmp_path: Path, suffix: str) -> None:
     Image.fromarray(smooth(12, 16)).save(tmp_path / f"a.{suffix}", dpi=(300, 200))
     with read_raster(tmp_path / f"a.{suffix}") as read:
-        assert read.notes.dpi == pytest.approx((300, 200), abs=0.1)
+        assert read.metadata.dpi == pytest.approx((300, 200), abs=0.1)
         write_raster(tmp_path / f"b.{suffix}", read)
     with Image.open(tmp_path / f"b.{suffix}") as image:
         assert [float(value) for value in image.info["dpi"]] == pytest.approx([300, 200], abs=0.6)
@@ -871,7 +888,7 @@ def test_iptc_outlasts_painting(tmp_path: Path) -> None:
     before = "a.jpg"
     for after in ("b.jpg", "c.tif", "d.tif", "e.jpg"):
         with read_raster(tmp_path / before) as read:
-            assert read.notes.iptc == IPTC
+            assert read.metadata.iptc == IPTC
             write_raster(tmp_path / after, read)
         with Image.open(tmp_path / after) as image:
             found = IptcImagePlugin.getiptcinfo(image)
@@ -957,10 +974,10 @@ def test_a_picture_is_written_whatever_its_damaged_exif_holds(tmp_path: Path, su
     draw, path, block, kept = random.Random(0), tmp_path / f"a.{suffix}", full_exif(), 0
     for _ in range(MUTATIONS):
         exif = corrected_exif(mutated(block, draw), (16, 12))
-        write_raster(path, raster(smooth(12, 16), Notes(exif=exif)))
+        write_raster(path, raster(smooth(12, 16), Metadata(exif=exif)))
         with read_raster(path) as back:
             assert back.size == (16, 12)
-            kept += back.notes.exif is not None
+            kept += back.metadata.exif is not None
         path.unlink()
     assert kept > MUTATIONS / 4
 
@@ -1007,7 +1024,7 @@ def test_the_limit_of_pixels_is_lifted_and_lowered_knowingly(
     assert refusal(lambda: read_raster(path, max_pixels=500_000)) == (
         f"{path}: got 0.6 megapixels (1000×600), must be at most 0.5; --max-pixels lifts the limit"
     )
-    monkeypatch.setattr("stylize.pictures.reading.SAFE_PIXELS", 100_000)
+    monkeypatch.setattr(limits, "safe_pixels", 100_000)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000)
     assert refusal(lambda: read_raster(path)) == (
         f"{path}: got 0.6 megapixels (1000×600), must be at most 0.1; --max-pixels lifts the limit"
@@ -1060,6 +1077,59 @@ def test_a_disk_that_is_full_leaves_what_was_there(tmp_path: Path, suffix: str, 
     assert message == f"{path}: cannot be written (File too large)"
     assert path.read_text() == "an older file"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that are forked")
+@pytest.mark.parametrize("name", SEEDS)
+def test_a_forked_process_decodes_after_its_parent_has_read_and_written(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(SEEDS[name])
+
+    def read() -> list[Array]:
+        rgb = [np.asarray(read_rgb(path, side_px)) for side_px in (None, 37, 99)]
+        return [*rgb, read_pixels(path), read_pixels(path, max_size_px=30)]
+
+    write_raster(tmp_path / "a.png", raster(noise(9, 13, 3)))  # libvips' threads are there now
+    expected = read()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        torch.set_num_threads(1)  # as in decoding processes: the threads of OpenMP are gone, too
+        os._exit(0 if all(map(np.array_equal, read(), expected)) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("name", SEEDS)
+def test_the_header_and_several_sizes_of_a_picture_take_one_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path, opened = tmp_path / name, []
+    path.write_bytes(SEEDS[name])
+    expected = [read_pixels(path), read_pixels(path, max_size_px=20), read_pixels(path, max_size_px=70)]
+    for owner, call in ((pyvips.Source, "new_from_file"), (Image, "open")):
+        usual = getattr(owner, call)
+        monkeypatch.setattr(owner, call, lambda *a, usual=usual, **k: opened.append(usual) or usual(*a, **k))
+    with open_picture(path) as picture:
+        assert len(opened) == 1
+        assert picture.header.size in ((80, 60), (60, 80))
+        for max_size_px, pixels_of_size in zip((None, 20, 70), expected, strict=True):
+            with picture.read(max_size_px=max_size_px) as read:
+                assert np.array_equal(pixels(read), pixels_of_size)
+    # Pillow reads the EXIF of a TIFF file, whenever its pixels are read
+    assert len(opened) == (4 if name.endswith(".tif") else 1)
+
+
+@pytest.mark.parametrize("strip_bytes", (1, 3000, 2**20))
+@pytest.mark.parametrize("name", ("turned.jpg", "sixteen.png", "rgb.png", "rgb.tif", "moving.webp", "rgb.bmp"))
+@pytest.mark.parametrize("max_size_px", (None, 79, 41, 20, 3))
+def test_pixels_do_not_depend_on_the_strips_in_which_they_are_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, max_size_px: int | None, strip_bytes: int
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(SEEDS[name])
+    expected = read_pixels(path, max_size_px=max_size_px)
+    monkeypatch.setattr(limits, "strip_bytes", strip_bytes)
+    assert np.array_equal(read_pixels(path, max_size_px=max_size_px), expected)
 
 
 def test_a_folder_without_room_is_refused_before_decoding(tmp_path: Path) -> None:
@@ -1117,7 +1187,7 @@ def test_many_threads_read_and_write_at_once(tmp_path: Path) -> None:
 def test_painted_pictures_are_rounded_to_the_nearest_level(bits: int) -> None:
     white = 2**bits - 1
     levels = torch.tensor([-1.0, 0.0, 0.4 / white, 0.6 / white, 1.0, 7.0]).expand(3, 1, -1)
-    with raster_of([Picture(levels), Picture(1 - levels)], Notes(bits)) as painted:
+    with raster_of([Picture(levels), Picture(1 - levels)], Metadata(bits)) as painted:
         assert (painted.size, painted.frames, painted.bits) == ((6, 1), 2, bits)
         assert pixels(painted)[0, :, 0].tolist() == [0, 0, 0, 1, white, white]
         assert pixels(painted)[1, :, 2].tolist() == [white, white, white, white - 1, 0, 0]
@@ -1126,16 +1196,16 @@ def test_painted_pictures_are_rounded_to_the_nearest_level(bits: int) -> None:
 @pytest.mark.parametrize("bits", (8, 16))
 def test_a_picture_of_a_raster_becomes_the_same_raster(bits: int) -> None:
     values = noise(6, 7, 4, bits=bits)
-    picture = raster(values, Notes(bits)).picture()
+    picture = raster(values, Metadata(bits)).picture()
     assert picture.rgb.dtype == torch.float32
     assert picture.alpha is not None
     assert torch.equal(picture.alpha[0], torch.from_numpy(values[..., 3].astype(np.float32)) / (2**bits - 1))
-    assert np.array_equal(pixels(raster_of([picture], Notes(bits))), values)
+    assert np.array_equal(pixels(raster_of([picture], Metadata(bits))), values)
 
 
 def test_where_only_some_frames_are_transparent_the_others_are_opaque() -> None:
     rgb = torch.rand(3, 2, 4)
-    with raster_of([Picture(rgb), Picture(rgb, torch.zeros(1, 2, 4))], Notes()) as painted:
+    with raster_of([Picture(rgb), Picture(rgb, torch.zeros(1, 2, 4))], Metadata()) as painted:
         assert painted.has_alpha
         assert pixels(painted)[:2, :, 3].min() == 255
         assert pixels(painted)[2:, :, 3].max() == 0

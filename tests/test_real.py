@@ -15,7 +15,8 @@ from stylize.losses.terms import LossConfig
 from stylize.losses.vgg_weights import load_vgg
 from stylize.models.file import load_model
 from stylize.models.find import built_in_models
-from stylize.pictures.images import read_rgb, to_tensor
+from stylize.pictures.picture import to_tensor
+from stylize.pictures.reading import read_rgb
 from stylize.training.monitor import Monitor
 
 DATA = os.environ.get("STYLIZE_TEST_DATA", "")

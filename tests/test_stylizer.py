@@ -22,8 +22,8 @@ from stylize.inference.pipeline import WorkItem, ahead, ahead_if_small, behind_i
 from stylize.inference.stylizer import Stylizer
 from stylize.norms import NORMS
 from stylize.ops.cpu import winograd
-from stylize.pictures.images import Picture
-from stylize.pictures.raster import Notes, raster_of
+from stylize.pictures.picture import Picture
+from stylize.pictures.raster import Metadata, raster_of
 from stylize.system.compiler import check_compiler, has_compiler, keep_compiled_code, why_not_compile
 from stylize.system.compute import Compute
 
@@ -97,7 +97,7 @@ def test_consecutive_pictures_of_one_size_go_together_and_failures_keep_their_pl
     monkeypatch.setattr(Compute, "pictures_together", lambda self, size: 3 if size[0] < 50 else 1)
     widths = [None, 24, None, 24, 24, 24, 30, 24, 60, 60, None, 24, None]
     pieces = [
-        WorkItem(Path(str(i)), Path("-"), None if width is None else raster_of(pictures(1, width), Notes()))
+        WorkItem(Path(str(i)), Path("-"), None if width is None else raster_of(pictures(1, width), Metadata()))
         for i, width in enumerate(widths)
     ]
     groups = [[int(piece.source.name) for piece in group] for group in grouped(pieces, Compute(CUDA))]
@@ -111,7 +111,7 @@ def test_no_more_photographs_are_read_than_go_together(monkeypatch: pytest.Monke
     def reading() -> Iterator[WorkItem]:
         for i in range(6):
             read.append(i)
-            yield WorkItem(Path(str(i)), Path("-"), raster_of(pictures(1), Notes()))
+            yield WorkItem(Path(str(i)), Path("-"), raster_of(pictures(1), Metadata()))
 
     assert [len(read) for _ in grouped(reading(), Compute(CUDA))] == [2, 4, 6]
 
@@ -187,7 +187,7 @@ def test_a_small_picture_is_written_while_the_next_is_made_and_a_large_one_befor
         for i, width in enumerate((24, 24, 50, 24)):
             told.append(f"made {i}")
             made[i].set()
-            yield WorkItem(Path(str(i)), Path("-"), raster_of(pictures(1, width), Notes()))
+            yield WorkItem(Path(str(i)), Path("-"), raster_of(pictures(1, width), Metadata()))
 
     def write(piece: WorkItem) -> None:
         if piece.source.name == "0":
@@ -208,7 +208,7 @@ def test_no_more_than_three_small_pictures_are_in_memory() -> None:
 
     def read(job: int) -> WorkItem:
         begun.append(job)
-        return WorkItem(Path(str(job)), Path("-"), raster_of(pictures(1), Notes()))
+        return WorkItem(Path(str(job)), Path("-"), raster_of(pictures(1), Metadata()))
 
     def write(piece: WorkItem) -> None:
         held.append(len(begun) - len(written))
@@ -223,7 +223,7 @@ def test_a_file_that_cannot_be_written_by_a_fault_of_the_program_stops_it() -> N
     def write(piece: WorkItem) -> None:
         raise ZeroDivisionError(piece.source.name)
 
-    pieces = (WorkItem(Path(str(i)), Path("-"), raster_of(pictures(1), Notes())) for i in range(3))
+    pieces = (WorkItem(Path(str(i)), Path("-"), raster_of(pictures(1), Metadata())) for i in range(3))
     with pytest.raises(ZeroDivisionError, match="0"):
         list(behind_if_small(pieces, write))
 

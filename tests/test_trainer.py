@@ -21,7 +21,8 @@ from stylize.config import load_config
 from stylize.errors import StylizeError
 from stylize.models.file import load_model, read_card
 from stylize.norms import BatchInstanceNorm, BatchNorm
-from stylize.pictures.images import read_rgb, to_bytes
+from stylize.pictures.picture import to_bytes
+from stylize.pictures.reading import read_rgb
 from stylize.system.compiler import choose_compile, has_compiler
 from stylize.system.compute import Compute
 from stylize.system.devices import CPU, choose_device, choose_memory_format, choose_precision

@@ -16,7 +16,7 @@ from stylize.norms import NORMS
 from stylize.ops import Geometry
 from stylize.ops.cpu.winograd import Winograd
 from stylize.ops.limits import limits
-from stylize.pictures.images import Picture
+from stylize.pictures.picture import Picture
 from stylize.system.compute import Compute
 
 SIZES = ((16, 16), (17, 33), (64, 50), (203, 150))

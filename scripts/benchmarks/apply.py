@@ -36,7 +36,8 @@ from stylize.inference.options import PaintOptions
 from stylize.inference.stylizer import Stylizer
 from stylize.models.file import load_model
 from stylize.models.find import built_in_models
-from stylize.pictures.images import Picture, read_picture
+from stylize.pictures.picture import Picture
+from stylize.pictures.reading import read_picture
 from stylize.system.compute import Compute
 from stylize.training.photographs import ContentConfig, find_photographs
 

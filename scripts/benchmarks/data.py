@@ -32,7 +32,8 @@ from benchmarks.settings import Settings, make_images
 from benchmarks.workloads import ENVIRONMENT, Round, StylizeTraining, WorkloadPlayer
 from PIL import Image
 
-from stylize.pictures.images import read_rgb, to_image
+from stylize.pictures.picture import to_image
+from stylize.pictures.reading import read_rgb
 from stylize.training.loader import Batches, CropDataset
 from stylize.training.photographs import ContentConfig, find_photographs
 

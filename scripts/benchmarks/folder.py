@@ -31,7 +31,7 @@ from stylize.inference.file_painter import FileOptions
 from stylize.inference.jobs import Job, paint_files
 from stylize.inference.plans import find_budget
 from stylize.inference.stylizer import Stylizer
-from stylize.pictures.images import read_picture
+from stylize.pictures.reading import read_picture
 from stylize.system.compute import Compute
 from stylize.system.devices import choose_precision
 

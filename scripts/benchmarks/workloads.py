@@ -20,7 +20,7 @@ from stylize.inference.plans import MemoryBudget, choose_plan
 from stylize.inference.strips import StripPainter
 from stylize.inference.stylizer import Stylizer
 from stylize.losses.perceptual import PerceptualLoss
-from stylize.pictures.images import Picture
+from stylize.pictures.picture import Picture
 from stylize.system.compute import Compute
 from stylize.system.devices import choose_precision
 from stylize.system.memory import keep_freed_memory, return_freed_memory

@@ -20,7 +20,8 @@ def check_data(folder: Path, resize: int) -> None:
     """Tell what a training run would find in a folder of photographs."""
     from tqdm import tqdm
 
-    from stylize.pictures.images import find_images
+    from stylize.pictures.find import find_images
+    from stylize.pictures.formats import listed_suffixes
     from stylize.training.loader import UNREADABLE_SHARE
     from stylize.training.photographs import check_folder
 
@@ -28,7 +29,7 @@ def check_data(folder: Path, resize: int) -> None:
         raise StylizeError(f"{folder}: must be a folder of photographs that exists")
     files = find_images(folder)
     if not files:
-        raise StylizeError(f"{folder}: holds no image files (jpg, png, webp, tiff, gif, bmp)")
+        raise StylizeError(f"{folder}: holds no image files ({listed_suffixes()})")
     report = check_folder(files, resize, partial(tqdm, unit="image", disable=not sys.stderr.isatty()))
     click.echo(f"{report.files} image files, {len(report.unreadable)} unreadable")
     if report.sizes:

@@ -111,7 +111,7 @@ def optimize(
     from stylize.evaluation.gatys import optimize as optimized
     from stylize.losses.summary import headline_terms
     from stylize.losses.terms import TOTAL
-    from stylize.pictures.images import format_of
+    from stylize.pictures.formats import format_of
     from stylize.pictures.raster import raster_of
     from stylize.pictures.reading import read_raster
     from stylize.pictures.writing import write_raster
@@ -125,7 +125,7 @@ def optimize(
         {"iterations": iterations, "method": method, "start": start, "levels": levels, "seed": seed}
     )
     with read_raster(content, max_size_px=size) as raster:
-        photograph, notes = raster.picture(), raster.notes
+        photograph, notes = raster.picture(), raster.metadata
     target = choose_device(device)
     loss, weights = build_objective(objective)
     logger.info("VGG-19 weights: %s; %d×%d px", weights, *photograph.size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from PIL import Image, ImageOps
 from torch import Tensor
 
-LUMINANCE = (0.299, 0.587, 0.114)
+from stylize.pictures.picture import LUMA
 
 
 def luminance(images: Tensor) -> Tensor:
@@ -14,7 +14,7 @@ def luminance(images: Tensor) -> Tensor:
     >>> round(float(luminance(Tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1))), 4)
     0.299
     """
-    weights = images.new_tensor(LUMINANCE).view(1, 3, 1, 1)
+    weights = images.new_tensor(LUMA).view(1, 3, 1, 1)
     return (images * weights).sum(1, keepdim=True)
 
 

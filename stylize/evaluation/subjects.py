@@ -22,7 +22,8 @@ from stylize.losses.perceptual import least_side_px
 from stylize.losses.terms import LossConfig
 from stylize.models.file import ModelCard, load_model
 from stylize.models.find import MODEL_NAME, find_model
-from stylize.pictures.images import Picture, find_images, limited_size
+from stylize.pictures.find import find_images
+from stylize.pictures.picture import Picture, limited_size
 from stylize.pictures.reading import read_header, read_raster
 from stylize.system.compute import Compute
 

@@ -17,7 +17,8 @@ from stylize.inference.pipeline import WorkItem, is_small_size
 from stylize.inference.plans import MemoryBudget
 from stylize.inference.strokes import advised_scale, shrunk_size
 from stylize.inference.stylizer import Stylizer
-from stylize.pictures.images import format_of, limited_size
+from stylize.pictures.formats import format_of
+from stylize.pictures.picture import limited_size
 from stylize.pictures.raster import Raster, raster_of
 from stylize.pictures.reading import read_header, read_raster
 from stylize.pictures.writing import write_raster
@@ -129,7 +130,7 @@ class FilePainter:
             logger.warning("%d pictures together failed (%s); painting them one by one", len(items), reason)
             return False
         for item, picture in zip(items, pictures, strict=True):
-            painted = raster_of([picture], _photograph(item).notes)
+            painted = raster_of([picture], _photograph(item).metadata)
             item.close()
             item.raster = painted
         return True
@@ -148,14 +149,14 @@ class FilePainter:
         try:
             for frame in range(photograph.frames):
                 picture = self.stylizer(photograph.picture(frame), self.options.paint)
-                with raster_of([picture], photograph.notes) as one:
+                with raster_of([picture], photograph.metadata) as one:
                     painted.write(frame * one.rows.shape[0], one.rows.read(0, one.rows.shape[0]))
         except torch.OutOfMemoryError:
             if self.options.paint.stroke_scale != 1:
                 raise
             logger.warning("the memory of %s does not suffice for the whole picture", self.stylizer.device)
             return None
-        return Raster(painted, photograph.frames, photograph.notes)
+        return Raster(painted, photograph.frames, photograph.metadata)
 
     def write(self, item: WorkItem) -> None:
         """Write the stylized picture and free it."""

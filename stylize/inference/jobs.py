@@ -12,7 +12,8 @@ from stylize.errors import StylizeError
 from stylize.inference.file_painter import FileOptions, FilePainter, OnProgress
 from stylize.inference.pipeline import WorkItem, process
 from stylize.inference.stylizer import Stylizer
-from stylize.pictures.images import find_images, limited_size
+from stylize.pictures.find import find_images
+from stylize.pictures.picture import limited_size
 from stylize.pictures.reading import read_header
 from stylize.system.files import remove_abandoned
 

@@ -17,8 +17,8 @@ from stylize.inference.plans import GIB, MemoryBudget, Plan, choose_plan
 from stylize.inference.strips import StripPainter
 from stylize.inference.strokes import Band, Enlargement, shrunk_size, small_rows
 from stylize.inference.stylizer import Stylizer, finished
-from stylize.pictures.images import Picture
-from stylize.pictures.raster import Notes, Raster, raster_of
+from stylize.pictures.picture import Picture
+from stylize.pictures.raster import Metadata, Raster, raster_of
 from stylize.system.devices import CPU
 from stylize.system.row_store import RowStore
 
@@ -82,7 +82,7 @@ def paint_large(
     place = None if rows.in_memory else room.folder
     if rows.in_memory:
         room = _beside(2 * rows.row_bytes * rows.shape[0], room)
-    painted = Raster(RowStore(rows.shape, rows.dtype, place, direct=False), photograph.frames, photograph.notes)
+    painted = Raster(RowStore(rows.shape, rows.dtype, place, direct=False), photograph.frames, photograph.metadata)
     try:
         for frame in range(photograph.frames):
             of_frame = _Frame(photograph, painted, frame, paint, lambda share: told(share / photograph.frames))
@@ -177,9 +177,9 @@ def _painted_small(stylizer: Stylizer, small: Raster, frame: int, room: MemoryBu
     """A frame at the size of the strokes, painted, as a whole or in strips: in 16 bits, without transparency."""
     width, height = small.size
     if fits_whole(stylizer, small.size, PaintOptions(), room):
-        return raster_of([Picture(stylizer(small.picture(frame)).rgb)], Notes(bits=16))
+        return raster_of([Picture(stylizer(small.picture(frame)).rgb)], Metadata(bits=16))
     place = None if small.rows.in_memory else room.folder
-    painted = Raster(RowStore((height, width, 3), torch.uint16, place, direct=False), 1, Notes(bits=16))
+    painted = Raster(RowStore((height, width, 3), torch.uint16, place, direct=False), 1, Metadata(bits=16))
     try:
         _paint_strips(stylizer, _Frame(small, painted, frame, PaintOptions(), lambda share: None), room)
     except BaseException:

@@ -23,7 +23,7 @@ from stylize.inference.pixels import pixels_of
 from stylize.inference.plans import find_budget
 from stylize.inference.stylizer import Stylizer, shrink
 from stylize.models.file import ModelCard, make_generator
-from stylize.pictures.images import limited_size
+from stylize.pictures.picture import limited_size
 from stylize.system.compute import Compute
 from stylize.system.devices import choose_device, choose_precision
 from stylize.system.places import temporary_folder

@@ -13,7 +13,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from stylize.errors import StylizeError
-from stylize.pictures.images import alpha_of, to_image, to_rgb, to_tensor
+from stylize.pictures.decoders import alpha_of, to_rgb
+from stylize.pictures.picture import to_image, to_tensor
 
 PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}  # modes of Pillow with premultiplied alpha, and the usual ones
 

@@ -14,7 +14,7 @@ from stylize.generators import Generator
 from stylize.inference.options import PaintOptions
 from stylize.inference.painter import Painter, Shape, TorchPainter
 from stylize.inference.strokes import enlarged, shrunk_size
-from stylize.pictures.images import Picture, limited_size
+from stylize.pictures.picture import Picture, limited_size
 from stylize.system.compute import Compute
 
 # Luma and chroma of ITU-R BT.601, full range, as JPEG uses them.

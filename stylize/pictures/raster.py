@@ -1,4 +1,4 @@
-"""Pixels in rows, and what belongs to them."""
+"""Rasters: frames of pixels in rows, in memory or on the disk, and the metadata of their file."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 import torch
 
-from stylize.pictures.images import Picture
+from stylize.pictures.picture import Picture
 from stylize.system.row_store import RowStore
 
 
 @dataclass(frozen=True)
 class Header:
-    """What the beginning of a file says.
+    """What the beginning of an image file says.
 
     Attributes:
         size: Width and height in px of a frame, upright.
-        frames: More than 1 for an animation.
-        bits: 8 or 16 a channel.
+        frames: Number of frames; more than 1 for an animation.
+        bits: Bits per channel, 8 or 16.
         has_alpha: Whether there is transparency.
     """
 
@@ -28,23 +28,23 @@ class Header:
     has_alpha: bool = False
 
     def bytes_of(self, size: tuple[int, int]) -> int:
-        """Of the raster, all frames at this width and height."""
+        """Return the bytes of the raster with all frames at this width and height."""
         return size[0] * size[1] * self.frames * (3 + self.has_alpha) * self.bits // 8
 
 
 @dataclass(frozen=True)
-class Notes:
-    """What belongs to a picture beside its pixels, and outlasts their painting.
+class Metadata:
+    """What an image file holds beside its pixels, and what the stylized file keeps of it.
 
     Attributes:
-        bits: 8 or 16 a channel.
+        bits: Bits per channel, 8 or 16.
         exif: EXIF block without prefix and thumbnail, for an upright picture.
         xmp: XMP packet.
         iptc: IPTC block.
-        dpi: Horizontally and vertically; None where the file does not tell.
-        profile: ICC profile, of RGB, in whose colours files are written; None for sRGB that is not spelled out.
-        delays_ms: How long each frame is shown; empty for a still picture.
-        loops: How often an animation is shown; 0 for endlessly.
+        dpi: Horizontal and vertical resolution; None if the file has none.
+        profile: ICC profile of RGB colours in which files are written; None for sRGB without a profile.
+        delays_ms: Duration of each frame; empty for a still picture.
+        loops: Number of times an animation is shown; 0 for endlessly.
     """
 
     bits: int = 8
@@ -59,17 +59,17 @@ class Notes:
 
 @dataclass(frozen=True)
 class Raster:
-    """Frames of pixels, in memory or on the disk, and what belongs to them.
+    """Frames of pixels, in memory or on the disk, and their metadata.
 
     Attributes:
-        rows: `(frames · H, W, C)`, uint8 or uint16: RGB or RGBA, upright sRGB, the alpha not multiplied in.
-        frames: Their number; they lie one below the other.
-        notes: What belongs to them.
+        rows: `(frames · H, W, C)`, uint8 or uint16: RGB or RGBA, upright, sRGB, not premultiplied.
+        frames: Number of frames, which lie one below the other.
+        metadata: What belongs to the pixels.
     """
 
     rows: RowStore
     frames: int = 1
-    notes: Notes = Notes()
+    metadata: Metadata = Metadata()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -78,7 +78,7 @@ class Raster:
 
     @property
     def bits(self) -> int:
-        """8 or 16 a channel."""
+        """Bits per channel, 8 or 16."""
         return 8 * self.rows.dtype.itemsize
 
     @property
@@ -87,14 +87,14 @@ class Raster:
         return self.rows.shape[2] == 4
 
     def picture(self, frame: int = 0) -> Picture:
-        """A frame as a whole, in float32."""
+        """Return a frame as float32 tensors."""
         height = self.size[1]
         values = self.rows.read(frame * height, (frame + 1) * height).permute(2, 0, 1)
         levels = values.to(torch.float32, copy=True, memory_format=torch.contiguous_format).div_(2**self.bits - 1)
         return Picture(levels[:3], levels[3:] if self.has_alpha else None)
 
     def close(self) -> None:
-        """Give the memory or the file back."""
+        """Free the memory, or the disk."""
         self.rows.close()
 
     def __enter__(self) -> Raster:
@@ -104,14 +104,14 @@ class Raster:
         self.close()
 
 
-def raster_of(pictures: Sequence[Picture], notes: Notes) -> Raster:
-    """Painted frames, all of one size, rounded to the nearest of the levels that the notes ask for; in memory."""
+def raster_of(pictures: Sequence[Picture], metadata: Metadata) -> Raster:
+    """Return frames of one size as a raster in memory, rounded to the nearest level of the metadata's bits."""
     width, height = pictures[0].size
     channels = 3 + any(picture.alpha is not None for picture in pictures)
-    dtype, white = (torch.uint16, 65535) if notes.bits == 16 else (torch.uint8, 255)
+    dtype, white = (torch.uint16, 65535) if metadata.bits == 16 else (torch.uint8, 255)
     rows = RowStore((len(pictures) * height, width, channels), dtype)
     for i, picture in enumerate(pictures):
         alpha = [] if channels == 3 else [torch.ones(1, height, width) if picture.alpha is None else picture.alpha]
         levels = torch.cat([picture.rgb.cpu().float(), *(a.cpu().float() for a in alpha)])
         rows.write(i * height, levels.clamp(0, 1).mul_(white).round_().permute(1, 2, 0).to(dtype))
-    return Raster(rows, len(pictures), notes)
+    return Raster(rows, len(pictures), metadata)

@@ -16,7 +16,7 @@ from stylize.errors import StylizeError
 from stylize.generators import Generator
 from stylize.models.file import load_model
 from stylize.models.find import built_in_models, find_model
-from stylize.pictures.images import find_images
+from stylize.pictures.find import find_images
 from stylize.studies.photographs import held_out_squares, split
 from stylize.studies.report import Provenance, check_plots_can_be_drawn, write_report
 from stylize.studies.runs import PLACE, plan_runs, train_runs

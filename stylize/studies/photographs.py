@@ -19,7 +19,10 @@ from tqdm import tqdm
 
 from stylize.config import RunConfig
 from stylize.errors import StylizeError
-from stylize.pictures.images import Picture, find_images, read_rgb, to_tensor, write_picture
+from stylize.pictures.find import find_images
+from stylize.pictures.picture import Picture, to_tensor
+from stylize.pictures.reading import read_rgb
+from stylize.pictures.writing import write_picture
 from stylize.training.photographs import find_photographs, validation_images
 
 QUALITY = 95

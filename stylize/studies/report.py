@@ -20,7 +20,8 @@ from torch import Tensor
 from stylize import __version__
 from stylize.errors import StylizeError
 from stylize.evaluation.statistics import Table
-from stylize.pictures.images import contact_sheet, to_image, to_tensor
+from stylize.pictures.picture import to_image, to_tensor
+from stylize.pictures.sheets import contact_sheet
 from stylize.studies.findings import Finding, Histogram, Line, Plot, Sheet, slug
 from stylize.studies.study import Findings, Results, Study
 from stylize.system.files import write_atomically

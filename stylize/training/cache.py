@@ -18,14 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import PIL
 from numpy.typing import NDArray
-from PIL import features
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from stylize.errors import StylizeError
-from stylize.pictures.images import image_size, read_rgb
+from stylize.pictures.reading import DECODER, read_header, read_rgb
 from stylize.system import distributed
 from stylize.system.files import FolderLock, written_atomically
 from stylize.training.workers import loaded, options_of
@@ -35,8 +33,6 @@ logger = logging.getLogger("stylize")
 KIND = b"stylize1"
 SUFFIX = ".cache"
 LOCK_NAME = ".cache.lock"  # not that of a run: the folder may be the run's
-# The pixels depend on the decoder, too: they must be those that decoding again would give.
-DECODER = f"Pillow {PIL.__version__} with libjpeg {features.version('jpg')}"
 MEASURED_HEADERS = 2000
 SIGN_OF_LIFE_S = 60.0
 GIB = 2**30
@@ -207,7 +203,7 @@ def estimated_bytes(files: Sequence[Path], shorter_side_px: int) -> int:
     ratios = []
     for file in measured:
         try:
-            size = image_size(file)
+            size = read_header(file).size
         except StylizeError:
             continue  # it will take no bytes
         ratios.append(max(size) / min(size))

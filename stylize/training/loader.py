@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from stylize.errors import StylizeError
-from stylize.pictures.images import read_rgb
+from stylize.pictures.reading import read_rgb
 from stylize.system import distributed
 from stylize.training.cache import PhotographCache
 from stylize.training.photographs import LISTED_FILES, ContentConfig

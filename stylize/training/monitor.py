@@ -20,7 +20,9 @@ from tqdm import tqdm
 
 from stylize.errors import StylizeError
 from stylize.losses.summary import held_out_text, progress_text
-from stylize.pictures.images import Picture, contact_sheet, write_picture
+from stylize.pictures.picture import Picture
+from stylize.pictures.sheets import contact_sheet
+from stylize.pictures.writing import write_picture
 from stylize.system.files import RecordFile, write_atomically
 from stylize.training.tensorboard import EventFile
 

@@ -13,7 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from stylize.errors import StylizeError
-from stylize.pictures.images import find_images, image_size, read_rgb, to_tensor
+from stylize.pictures.find import find_images
+from stylize.pictures.formats import listed_suffixes
+from stylize.pictures.picture import scaled_size, to_tensor
+from stylize.pictures.reading import open_picture, read_rgb
 
 logger = logging.getLogger("stylize")
 SAMPLES = "samples"
@@ -124,7 +127,7 @@ def _folder(path: str, key: str) -> list[Path]:
         raise StylizeError(f"{key}: got '{path}', must be a folder of photographs that exists")
     files = find_images(folder)
     if not files:
-        raise StylizeError(f"{key}: {path} holds no image files (jpg, png, webp, tiff, gif, bmp)")
+        raise StylizeError(f"{key}: {path} holds no image files ({listed_suffixes()})")
     return files
 
 
@@ -174,9 +177,11 @@ def check_folder(
     sizes, unreadable, small = [], [], 0
     for file in progress(files):
         try:
-            read_rgb(file, resize_px)
-            sizes.append(image_size(file))
-            small += min(sizes[-1]) < resize_px
+            with open_picture(file) as picture:
+                size = picture.header.size
+                picture.read_rgb(scaled_size(size, resize_px / min(size)))
+            sizes.append(size)
+            small += min(size) < resize_px
         except StylizeError as error:
             unreadable.append(str(error))
     return FolderReport(len(files), sizes, unreadable, small)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from stylize.evaluation.contrast import equalize_luminance
 from stylize.evaluation.statistics import Table, spread
-from stylize.pictures.images import to_image, to_tensor
+from stylize.pictures.picture import to_image, to_tensor
 from stylize.studies.findings import Finding, Sheet
 from stylize.studies.photographs import Split, transformed
 from stylize.studies.runs import Arm

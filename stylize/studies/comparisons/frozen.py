@@ -9,7 +9,7 @@ from stylize.evaluation.statistics import spread
 from stylize.generators import Generator
 from stylize.norms import frozen_statistics, recorded_statistics
 from stylize.ops import Statistics
-from stylize.pictures.images import find_images
+from stylize.pictures.find import find_images
 from stylize.studies.findings import Finding
 from stylize.studies.runs import Arm
 from stylize.studies.study import Findings, Results, Setting, Study, seeds_table

@@ -1,0 +1,257 @@
+"""The two decoders, libvips and Pillow: each opens a file, reads its header, and loads its pixels."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyvips
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from stylize.errors import StylizeError
+from stylize.pictures.color import UNUSABLE, is_output_profile, transform_to_srgb, usable_profile
+from stylize.pictures.exif import corrected_exif, corrected_xmp, exif_of_tiff, from_photoshop, gif_is_whole
+from stylize.pictures.formats import SIGNATURE_BYTES, Format, format_of_content
+from stylize.pictures.limits import limits
+from stylize.pictures.raster import Header, Metadata
+from stylize.pictures.vips import INCH_MM, Vips, color_bands, field, quiet_pillow, replace_lost_threads, strips
+
+logger = logging.getLogger("stylize")
+
+SIXTEEN_BIT_MODES = frozenset(("I;16", "I;16B", "I;16L", "I"))
+
+
+class ImageFile(Protocol):
+    """An opened image file.
+
+    Attributes:
+        header: What the beginning of the file says.
+        stored_size: Width and height in px of a frame as it is stored, before it is turned upright.
+        orientation: How it is stored, 1 to 8 as in EXIF.
+    """
+
+    header: Header
+    stored_size: tuple[int, int]
+    orientation: int
+
+    def load(self, stored_size: tuple[int, int], margin: int) -> Vips:
+        """Return the frames, one below the other, with 8 or 16 bits per channel.
+
+        Their pixels are read when they are computed, from top to bottom, and only until the next call.
+
+        Args:
+            stored_size: Width and height in px that are wanted: a JPEG is shrunk while it is decoded.
+            margin: How many times as large it must still be then; the rest is left to a better filter.
+        """
+
+    def profile(self) -> bytes | None:
+        """Return the ICC profile of the loaded pixels, or None for sRGB."""
+
+    def metadata(self, size: tuple[int, int]) -> Metadata:
+        """Return what is kept beside the pixels, for an upright picture of this width and height."""
+
+    def close(self) -> None:
+        """Close the file."""
+
+
+def open_file(path: Path, *, unlimited: bool) -> ImageFile:
+    """Open an image file and read its header.
+
+    Args:
+        path: The file.
+        unlimited: Lift the decoders' own limits of size.
+
+    Raises:
+        Exception: Whatever a decoder raises for a file that is no image or damaged.
+    """
+    replace_lost_threads()
+    with path.open("rb") as file:
+        image_format = format_of_content(file.read(SIGNATURE_BYTES))
+    if image_format is not None and image_format.loader is not None:
+        try:
+            return VipsFile(path, image_format, unlimited=unlimited)
+        except pyvips.Error:
+            pass  # Pillow reads some kinds that libvips does not, and has the same message for files of no kind
+    return PillowFile(path, unlimited=unlimited)
+
+
+class VipsFile:
+    """A file that libvips decodes."""
+
+    def __init__(self, path: Path, image_format: Format, *, unlimited: bool) -> None:
+        self.path, self.format = path, image_format
+        self.options = {"n": -1} if image_format.loads_all_frames else {}
+        if unlimited and image_format.has_loader_limits:
+            self.options["unlimited"] = True
+        self.source = pyvips.Source.new_from_file(os.fsencode(path))  # names need not be text
+        self.image = self._load()
+        self._is_read = False
+        self.stored_size = self.image.width, field(self.image, "page-height", self.image.height)
+        orientation = field(self.image, "orientation", 1)
+        self.orientation = orientation if 1 <= orientation <= 8 else 1
+        self.header = Header(
+            self.stored_size if self.orientation < 5 else self.stored_size[::-1],
+            self.image.height // self.stored_size[1],
+            8 if self.image.format == "uchar" else 16,
+            bool(self.image.hasalpha()),
+        )
+
+    def _load(self, **options: Any) -> Vips:
+        load = getattr(pyvips.Image, str(self.format.loader))
+        return load(self.source, access="sequential", fail_on="error", **self.options, **options)
+
+    def _unread(self) -> Vips:
+        """Return the image at full size with none of its pixels read: the opened one if nobody has had it."""
+        image, self._is_read = self._load() if self._is_read else self.image, True
+        return image
+
+    def load(self, stored_size: tuple[int, int], margin: int) -> Vips:
+        if self.format.name == "GIF" and not gif_is_whole(self.path.read_bytes()):
+            raise StylizeError(f"{self.path}: cannot be read as an image (it ends within a frame)")
+        factor = min(self.stored_size[0] / stored_size[0], self.stored_size[1] / stored_size[1])
+        shrink = next((s for s in self.format.shrinks_on_load if factor >= margin * s), 1)
+        return self._load(shrink=shrink) if shrink > 1 else self._levels()
+
+    def _levels(self) -> Vips:
+        """Return the image with 8 or 16 bits.
+
+        Floating-point values are taken for [0, 1] if none is larger, else for [0, 255].
+        """
+        number_format, interpretation = self.image.format, self.image.interpretation
+        if number_format in ("uchar", "ushort"):
+            return self._unread()
+        if interpretation in ("lab", "labs", "xyz"):
+            return self._unread().colourspace("rgb16")
+        image = self._unread()
+        if number_format in ("float", "double"):
+            rows = max(1, limits.strip_bytes // (image.width * image.bands * 8))
+            white = (
+                1
+                if max(float(np.nan_to_num(strip, posinf=np.inf).max()) for strip in strips(image, rows)) <= 1
+                else 255
+            )
+            image = self._unread()
+            image = (image == image).ifthenelse(image, 0) * (65535 / white) + 0.5
+        levels = image.cast("ushort")
+        return levels.copy(interpretation="rgb16" if levels.bands >= 3 else "grey16")
+
+    def profile(self) -> bytes | None:
+        return usable_profile(field(self.image, "icc-profile-data", None), color_bands(self.image), self.path)
+
+    def metadata(self, size: tuple[int, int]) -> Metadata:
+        exif, xmp = field(self.image, "exif-data", None), field(self.image, "xmp-data", None)
+        iptc = field(self.image, "iptc-data", None)
+        if self.format.name == "TIFF":
+            exif = _exif_of_tiff(self.path)
+        resolution = self.image.xres, self.image.yres
+        return Metadata(
+            exif=None if exif is None else corrected_exif(exif, size),
+            xmp=None if xmp is None else corrected_xmp(xmp),
+            iptc=None if iptc is None else from_photoshop(iptc),
+            dpi=None if resolution == (1, 1) else (resolution[0] * INCH_MM, resolution[1] * INCH_MM),
+            delays_ms=tuple(field(self.image, "delay", []) if self.header.frames > 1 else []),
+            loops=field(self.image, "loop", 0),
+        )
+
+    def close(self) -> None:
+        self.image = self.source = None
+
+
+def _exif_of_tiff(path: Path) -> bytes | None:
+    try:
+        with quiet_pillow(unlimited=False), Image.open(path) as image:
+            return exif_of_tiff(image)
+    except Exception as error:  # of the metadata alone; the pixels are another matter
+        logger.debug("%s: its EXIF cannot be read (%s)", path, error)
+        return None
+
+
+class PillowFile:
+    """A file that only Pillow decodes: its first frame, as a whole, in 8 bits."""
+
+    orientation = 1  # it is turned when it is loaded
+
+    def __init__(self, path: Path, *, unlimited: bool) -> None:
+        self.path, self.unlimited = path, unlimited
+        with quiet_pillow(unlimited=True):
+            self.image = Image.open(path)
+            try:
+                is_turned = self.image.getexif().get(0x0112, 1) >= 5
+            except BaseException:
+                self.close()
+                raise
+        has_alpha = "A" in self.image.getbands() or "transparency" in self.image.info
+        self.header = Header(self.image.size[::-1] if is_turned else self.image.size, has_alpha=has_alpha)
+        self.stored_size = self.header.size
+
+    def load(self, stored_size: tuple[int, int], margin: int) -> Vips:
+        with quiet_pillow(unlimited=self.unlimited):
+            self.image.load()
+            upright = ImageOps.exif_transpose(self.image)
+            alpha, rgb = alpha_of(upright), to_rgb(upright, self.path)
+        if alpha is not None:
+            rgb.putalpha(alpha)
+        self.stored_size = rgb.size
+        return pyvips.Image.new_from_array(np.asarray(rgb)).copy(interpretation="srgb")
+
+    def profile(self) -> bytes | None:
+        return None  # the pixels are in sRGB by now
+
+    def metadata(self, size: tuple[int, int]) -> Metadata:
+        info: Mapping[Any, Any] = self.image.info
+        exif, profile, dpi = info.get("exif"), info.get("icc_profile"), info.get("dpi")
+        return Metadata(
+            exif=corrected_exif(exif, size) if exif else None,
+            dpi=None if dpi is None or min(dpi) <= 0 else (float(dpi[0]), float(dpi[1])),
+            profile=profile if profile and is_output_profile(profile) else None,
+        )
+
+    def close(self) -> None:
+        self.image.close()
+
+
+def alpha_of(image: Image.Image) -> Image.Image | None:
+    """Return the opacity as an 8-bit image, or None if there is none."""
+    if image.mode in ("RGBA", "LA", "PA"):
+        return image.getchannel("A")
+    if "transparency" not in image.info:
+        return None
+    if image.mode in SIXTEEN_BIT_MODES:
+        return Image.fromarray(np.where(np.asarray(image) == image.info["transparency"], 0, 255).astype(np.uint8))
+    return image.convert("RGBA").getchannel("A")
+
+
+def to_rgb(image: Image.Image, path: Path) -> Image.Image:
+    """Convert an image of any mode to 8-bit RGB in sRGB, without the alpha."""
+    if image.mode in SIXTEEN_BIT_MODES:
+        return Image.fromarray(_to_8_bit(np.asarray(image), 65535)).convert("RGB")
+    if image.mode == "F":
+        values = np.asarray(image)
+        return Image.fromarray(_to_8_bit(values, 1 if values.max() <= 1 else 255)).convert("RGB")
+    profile = image.info.get("icc_profile")
+    if profile and image.mode in ("RGBA", "P", "PA", "LA"):
+        image.info.pop("transparency", None)
+        image = image.convert("L" if image.mode == "LA" else "RGB")
+    if profile and image.mode in ("RGB", "CMYK", "L"):
+        return _image_to_srgb(image, profile, path)
+    return image.convert("RGB")
+
+
+def _to_8_bit(values: NDArray[Any], white: float) -> NDArray[np.uint8]:
+    levels: NDArray[Any] = np.clip(np.nan_to_num(values) * (255.0 / white) + 0.5, 0, 255)
+    return levels.astype(np.uint8)
+
+
+def _image_to_srgb(image: Image.Image, profile: bytes, path: Path) -> Image.Image:
+    try:
+        transform = transform_to_srgb(profile, image.mode)
+        converted = image if transform is None else transform.apply(image)
+    except UNUSABLE as error:
+        logger.warning("%s: its colour profile cannot be used (%s); taken as sRGB", path, error)
+        return image.convert("RGB")
+    return converted
