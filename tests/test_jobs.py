@@ -1,10 +1,10 @@
 """Files and folders painted by the library, and the seam to backends."""
 
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from stylize.errors import StylizeError
 from stylize.generators import GeneratorConfig, build_generator
 from stylize.generators.johnson import JohnsonGenerator
+from stylize.inference import pipeline
 from stylize.inference.file_painter import FileOptions
 from stylize.inference.jobs import Job, paint_files, plan_jobs
 from stylize.inference.options import PaintOptions
@@ -87,33 +88,33 @@ def test_what_does_not_fit_says_that_another_backend_cannot_paint_in_strips(tmp_
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often headers are read, and stages built, by size."""
+    """How often files are opened, and stages built, by size."""
     counted: Counter[str] = Counter()
-    header = sys.modules["stylize.inference.file_painter"].read_header
+    opened = pipeline.open_picture
     stages = JohnsonGenerator.stages
 
-    def count_header(path: Path) -> object:
-        counted[f"header of {path.name}"] += 1
-        return header(path)
+    def count_opened(path: Path, **options: Any) -> object:
+        counted[f"file {path.name}"] += 1
+        return opened(path, **options)
 
     def count_stages(self: JohnsonGenerator, height: int, width: int) -> object:
         counted[f"stages of {width}×{height}"] += 1
         return stages(self, height, width)
 
-    monkeypatch.setattr("stylize.inference.file_painter.read_header", count_header)
+    monkeypatch.setattr(pipeline, "open_picture", count_opened)
     monkeypatch.setattr(JohnsonGenerator, "stages", count_stages)
     return counted
 
 
 @pytest.mark.parametrize("stroke_scale", (1.0, 2.0))
-def test_stages_are_built_once_a_size_and_headers_read_once_a_file(
+def test_stages_are_built_once_a_size_and_files_opened_once(
     tmp_path: Path, calls: Counter[str], stroke_scale: float
 ) -> None:
     work = jobs(tmp_path, ((48, 40), (64, 32), (48, 40), (64, 32)))
     paint = PaintOptions(stroke_scale=stroke_scale)
     assert all(item.error is None for item in paint_files(work, torch_stylizer(), options(tmp_path, paint=paint)))
     sizes = ("24×20", "32×16") if stroke_scale == 2 else ("48×40", "64×32")
-    assert calls == {f"header of {i}.png": 1 for i in range(4)} | {f"stages of {size}": 1 for size in sizes}
+    assert calls == {f"file {i}.png": 1 for i in range(4)} | {f"stages of {size}": 1 for size in sizes}
 
 
 def test_a_single_photograph_is_painted_without_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

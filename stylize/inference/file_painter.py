@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from stylize.inference.stylizer import Stylizer
 from stylize.pictures.formats import format_of
 from stylize.pictures.picture import limited_size
 from stylize.pictures.raster import Raster, raster_of
-from stylize.pictures.reading import read_header, read_raster
 from stylize.pictures.writing import write_raster
 from stylize.system.places import check_replaceable, make_parent
 from stylize.system.row_store import RowStore
@@ -68,9 +66,11 @@ class FilePainter:
 
     def is_small(self, item: WorkItem) -> bool:
         """Whether the photograph may be in memory beside others, by the header of its file."""
-        with suppress(StylizeError):  # `read` meets it again and reports it
-            item.header = read_header(item.source)
-        return item.header is None or is_small_size(item.header.size, item.header.frames)
+        try:
+            header = item.open(self.options.max_pixels).header
+        except StylizeError:  # `read` meets it again and reports it
+            return True
+        return is_small_size(header.size, header.frames)
 
     def read(self, item: WorkItem) -> WorkItem:
         """Read the photograph at the size that is painted, after checking that its target can be written."""
@@ -79,20 +79,21 @@ class FilePainter:
         except StylizeError as error:
             item.close()
             item.error = error
+        item.close_file()
         return item
 
     def _read_(self, item: WorkItem) -> None:
         paint, budget = self.options.paint, self.options.budget
         check_replaceable(item.target, self.options.overwrite)
-        header = item.header or read_header(item.source)
+        photograph = item.open(self.options.max_pixels)
         format_of(item.target)
         make_parent(item.target)
-        size = limited_size(header.size, paint.max_size_px)
+        size = limited_size(photograph.header.size, paint.max_size_px)
         item.in_strips = not self._fits_whole(item.source, size)
-        folder = raster_place(header.bytes_of(size), budget)
-        item.raster = self._decode(item.source, paint.max_size_px, folder)
+        folder = raster_place(photograph.header.bytes_of(size), budget)
+        item.raster = photograph.read(max_size_px=paint.max_size_px, folder=folder)
         if item.in_strips and paint.stroke_scale != 1:
-            item.small = self._decode(item.source, max(shrunk_size(size, paint.stroke_scale)), folder)
+            item.small = photograph.read(max_size_px=max(shrunk_size(size, paint.stroke_scale)), folder=folder)
         self._advisor.consider(item.source, size)
 
     def _fits_whole(self, source: Path, size: tuple[int, int]) -> bool:
@@ -100,9 +101,6 @@ class FilePainter:
             return fits_whole(self.stylizer, size, self.options.paint, self.options.budget)
         except StylizeError as error:
             raise StylizeError(f"{source}: {error}") from error
-
-    def _decode(self, source: Path, max_size_px: int | None, folder: Path | None) -> Raster:
-        return read_raster(source, max_size_px=max_size_px, max_pixels=self.options.max_pixels, folder=folder)
 
     def paint(self, batch: list[WorkItem]) -> None:
         """Replace the photographs of a batch by the stylized pictures; failed items are skipped."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from stylize.errors import StylizeError
-from stylize.pictures.raster import Header, Raster
+from stylize.pictures.raster import Raster
+from stylize.pictures.reading import OpenPicture, open_picture
 from stylize.system.compute import Compute
 from stylize.system.threads import single_core_threads
 
@@ -27,7 +29,7 @@ class WorkItem:
         source: File of the photograph.
         target: File of the stylized picture.
         raster: The photograph, later the stylized picture; None before it is read and where it failed.
-        header: Of the photograph's file; None where it has not been read.
+        opened: File of the photograph with its header; None before it is opened and after it is read.
         in_strips: Whether it is painted in strips.
         small: For a picture in strips, the photograph at the size that the stroke scale asks for; None if that is its
             own size.
@@ -37,10 +39,26 @@ class WorkItem:
     source: Path
     target: Path
     raster: Raster | None = None
-    header: Header | None = None
+    opened: OpenPicture | None = None
     in_strips: bool = False
     small: Raster | None = None
     error: StylizeError | None = None
+    _file: ExitStack = field(default_factory=ExitStack)
+
+    def open(self, max_pixels: int | None = None) -> OpenPicture:
+        """Open the photograph's file, unless it is open, and read its header.
+
+        Raises:
+            StylizeError: The file is missing, or no image.
+        """
+        if self.opened is None:
+            self.opened = self._file.enter_context(open_picture(self.source, max_pixels=max_pixels))
+        return self.opened
+
+    def close_file(self) -> None:
+        """Close the photograph's file."""
+        self._file.close()
+        self.opened = None
 
     @property
     def batch_size(self) -> tuple[int, int] | None:
@@ -51,6 +69,7 @@ class WorkItem:
 
     def close(self) -> None:
         """Free memory and files."""
+        self.close_file()
         for raster in (self.raster, self.small):
             if raster is not None:
                 raster.close()
