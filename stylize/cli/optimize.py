@@ -40,7 +40,13 @@ logger = logging.getLogger("stylize")
 @click.option(
     "--size", type=click.IntRange(32), default=512, show_default=True, metavar="PX", help="Longer side of the picture."
 )
-@click.option("--iterations", type=click.IntRange(1), default=500, show_default=True, help="Of all levels together.")
+@click.option(
+    "--iterations",
+    type=click.IntRange(1),
+    default=500,
+    show_default=True,
+    help="Total iterations over all pyramid levels.",
+)
 @click.option(
     "--method",
     type=click.Choice(["lbfgs", "adam"]),
@@ -60,9 +66,9 @@ logger = logging.getLogger("stylize")
     type=click.IntRange(1, 6),
     default=1,
     show_default=True,
-    help="Of a pyramid: the picture is first optimized small.",
+    help="Pyramid levels, coarse to fine.",
 )
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the noise.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the noise.")
 @click.option("--log", type=click.Path(path_type=Path), metavar="DIR", help="Losses and pictures for TensorBoard.")
 @click.option(
     "--log-every", type=click.IntRange(1), default=25, show_default=True, help="Iterations from picture to picture."
@@ -94,8 +100,9 @@ def optimize(
     from stylize.evaluation.gatys import OptimizationConfig
     from stylize.evaluation.gatys import optimize as optimized
     from stylize.pictures.formats import format_of
+    from stylize.pictures.picture import Picture, limited_size, to_tensor
     from stylize.pictures.raster import raster_of
-    from stylize.pictures.reading import read_raster
+    from stylize.pictures.reading import open_picture
     from stylize.pictures.writing import write_raster
     from stylize.system.devices import choose_device
 
@@ -106,18 +113,19 @@ def optimize(
     optimization = OptimizationConfig.model_validate(
         {"iterations": iterations, "method": method, "start": start, "levels": levels, "seed": seed}
     )
-    with read_raster(content, max_size_px=size) as raster:
-        photograph, notes = raster.picture(), raster.metadata
+    with open_picture(content) as opened:
+        photograph = to_tensor(opened.read_rgb(limited_size(opened.header.size, size)))
+        with opened.read(max_size_px=size) as raster:
+            alpha, metadata = raster.picture().alpha, raster.metadata
     target = choose_device(device)
     loss, weights = build_loss(config, read_styles(config))
-    logger.info("VGG-19 weights: %s; %d×%d px", weights, *photograph.size)
-    iterates = optimized(loss.to(target), photograph.rgb[None].to(target), optimization)
+    logger.info("VGG-19 weights: %s; %d×%d px", weights, *photograph.shape[:0:-1])
+    iterates = optimized(loss.to(target), photograph[None].to(target), optimization)
     for iterate in _shown(iterates, iterations, log, log_every):
         last = iterate
     terms = ", ".join(f"{name} {last.terms[name]:.4f}" for name in ("total", "style", "content"))
     logger.info("after %d iterations: %s", last.iteration, terms)
-    painted = type(photograph)(last.picture[0].cpu(), photograph.alpha)
-    with raster_of([painted], notes) as result:
+    with raster_of([Picture(last.picture[0].cpu(), alpha)], metadata) as result:
         write_raster(output, result)
     click.echo(output)
 

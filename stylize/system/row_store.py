@@ -1,11 +1,9 @@
-"""Rows of an array that is too large for memory, or nearly: kept in memory, or in a file that nobody else can see.
+"""Rows of an array that may be too large for memory: kept in memory, or in a temporary file.
 
-A file takes no room in memory: it is read and written past the system's cache where the file system allows that, which
-is faster, too, than to find the cache's pages. Threads write what was given and read what comes next, while the process
-computes. It has no name, so it is gone with the process, however that ends.
-
-Where a system knows no files without a name (Windows), the file has one and is removed when it is closed, which the
-system does at the end of the process.
+The file is read and written past the system's page cache if the file system supports that, so it takes no memory, and
+is faster than through the cache. Threads write rows and read ahead while the process computes. The file has no name, so
+it is gone when the process ends, however that happens. On systems that have no files without a name (Windows) it is
+removed when it is closed, which the system does at the end of the process.
 """
 
 from __future__ import annotations
@@ -31,17 +29,17 @@ WITHOUT_NAME = getattr(os, "O_TMPFILE", 0)
 
 
 class RowStore:
-    """An array `(H, …)` of any type, written and read by rows; what was never written is undefined.
+    """An array `(H, …)`, written and read by rows; rows that were never written are undefined.
 
     Args:
         shape: `(H, …)`.
-        dtype: Of its values.
-        place: The folder where its file goes, or the device in whose memory it is kept; None: the processor's.
-        direct: Read and write the file past the system's cache, if the file system can; rows are padded then. Without,
-            the file is the array as it is, and others can read it by `file_name`.
+        dtype: Type of the values.
+        place: Folder of the file, or the device in whose memory the array is kept; None: in the CPU's memory.
+        direct: Read and write the file past the system's cache, if the file system supports it; rows are padded then.
+            Otherwise the file holds the array as it is, and others can read it by `file_name`.
 
     Raises:
-        StylizeError: The folder does not exist, cannot be written to, or has not the room.
+        StylizeError: The folder does not exist, cannot be written to, or has too little room.
     """
 
     def __init__(
@@ -65,19 +63,19 @@ class RowStore:
 
     @property
     def in_memory(self) -> bool:
-        """Whether it is kept in memory."""
+        """Whether the array is kept in memory."""
         return self._file is None
 
     @property
     def file_name(self) -> str:
-        """A name by which this process can open the file, which must not be `direct`, and reads all that was given."""
+        """Name by which this process can open the file, which must not be `direct`, with all rows written so far."""
         assert self._file is not None
         assert not self._file.direct
         self._file.finish()
         return self._file.name
 
     def read(self, first: int, last: int) -> Tensor:
-        """The rows `first` to `last` − 1: a view in memory, which later writes change; from a file a copy."""
+        """Return the rows `first` to `last` − 1: a view in memory, which later writes change; a copy from a file."""
         if self._values is not None:
             return self._values[first:last]
         assert self._file is not None
@@ -89,7 +87,7 @@ class RowStore:
         """Write the rows from `first` on: `(rows, …)`, of any layout.
 
         Raises:
-            StylizeError: Those before could not be written.
+            StylizeError: Earlier rows could not be written.
         """
         if self._values is not None:
             self._values[first : first + len(rows)] = rows
@@ -98,7 +96,7 @@ class RowStore:
         self._file.write(first, self._as_bytes(rows.to(CPU, self.dtype).contiguous()))
 
     def finish(self) -> None:
-        """Wait until all that was given is written.
+        """Wait until all rows are written.
 
         Raises:
             StylizeError: It could not be written.
@@ -107,13 +105,13 @@ class RowStore:
             self._file.finish()
 
     def close(self) -> None:
-        """Give the memory or the file back; it cannot be used any more."""
+        """Free the memory or the file; the array cannot be used after that."""
         self._values = None
         if self._file is not None:
             self._file.close()
 
     def _as_bytes(self, rows: Tensor) -> Tensor:
-        """A view of contiguous rows: `(rows, bytes)`."""
+        """Return contiguous rows as bytes `(rows, bytes)`, a view."""
         return rows.view(torch.uint8).view(len(rows), self.row_bytes)
 
     def __enter__(self) -> RowStore:
@@ -124,7 +122,7 @@ class RowStore:
 
 
 class _Range(NamedTuple):
-    """Rows on their way to or from the disk: from which to before which, and what waits for them."""
+    """Rows that are being written or read: first row, row after the last, and the pending result."""
 
     first: int
     last: int
@@ -153,7 +151,7 @@ class _RowFile:
         return str(self._named.name) if self._named and sys.platform == "win32" else f"/dev/fd/{self.handle}"
 
     def read(self, first: int, rows: Tensor) -> None:
-        """Read into `rows`, and begin to read as many that follow."""
+        """Read into `rows`, and start reading as many rows that follow."""
         last = first + len(rows)
         self._await_written(first, last + len(rows))
         coming, self._coming = self._coming, None
@@ -172,7 +170,7 @@ class _RowFile:
             self._coming = _Range(last, following, self._threads.submit(self._fill, last, buffer))
 
     def write(self, first: int, rows: Tensor) -> None:
-        """Begin to write `rows`; what failed is raised by the next call."""
+        """Start writing `rows`; a failure is raised by the next call."""
         self.finish()
         last = first + len(rows)
         if self._coming is not None and first < self._coming.last and self._coming.first < last:
@@ -183,11 +181,11 @@ class _RowFile:
         self._writing = _Range(first, last, self._threads.submit(self._drain, first, buffer))
 
     def finish(self) -> None:
-        """Wait until all is written."""
+        """Wait until all rows are written."""
         self._await_written(0, self.height)
 
     def _await_written(self, first: int, last: int) -> None:
-        """Wait for what is being written, if it is among these rows."""
+        """Wait for the rows that are being written, if they overlap these."""
         writing = self._writing
         if writing is None or writing.last <= first or last <= writing.first:
             return
@@ -230,7 +228,7 @@ class _RowFile:
             self.close()
 
     def _open(self, direct: bool) -> tuple[int, bool]:
-        """A handle, and whether it passes the system's cache."""
+        """Return a handle, and whether it bypasses the system's cache."""
         if self._named is not None:
             return self._named.fileno(), False
         if direct:
@@ -241,12 +239,12 @@ class _RowFile:
         return os.open(self.folder, WITHOUT_NAME | os.O_RDWR, 0o600), False
 
     def _take_room(self, size_bytes: int) -> None:
-        """Now, not in the middle of the work, is the time to learn that the disk is full."""
+        """Reserve the space now, so that a full disk is noticed before the work begins."""
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(self.handle, 0, size_bytes)
 
     def _room(self, name: str, rows: int) -> Tensor:
-        """A buffer `(rows, stride)` at an aligned address; it is kept, for its pages take long to find."""
+        """Return a buffer `(rows, stride)` at an aligned address; it is kept, as page faults are most of its cost."""
         needed = rows * self.stride_bytes
         if self._buffers[name].numel() < needed:
             self._buffers[name] = torch.frombuffer(piece(needed), dtype=torch.uint8)

@@ -1,8 +1,7 @@
 """Photographs decoded and resized once: their pixels in one memory-mapped file.
 
-The file is every photograph's pixels, uint8 `(H, W, 3)`, one after the other; then a JSON index that tells where they
-begin, and of which state of the photographs they are; then the length of the index and eight bytes that say what the
-file is.
+The file holds the pixels of all photographs, uint8 `(H, W, 3)`, one after the other; then a JSON index with their
+places and the state of their files; then the length of the index and eight bytes that name the kind of file.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ GIB = 2**30
 
 
 class _Entry(NamedTuple):
-    """Where a photograph's pixels begin, and the file's bytes and time of change when it was decoded."""
+    """Place and size of a photograph's pixels, and size and time of change of its file when it was decoded."""
 
     file_bytes: int
     changed_ns: int
@@ -61,13 +60,13 @@ class _Contents(NamedTuple):
 
 
 class PhotographCache:
-    """Photographs as `read_rgb` gives them, decoded once; to be opened in any process.
+    """Photographs as `read_rgb` returns them, decoded once; any process can open it.
 
     Args:
-        folder: Where the file is kept; it is named after the photographs' folder, the shorter side and the limit.
+        folder: Folder of the cache file, whose name holds the photographs' folder, the shorter side and the limit.
         files: All photographs that may be read.
-        shorter_side_px: The shorter side of the decoded ones.
-        limit: How many photographs of the folder are used; with another limit it is another cache.
+        shorter_side_px: Shorter side of the decoded photographs.
+        limit: Number of photographs of the folder that are used; every limit has a cache of its own.
     """
 
     def __init__(self, folder: Path, files: Sequence[Path], shorter_side_px: int, limit: int | None = None) -> None:
@@ -83,10 +82,10 @@ class PhotographCache:
         return {**vars(self), "_contents": None}  # a mapping belongs to its process
 
     def read(self, file: Path) -> NDArray[np.uint8]:
-        """A photograph's pixels, `(H, W, 3)`; they cannot be written to.
+        """Return a photograph's pixels, `(H, W, 3)`, read-only.
 
         Raises:
-            StylizeError: As `read_rgb` did when the cache was built; or the cache is not there.
+            StylizeError: The photograph could not be read when the cache was built, or the cache is missing.
         """
         contents = self._open()
         entry = contents.entries.get(str(file))
@@ -98,13 +97,13 @@ class PhotographCache:
         return pixels.reshape(entry.height, entry.width, 3)
 
     def prepare(self, workers: int) -> None:
-        """Build the cache where it is missing or stale; of several processes the first does, the others wait.
+        """Build the cache if it is missing or stale; of several processes the first builds it, the others wait.
 
         Args:
-            workers: Processes that decode; 0: this one.
+            workers: Number of decoding processes; 0: this process decodes.
 
         Raises:
-            StylizeError: It cannot be written, or the disk has not the room.
+            StylizeError: It cannot be written, or the disk has too little room.
         """
         if not distributed.is_first():
             while not distributed.first_says(False):
@@ -119,7 +118,7 @@ class PhotographCache:
         self._open()
 
     def _built(self, workers: int) -> Iterator[None]:
-        """Build it where that is needed; comes back after every photograph."""
+        """Build the cache if needed; yields after every photograph."""
         states = {str(file): _state(file) for file in self.files}
         if self.path.exists():
             reason = self._why_stale(states)
@@ -138,7 +137,7 @@ class PhotographCache:
             raise StylizeError(f"content.cache: {self.path}: cannot be written ({error.strerror})") from error
 
     def _make_room(self) -> None:
-        """Remove what is of no use any more; tell how much room the cache needs, and that there is as much."""
+        """Remove the old cache and leftovers; log the room that the new one needs, and check that the disk has it."""
         self.path.unlink(missing_ok=True)
         for leftover in self.path.parent.glob(f".*{SUFFIX}.*.part"):
             leftover.unlink(missing_ok=True)
@@ -173,7 +172,7 @@ class PhotographCache:
         file.write(index + len(index).to_bytes(8, "little") + KIND)
 
     def _why_stale(self, states: dict[str, tuple[int, int]]) -> str:
-        """Why the cache there cannot be used, or nothing."""
+        """Return why the existing cache cannot be used, or an empty text."""
         try:
             made, contents = _read(self.path)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -197,7 +196,7 @@ class PhotographCache:
 
 
 def estimated_bytes(files: Sequence[Path], shorter_side_px: int) -> int:
-    """How much room photographs of this shorter side take, by the headers of some 2,000 of them."""
+    """Estimate the bytes of photographs of this shorter side, from the headers of some 2,000 of them."""
     measured = files[:: max(1, len(files) // MEASURED_HEADERS)]
     ratios = []
     for file in measured:
@@ -210,7 +209,7 @@ def estimated_bytes(files: Sequence[Path], shorter_side_px: int) -> int:
 
 
 class _Decoding(Dataset["NDArray[np.uint8] | str"]):
-    """Photographs decoded, or in their place the reason why they cannot be."""
+    """Decoded photographs; for one that cannot be read, the reason."""
 
     def __init__(self, files: Sequence[Path], shorter_side_px: int) -> None:
         self.files = files
@@ -239,7 +238,7 @@ def _as_it_is(decoded: Any) -> Any:
 
 
 def _state(file: Path) -> tuple[int, int]:
-    """A file's bytes and time of change; of one that is gone, none."""
+    """Return size and time of change of a file; -1 and -1 for a missing one."""
     try:
         found = file.stat()
     except OSError:
@@ -248,7 +247,7 @@ def _state(file: Path) -> tuple[int, int]:
 
 
 def _read(path: Path) -> tuple[str, _Contents]:
-    """How a cache was made, and its contents.
+    """Return how a cache was made, and its contents.
 
     Raises:
         OSError: It is not there.

@@ -34,15 +34,16 @@ UNREADABLE_SHARE = 0.05
 class CropDataset(Dataset[tuple[Tensor | None, list[str]]]):
     """Square crops by position in the endless stream.
 
-    An item is the crop, uint8 `(3, crop, crop)`, and the messages of files that could not be read; in their place
-    comes another file, also determined by the position. After 20 such files there is no crop: an error raised in a
-    worker would arrive with the worker's traceback in its message.
+    An item is the crop, uint8 `(3, crop, crop)`, and the messages of files that could not be read; each is replaced
+    by another file, which also depends on the position alone. After 20 such files there is no crop: an error raised in
+    a worker would arrive with the worker's traceback in its message.
 
     Args:
         files: The photographs.
-        config: How to crop them, and where decoded ones are kept.
-        seed: Of the order and the crops.
-        held_out: Others of the same folder, on which a run with another seed would train: a cache holds them, too.
+        config: Sizes of the crops, and the folder of the cache.
+        seed: Seed of the order and the crops.
+        held_out: Other files of the same folder, on which a run with another seed would train; the cache holds them,
+            too.
     """
 
     def __init__(self, files: Sequence[Path], config: ContentConfig, seed: int, held_out: Sequence[Path] = ()) -> None:
@@ -67,7 +68,7 @@ class CropDataset(Dataset[tuple[Tensor | None, list[str]]]):
         return None, unreadable
 
     def fingerprint(self) -> str:
-        """A word for the files by name: with others the positions mean other crops."""
+        """Return a hash of the names of the files: with other files a position means another crop."""
         names = "\0".join(file.name for file in self.files)
         return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
 
@@ -82,7 +83,7 @@ class CropDataset(Dataset[tuple[Tensor | None, list[str]]]):
         return torch.from_numpy(crop.transpose(2, 0, 1).copy())
 
     def _pixels(self, file: Path) -> NDArray[np.uint8]:
-        """A photograph decoded and resized, `(H, W, 3)`."""
+        """Return a decoded and resized photograph, `(H, W, 3)`."""
         if self.cache is not None:
             return self.cache.read(file)
         return np.asarray(read_rgb(file, self.config.resize))
@@ -90,12 +91,12 @@ class CropDataset(Dataset[tuple[Tensor | None, list[str]]]):
 
 @lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, count: int) -> Sequence[int]:
-    """The order of the files in one pass."""
+    """Return the order of the files in one epoch."""
     return random.Random(f"epoch {seed} {epoch}").sample(range(count), count)
 
 
 def unreadable_report(messages: Sequence[str], count: int) -> str:
-    """The message that stops a run for its bad files.
+    """Return the message that stops a run because of unreadable files.
 
     >>> unreadable_report(["a.jpg: no such file"], 10)
     '1 of 10 photographs cannot be read: a.jpg: no such file'
@@ -107,7 +108,7 @@ def unreadable_report(messages: Sequence[str], count: int) -> str:
 
 
 class _Positions(torch.utils.data.Sampler[list[int]]):
-    """Positions of the batches from one step to another; of several processes, this one's equal part of each."""
+    """Positions of the batches from one step to another; with several processes this one's equal part of each."""
 
     def __init__(self, first_step: int, last_step: int, batch_size: int) -> None:
         self.steps = range(first_step, last_step)
@@ -137,10 +138,10 @@ class Batches:
 
     Args:
         dataset: The crops.
-        batch_size: Crops a batch, of all processes together.
-        workers: Processes that decode; 0: this one.
-        pin_memory: For transfer to a GPU.
-        building_workers: Processes that decode for the cache before the training, where `workers` is 0.
+        batch_size: Crops per batch, of all processes together.
+        workers: Number of decoding processes; 0: this process decodes.
+        pin_memory: Whether batches lie in pinned memory, for the copy to a GPU.
+        building_workers: Number of processes that decode for the cache before the training, if `workers` is 0.
 
     Attributes:
         unreadable: Messages of the files that could not be read so far.
@@ -163,23 +164,23 @@ class Batches:
 
     @property
     def workers(self) -> int:
-        """Processes that decode."""
+        """Number of decoding processes."""
         return int(self.options["num_workers"])
 
     def prepare(self) -> None:
-        """Build the cache of decoded photographs, if there shall be one and it is not there; else `from_step` does.
+        """Build the cache of decoded photographs now, if there is to be one; otherwise `from_step` does it.
 
         Raises:
-            StylizeError: It cannot be written, or the disk has not the room.
+            StylizeError: It cannot be written, or the disk has too little room.
         """
         if self.dataset.cache is not None and not self._prepared:
             self.dataset.cache.prepare(self.workers or self.building_workers)
         self._prepared = True
 
     def from_step(self, first_step: int, last_step: int) -> Iterator[Tensor]:
-        """Batches `(N, 3, crop, crop)`, uint8, of the steps `first_step` to `last_step` − 1.
+        """Yield batches `(N, 3, crop, crop)`, uint8, of the steps `first_step` to `last_step` − 1.
 
-        Of several processes each gets its equal part.
+        With several processes each gets an equal part.
 
         Raises:
             StylizeError: More than 5 % of the files, or all that were tried, cannot be read; the message lists them.

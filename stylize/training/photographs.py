@@ -1,4 +1,4 @@
-"""The photographs of a training: which files there are, which are held out."""
+"""The photographs of a training: finding files, and holding some out."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ class ContentConfig(BaseModel):
 
 
 class Photographs(NamedTuple):
-    """Files to train on and files held out."""
+    """Files to train on, and held-out files."""
 
     training: list[Path]
     validation: list[Path]
 
 
 def find_photographs(config: ContentConfig, seed: int) -> Photographs:
-    """The files that a run uses; the held-out ones are drawn by the seed.
+    """Return the files that a run uses; the seed draws the held-out ones.
 
     Raises:
         StylizeError: The folder is missing or empty, or nothing is left to train on.
@@ -96,7 +96,7 @@ def find_photographs(config: ContentConfig, seed: int) -> Photographs:
 
 
 def sample_photographs() -> list[Path]:
-    """The colour photographs that scikit-image and scikit-learn install.
+    """Return the colour photographs that scikit-image and scikit-learn install.
 
     Raises:
         StylizeError: Neither is installed.
@@ -125,7 +125,7 @@ def _folder(path: str, key: str) -> list[Path]:
 
 
 def validation_images(files: Sequence[Path], side_px: int) -> list[Tensor]:
-    """The held-out photographs, float32 `(3, side, side)`: resized by the shorter side, cropped in the middle.
+    """Return the held-out photographs, float32 `(3, side, side)`: resized to the shorter side, cropped in the centre.
 
     A file that cannot be read is skipped and logged.
     """
@@ -142,7 +142,7 @@ def validation_images(files: Sequence[Path], side_px: int) -> list[Tensor]:
 
 
 class FolderReport(NamedTuple):
-    """What a folder of photographs offers to a run."""
+    """What a run would find in a folder of photographs."""
 
     files: int
     sizes: list[tuple[int, int]]
@@ -157,8 +157,8 @@ def check_folder(
 
     Args:
         files: The files.
-        resize_px: The shorter side to which a run resizes; smaller photographs are enlarged, and counted.
-        progress: Wraps the files, to show how far it is.
+        resize_px: Shorter side to which a run resizes; smaller photographs would be enlarged, and are counted.
+        progress: Wraps the files, to show the progress.
     """
     sizes, unreadable, small = [], [], 0
     for file in progress(files):
