@@ -5,10 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from click import UsageError
 from fixtures_runs import picture, write_config, write_model
+from PIL import Image
+from test_images import icc_profile
 from torch import Tensor
 
 from stylize.cli import cli
@@ -29,6 +32,7 @@ from stylize.evaluation.gatys import OptimizationConfig, optimize
 from stylize.losses.perceptual import PerceptualLoss
 from stylize.losses.terms import LossConfig
 from stylize.losses.vgg_weights import load_vgg
+from stylize.training.photographs import validation_images
 
 TAPS = ("relu1_1", "relu2_1")
 
@@ -356,6 +360,29 @@ def test_a_photograph_that_cannot_be_decoded_is_told_and_left_out(
     (message,) = [message for message in caplog.messages if message.startswith("skipped: photos")]
     assert "b.png: cannot be read as an image" in message
     assert capsys.readouterr().out.startswith("2 photographs, ")
+
+
+def test_held_out_photographs_have_the_pixels_that_training_validates_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exif, square = Image.Exif(), folder / "square"
+    exif[0x0112] = 6
+    picture(square / "a.jpg", 400, 400, seed=1, exif=exif, icc_profile=icc_profile(red=2, blue=0))
+    picture(square / "b.jpg", 99, 99, seed=2)
+    picture(square / "c.webp", 200, 200, seed=3)
+    picture(square / "d.bmp", 130, 130, seed=4)
+    levels = np.random.default_rng(0).integers(0, 65536, (64, 64), dtype=np.uint16)
+    Image.fromarray(levels).save(square / "e.png")
+    colours = np.random.default_rng(0).integers(0, 256, (80, 80, 4), dtype=np.uint8)
+    Image.fromarray(colours).save(square / "f.png")
+    seen: list[Photograph] = []
+    monkeypatch.setattr("stylize.evaluation.evaluate.evaluate", lambda painter, loss, found, config: seen.extend(found))
+    with pytest.raises(AttributeError):  # there is nothing to show
+        call(*ALONE, "--content", "square")
+    expected = validation_images([square / photograph.name for photograph in seen], 48)
+    assert [photograph.name for photograph in seen] == ["a.jpg", "b.jpg", "c.webp", "d.bmp", "e.png", "f.png"]
+    for photograph, validated in zip(seen, expected, strict=True):
+        assert torch.equal(photograph.image, validated)
 
 
 def test_a_style_must_be_named(folder: Path) -> None:

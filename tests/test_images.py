@@ -2,6 +2,8 @@ import errno
 import io
 import logging
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from torch import Tensor
 from stylize.errors import StylizeError
 from stylize.pictures.decoders import open_file
 from stylize.pictures.find import find_images
-from stylize.pictures.formats import format_of
+from stylize.pictures.formats import FORMATS, SIGNATURE_BYTES, Format, format_of, format_of_content
 from stylize.pictures.picture import Picture, scaled_size, to_bytes, to_image, to_tensor
 from stylize.pictures.reading import read_header, read_picture, read_rgb
 from stylize.pictures.sheets import contact_sheet
@@ -412,6 +414,27 @@ def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
     path.mkdir()
     assert refusal(lambda: write_picture(path, picture())) == (f"{path}: cannot be written (Is a directory)")
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("row", FORMATS, ids=lambda row: row.name)
+def test_every_format_is_found_written_and_recognized_by_its_row(tmp_path: Path, row: Format) -> None:
+    if row.name == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow cannot write AVIF")
+    for suffix in row.suffixes:
+        path = tmp_path / f"a{suffix}"
+        assert format_of(path) is row
+        write_picture(path, Picture(to_tensor(smooth_photo(32, 24)), torch.zeros(1, 24, 32)))
+        assert format_of_content(path.read_bytes()[:SIGNATURE_BYTES]) is row
+        assert path in find_images(tmp_path)
+        back = read_picture(path)
+        assert back.size == (32, 24)
+        assert (back.alpha is not None) == (row.alpha != "none")
+
+
+def test_formats_and_folders_are_known_without_loading_a_decoder_or_torch() -> None:
+    program = "import sys, stylize.pictures, stylize.pictures.find, stylize.pictures.formats; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert {"pyvips", "torch", "PIL", "numpy"} & set(done.stdout.split()) == set()
 
 
 def test_an_unknown_suffix_is_refused() -> None:

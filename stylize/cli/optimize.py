@@ -112,8 +112,9 @@ def optimize(
     from stylize.losses.summary import headline_terms
     from stylize.losses.terms import TOTAL
     from stylize.pictures.formats import format_of
+    from stylize.pictures.picture import Picture, limited_size, to_tensor
     from stylize.pictures.raster import raster_of
-    from stylize.pictures.reading import read_raster
+    from stylize.pictures.reading import open_picture
     from stylize.pictures.writing import write_raster
     from stylize.system.devices import choose_device
 
@@ -124,18 +125,19 @@ def optimize(
     optimization = OptimizationConfig.model_validate(
         {"iterations": iterations, "method": method, "start": start, "levels": levels, "seed": seed}
     )
-    with read_raster(content, max_size_px=size) as raster:
-        photograph, notes = raster.picture(), raster.metadata
+    with open_picture(content) as opened:
+        photograph = to_tensor(opened.read_rgb(limited_size(opened.header.size, size)))
+        with opened.read(max_size_px=size) as raster:
+            alpha, metadata = raster.picture().alpha, raster.metadata
     target = choose_device(device)
     loss, weights = build_objective(objective)
-    logger.info("VGG-19 weights: %s; %d×%d px", weights, *photograph.size)
-    iterates = optimized(loss.to(target), photograph.rgb[None].to(target), optimization)
+    logger.info("VGG-19 weights: %s; %d×%d px", weights, *photograph.shape[:0:-1])
+    iterates = optimized(loss.to(target), photograph[None].to(target), optimization)
     for iterate in _shown(iterates, iterations, log, log_every):
         last = iterate
     terms = ", ".join(f"{name} {last.terms[name]:.4f}" for name in (TOTAL, *headline_terms()))
     logger.info("after %d iterations: %s", last.iteration, terms)
-    painted = type(photograph)(last.picture[0].cpu(), photograph.alpha)
-    with raster_of([painted], notes) as result:
+    with raster_of([Picture(last.picture[0].cpu(), alpha)], metadata) as result:
         write_raster(output, result)
     click.echo(output)
 

@@ -1,1 +1,1 @@
-"""Files to pixels and back."""
+"""Image files to pixels and back."""

@@ -1,7 +1,7 @@
-"""What stands in image files beside pixels, as bytes: kept as it came, but for what is no longer true.
+"""EXIF, XMP and IPTC as bytes: kept as they are, except for values that are no longer true.
 
-libvips would write EXIF anew by a library that loses what it does not know and the makers' notes; these functions
-change the few values that must change where they stand, and lay the block into the file.
+libvips would rewrite EXIF with a library that loses unknown tags and maker notes. These functions change the few values
+that must change in place, and insert the block into the encoded file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PHOTOSHOP, IPTC_RESOURCE = b"Photoshop 3.0\0", b"8BIM\4\4"
 WIDTH, HEIGHT, ORIENTATION, EXIF_IFD, GPS_IFD = 0x0100, 0x0101, 0x0112, 0x8769, 0x8825
 EXIF_WIDTH, EXIF_HEIGHT = 0xA002, 0xA003
 THUMBNAIL_OFFSET, THUMBNAIL_BYTES = 0x0201, 0x0202
-# Tags of a TIFF's own directory that tell of the photograph, not of how its pixels are stored.
+# Tags of a TIFF's own directory that describe the photograph, not how its pixels are stored.
 DESCRIBING = frozenset(
     (0x010D, 0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x8298, EXIF_IFD, GPS_IFD, *range(0x9C9B, 0x9CA0))
 )
@@ -33,7 +33,7 @@ TYPE_BYTES = {1: 1, 2: 1, SHORT: 2, LONG: 4, 5: 8, 6: 1, UNDEFINED: 1, 8: 2, 9: 
 
 
 def corrected_exif(block: bytes, size: tuple[int, int]) -> bytes | None:
-    """An EXIF block for an upright picture of this size: its thumbnail gone, all else at its place.
+    """Return an EXIF block for an upright picture of this size: without its thumbnail, all else in place.
 
     Args:
         block: With the prefix of JPEG or without.
@@ -60,7 +60,7 @@ def corrected_exif(block: bytes, size: tuple[int, int]) -> bytes | None:
 
 
 def corrected_xmp(packet: bytes) -> bytes:
-    """An XMP packet for an upright picture.
+    """Return an XMP packet for an upright picture.
 
     >>> corrected_xmp(b'<a tiff:Orientation="6"/>')
     b'<a tiff:Orientation="1"/>'
@@ -70,7 +70,7 @@ def corrected_xmp(packet: bytes) -> bytes:
 
 
 def jpeg_with(head: bytes, exif: bytes | None, dpi: tuple[float, float] | None) -> bytes:
-    """Lay a JFIF header and an EXIF block into the beginning of a JPEG file that has neither.
+    """Insert a JFIF header and an EXIF block into the beginning of a JPEG file that has neither.
 
     Args:
         head: At least the first two bytes.
@@ -85,7 +85,7 @@ def jpeg_with(head: bytes, exif: bytes | None, dpi: tuple[float, float] | None) 
 
 
 def png_with(head: bytes, exif: bytes | None) -> bytes:
-    """Lay an EXIF block into the beginning, at least 33 bytes, of a PNG file that has none."""
+    """Insert an EXIF block into the beginning, at least 33 bytes, of a PNG file that has none."""
     if exif is None:
         return head
     chunk = b"eXIf" + exif
@@ -93,9 +93,9 @@ def png_with(head: bytes, exif: bytes | None) -> bytes:
 
 
 def gif_is_whole(content: bytes) -> bool:
-    """Whether all blocks of a GIF file are whole; libvips passes over frames that a file cut short has lost.
+    """Return whether all blocks of a GIF file are complete; libvips skips the frames that a truncated file has lost.
 
-    What follows the last block, or a mark of the end that is missing, is no harm.
+    Data after the last block, or a missing trailer, are ignored.
     """
     at = 13 + _palette_bytes(content[10:11])
     while at < len(content) and content[at] in (IMAGE, EXTENSION):
@@ -111,12 +111,12 @@ def _palette_bytes(flags: bytes) -> int:
 
 
 def to_photoshop(iptc: bytes) -> bytes:
-    """An IPTC block as it stands in a JPEG file: among the resources of Photoshop."""
+    """Return an IPTC block as JPEG files hold it: as a Photoshop resource."""
     return PHOTOSHOP + IPTC_RESOURCE + struct.pack(">HI", 0, len(iptc)) + iptc + bytes(len(iptc) % 2)
 
 
 def from_photoshop(content: bytes) -> bytes | None:
-    """The IPTC block among the resources of Photoshop, if there is one; a bare block is that itself."""
+    """Return the IPTC block of Photoshop resources, or None if there is none; a bare block is returned as it is."""
     if not content.startswith(PHOTOSHOP):
         return content if content.startswith(b"\x1c") else None
     at = len(PHOTOSHOP)
@@ -131,7 +131,7 @@ def from_photoshop(content: bytes) -> bytes | None:
 
 
 def webp_with_exif(content: bytes, block: bytes) -> bytes:
-    """Lay an EXIF block into a WebP file, which has none."""
+    """Insert an EXIF block into a WebP file that has none."""
     body = content[12:]
     if body[:4] != b"VP8X":
         body = _extended_header(body) + body
@@ -173,7 +173,7 @@ def add_to_tiff(file: BinaryIO, exif: bytes | None, iptc: bytes | None) -> None:
 
 
 def exif_of_tiff(image: Image.Image) -> bytes | None:
-    """The tags of a TIFF file, opened by Pillow, that tell of the photograph, as an EXIF block; None without any."""
+    """Return the tags of a TIFF file, opened by Pillow, that describe the photograph, as an EXIF block, or None."""
     found, kept = image.getexif(), Image.Exif()
     for tag in DESCRIBING & set(found):
         if tag in (EXIF_IFD, GPS_IFD):
@@ -217,7 +217,7 @@ def _drop_thumbnail(tiff: bytearray, order: str, first: int) -> None:
 
 
 def _extended_header(body: bytes) -> bytes:
-    """What must precede the one chunk of a simple WebP file for it to bear more than pixels."""
+    """Return the chunk that must precede the only chunk of a simple WebP file before others may follow."""
     if body[:4] == b"VP8L":
         bits = struct.unpack_from("<I", body, 9)[0]
         width, height, alpha = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, bits >> 28 & 1
@@ -239,7 +239,7 @@ def _end_of_pictures(body: bytes) -> int:
 
 
 def _describing(block: bytes, order: str) -> Iterator[tuple[int, int, int, bytes | dict[int, tuple[int, int, bytes]]]]:
-    """Tag, type, count and content, in this byte order, of what a TIFF file takes from an EXIF block."""
+    """Yield tag, type, count and content, in this byte order, of what a TIFF file takes from an EXIF block."""
     source = {b"II": "<", b"MM": ">"}[block[:2]]
     tiff = bytearray(block)
     for tag, at in _entries(tiff, source, struct.unpack_from(f"{source}I", tiff, 4)[0]):
@@ -257,7 +257,7 @@ def _pointer(tiff: bytearray, order: str, at: int) -> int:
 
 
 def _value(tiff: bytearray, source: str, order: str, at: int) -> tuple[int, int, bytes] | None:
-    """Type, count and content of an entry, its bytes turned to another order; None where it is damaged."""
+    """Return type, count and content of an entry in another byte order, or None if it is damaged."""
     kind, count = struct.unpack_from(f"{source}HI", tiff, at + 2)
     if kind not in TYPE_BYTES or struct.unpack_from(f"{source}H", tiff, at)[0] == 0xA005:  # points into the old block
         return None
@@ -276,7 +276,7 @@ def _placed(
     file: BinaryIO, order: str, big: bool, tag: int, kind: int, count: int,
     content: bytes | dict[int, tuple[int, int, bytes]],
 ) -> bytes:  # fmt: skip
-    """A directory's entry; what it does not hold itself is appended to the file."""
+    """Return a directory's entry; content that it cannot hold is appended to the file."""
     if isinstance(content, dict):
         inner = [_placed(file, order, big, t, *value) for t, value in sorted(content.items())]
         directory = struct.pack(f"{order}{'Q' if big else 'H'}", len(inner)) + b"".join(inner) + bytes(8 if big else 4)
@@ -294,6 +294,6 @@ def _placed(
 
 
 def _end(file: BinaryIO) -> int:
-    """The place where the file ends, which is even, as TIFF wants it."""
+    """Return the end of the file, padded to an even offset, as TIFF requires."""
     end = file.seek(0, 2)
     return end + file.write(b"\0") if end % 2 else end

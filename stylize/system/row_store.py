@@ -113,7 +113,7 @@ class RowStore:
             self._file.close()
 
     def _as_bytes(self, rows: Tensor) -> Tensor:
-        """A view of contiguous rows: `(rows, bytes)`."""
+        """Return contiguous rows as bytes `(rows, bytes)`, a view."""
         return rows.view(torch.uint8).view(len(rows), self.row_bytes)
 
     def __enter__(self) -> RowStore:

@@ -84,7 +84,7 @@ class PhotographCache:
         return {**vars(self), "_contents": None}  # a mapping belongs to its process
 
     def read(self, file: Path) -> NDArray[np.uint8]:
-        """A photograph's pixels, `(H, W, 3)`; they cannot be written to.
+        """Return a photograph's pixels, `(H, W, 3)`, read-only.
 
         Raises:
             StylizeError: The error of `read_rgb` when the cache was built; or there is no cache.
@@ -249,7 +249,7 @@ def _state(file: Path) -> tuple[int, int]:
 
 
 def _read(path: Path) -> tuple[str, _Contents]:
-    """How a cache was made, and its contents.
+    """Return how a cache was made, and its contents.
 
     Raises:
         OSError: There is none.

@@ -68,7 +68,7 @@ class ContentConfig(BaseModel):
 
 
 class Photographs(NamedTuple):
-    """Files to train on and files held out."""
+    """Files to train on, and held-out files."""
 
     training: list[Path]
     validation: list[Path]
@@ -103,7 +103,7 @@ def _drawn(files: list[Path], limit: int | None, seed: int) -> list[Path]:
 
 
 def sample_photographs() -> list[Path]:
-    """The colour photographs that scikit-image and scikit-learn install.
+    """Return the colour photographs that scikit-image and scikit-learn install.
 
     Raises:
         StylizeError: Neither is installed.
@@ -132,7 +132,7 @@ def _folder(path: str, key: str) -> list[Path]:
 
 
 def validation_images(files: Sequence[Path], side_px: int) -> list[Tensor]:
-    """The held-out photographs, float32 `(3, side, side)`: resized by the shorter side, cropped in the middle.
+    """Return the held-out photographs, float32 `(3, side, side)`: resized to the shorter side, cropped in the centre.
 
     A file that cannot be read is skipped and logged.
     """
