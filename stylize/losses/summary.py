@@ -17,6 +17,15 @@ def headline_measures() -> list[str]:
     return [measure for name in headline_terms() for measure in TERMS[name].measures]
 
 
+def label_of(name: str) -> str:
+    """Return the name of a term, total or measure for people.
+
+    >>> label_of("tv"), label_of("content_correlation")
+    ('total variation', 'content correlation')
+    """
+    return TERMS[name].label if name in TERMS else name.replace("_", " ")
+
+
 def progress_text(values: Mapping[str, float]) -> str:
     """Return the headline terms in a few words, for a progress bar.
 

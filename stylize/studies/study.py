@@ -21,7 +21,7 @@ from stylize.evaluation.gatys import OptimizationConfig, optimize
 from stylize.evaluation.statistics import Table, spread
 from stylize.generators import Generator
 from stylize.losses.perceptual import PerceptualLoss
-from stylize.losses.summary import headline_measures, headline_terms, of_photographs
+from stylize.losses.summary import headline_measures, headline_terms, label_of, of_photographs
 from stylize.losses.terms import TOTAL
 from stylize.studies.findings import Finding, Line, Plot, Sheet, line_of_seeds
 from stylize.studies.photographs import Split, held_out_squares
@@ -126,7 +126,7 @@ class Results:
 
     def plot(self, title: str, arms: Sequence[str], term: str = "style") -> Plot:
         """Return a plot of a held-out term of several arms over the steps."""
-        label = f"held-out {term} loss, relative"
+        label = f"held-out {label_of(term)} loss, relative"
         return Plot(title, "optimizer steps", label, [self.line(arm, term) for arm in arms], y_scale="log")
 
     def table(self, title: str, arms: Sequence[str] = ()) -> Table:
@@ -220,7 +220,7 @@ def seeds_table(title: str, measured: Mapping[str, Sequence[Mapping[str, float]]
     rows = [
         (name, *(spread([terms[term] for terms in seeds]) for term in COMPARED)) for name, seeds in measured.items()
     ]
-    return Table(title, ("", *(term.replace("_", " ") for term in COMPARED)), rows)
+    return Table(title, ("", *map(label_of, COMPARED)), rows)
 
 
 def norms_named(*names: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stylize.evaluation.statistics import Row, Table, spread
 from stylize.generators import GeneratorConfig, build_generator
-from stylize.losses.summary import headline_measures, headline_terms
+from stylize.losses.summary import headline_measures, headline_terms, label_of
 from stylize.losses.terms import TOTAL
 from stylize.ops.dispatch import VARIABLE
 from stylize.studies.findings import Finding
@@ -67,8 +67,7 @@ def _row(results: Results, arm: str) -> Row:
 
 
 def _findings(results: Results) -> Findings:
-    heads = (name.replace("_", " ") for name in COMPARED)
-    columns = ("generator", "thousand MAC/px", "parameters", *heads, "s/step")
+    columns = ("generator", "thousand MAC/px", "parameters", *map(label_of, COMPARED), "s/step")
     parts: list[Finding] = [
         Table("Held-out losses after the last step", columns, [_row(results, arm) for arm in results.arms])
     ]

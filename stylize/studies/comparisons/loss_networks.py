@@ -18,7 +18,7 @@ from stylize.errors import StylizeError
 from stylize.evaluation.evaluate import Painter
 from stylize.evaluation.statistics import Row, Table, spread
 from stylize.losses.perceptual import PerceptualLoss
-from stylize.losses.summary import headline_measures, headline_terms
+from stylize.losses.summary import headline_measures, headline_terms, label_of
 from stylize.studies.findings import Finding
 from stylize.studies.runs import PLACE, Arm
 from stylize.studies.study import Findings, Results, Setting, Study
@@ -145,7 +145,7 @@ def _findings(results: Results) -> Findings:
     plain = _plain_loss(results)
     measured = {arm: _measured(results, arm, plain) for arm in results.arms}
     names = (*COMPARED, PLAIN)
-    columns = ("trained against", *(name.replace("_", " ") for name in names))
+    columns = ("trained against", *map(label_of, names))
     rows: list[Row] = [(arm, *(spread(values) for values in found.values())) for arm, found in measured.items()]
     rows.append(_unstylized(results, plain, names))
     seconds = step_seconds(results.setting)
