@@ -23,9 +23,11 @@ from torch import Tensor
 
 from stylize import __version__
 from stylize.cli import main
+from stylize.generators import GeneratorConfig, build_generator
 from stylize.losses.vgg import VGG19
 from stylize.losses.vgg_weights import randomize_
 from stylize.models import find as models
+from stylize.models.file import ModelCard, encode_model
 from stylize.pictures.reading import read_picture
 from stylize.training.checkpoint import checkpoints
 from stylize.training.monitor import Monitor
@@ -621,6 +623,29 @@ def test_a_turned_jpeg_comes_out_upright(tmp_path: Path, model: Path, call: Call
     with Image.open(tmp_path / "image.dots.jpg") as painted:
         assert painted.size == (40, 60)
         assert painted.getexif().get(0x0112, 1) == 1
+
+
+def test_a_seed_makes_another_picture_of_a_texture_network(tmp_path: Path, call: Call) -> None:
+    picture(tmp_path / "image.png")
+    config = GeneratorConfig(name="texture_network", width=8)
+    (tmp_path / "noisy.safetensors").write_bytes(encode_model(build_generator(config), ModelCard(config, "noisy")))
+
+    def painted(*options: str) -> bytes:
+        assert call("apply", "image.png", "--model", "noisy.safetensors", "--overwrite", *options).status == 0
+        return (tmp_path / "image.noisy.png").read_bytes()
+
+    assert painted() == painted("--seed", "0") != painted("--seed", "1") == painted("--seed", "1")
+
+
+def test_a_seed_is_refused_for_a_network_without_noise(tmp_path: Path, call: Call) -> None:
+    picture(tmp_path / "image.png")
+    write_model(tmp_path / "dots.safetensors")
+    assert call("apply", "image.png", "--model", "dots.safetensors", "--seed", "3") == (
+        1,
+        "",
+        "model: dots.safetensors, style dots, the file given\n"
+        "stylize: seed: got 3, but this network paints without noise, so no seed changes its pictures\n",
+    )
 
 
 def test_apply_takes_the_newest_run_or_else_a_built_in_style_and_says_so(

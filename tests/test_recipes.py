@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from fixtures_runs import write_config
 
 ROOT = Path(__file__).parent.parent
@@ -60,9 +61,16 @@ def add_generator(package: Path) -> None:
     add_to_table(package / "generators" / "__init__.py", "GENERATORS", line)
 
 
+def add_term(package: Path) -> None:
+    term, line = blocks("Add a loss term")
+    put_before(package / "losses" / "terms.py", "TERMS: ", term)
+    add_to_table(package / "losses" / "terms.py", "TERMS", line)
+
+
 RECIPES: dict[str, tuple[Callable[[Path], None], set[str]]] = {
     "norm": (add_norm, {"norms.py"}),
     "generator": (add_generator, {"generators/shallow.py", "generators/__init__.py"}),
+    "loss term": (add_term, {"losses/terms.py"}),
 }
 
 
@@ -104,14 +112,24 @@ def trained(checkout: Path, name: str, **settings: object) -> Path:
     return run
 
 
-@pytest.mark.parametrize("setting", ("generator.norm=mean_only", "generator.name=shallow"))
+@pytest.mark.parametrize(
+    "setting", ("generator.norm=mean_only", "generator.name=shallow", "loss.saturation_weight=0.5")
+)
 def test_a_toy_trains_and_paints_as_a_whole_and_in_strips(checkout: Path, setting: str) -> None:
-    key, _, name = setting.partition("=")
-    run = trained(checkout, name, **{key: name})
+    key, _, value = setting.partition("=")
+    run = trained(checkout, value, **{key: yaml.safe_load(value)})
     painted = json.loads(python(checkout, "-c", PAINT, str(run / "model.safetensors")))
-    assert painted["card"][key.removeprefix("generator.")] == name
+    assert key.startswith("loss.") or painted["card"][key.removeprefix("generator.")] == value
     assert painted["difference"] < 2e-5
     assert painted["spread"] > 1e-4
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    losses = [record for record in records if record["kind"] == "train"]
+    weight = 0.5 if key == "loss.saturation_weight" else 0.1
+    assert len(losses) == 3
+    for record in losses:
+        assert record["saturation"] > 0
+        known = record["content"] + 3 * record["style"]
+        assert record["total"] == pytest.approx(known + weight * record["saturation"], rel=1e-4)
 
 
 @pytest.mark.parametrize(("kind", "name"), (("norms", "mean_only"), ("generators", "shallow")))

@@ -52,7 +52,9 @@ import importlib.util, logging, sys
 from pathlib import Path
 spec = importlib.util.find_spec("stylize.losses.terms")
 source = Path(spec.origin).read_text("utf-8")
-for old, new in (("\\nTERMS: ", CLASSES), ("TotalVariationTerm)}", "TotalVariationTerm, SaturationTerm, DepthTerm)}")):
+LINE = '    "tv": TotalVariationTerm,\\n'
+MORE = LINE + '    "saturation": SaturationTerm,\\n    "depth": DepthTerm,\\n'
+for old, new in (("\\nTERMS: ", CLASSES), (LINE, MORE)):
     assert source.count(old) == 1, old
     source = source.replace(old, new)
 module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)

@@ -90,6 +90,11 @@ logger = logging.getLogger("stylize")
     show_default=True,
     help="Encoder quality for JPEG, WebP and AVIF.",
 )
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    help="Seed of the noise of a texture network: another seed, another picture. Default: that of the model.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace existing output files.")
 @click.option("--recursive", is_flag=True, help="Also search the subfolders of input folders.")
 @device_option
@@ -107,6 +112,7 @@ def apply(
     precision: str,
     compilation: str,
     quality: int,
+    seed: int | None,
     overwrite: bool,
     recursive: bool,
     device: str,
@@ -129,6 +135,8 @@ def apply(
     found = find_model(model)
     generator, card = load_model(found.path)
     logger.info("model: %s, style %s, %s", found.path, card.style, found.reason)
+    if seed is not None:
+        generator.seed_noise(seed)
     jobs = plan_jobs(inputs, output, card.style, recursive)
     compute = Compute.choose(device, precision)
     shapes = choose_shapes(compilation, compute, photograph_sizes(jobs, max_size), stroke_scale)

@@ -165,6 +165,14 @@ class Generator(nn.Module):
             raise NotImplementedError(f"{type(self).__name__} must override stages or paint")
         return run_stages(stages, x)[..., :height, :width]
 
+    def seed_noise(self, seed: int) -> None:
+        """Paint with other noise in `eval()`.
+
+        Raises:
+            StylizeError: The network has no noise.
+        """
+        raise StylizeError(f"seed: got {seed}, but this network paints without noise, so no seed changes its pictures")
+
     def norms(self) -> dict[str, Norm]:
         """Return the normalization layers by their names in the network."""
         return {name: m for name, m in self.named_modules() if isinstance(m, Norm)}

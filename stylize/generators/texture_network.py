@@ -47,6 +47,10 @@ class TextureNetwork(Generator):
             deep = join(upsample_to(deep, (level.shape[-2], level.shape[-1])), branch(level))
         return torch.sigmoid(self.to_rgb(deep))
 
+    def seed_noise(self, seed: int) -> None:
+        """Paint with the noise of this seed in `eval()`."""
+        self.noise_seed = seed
+
     def _with_noise(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Concatenate z `(N, 3, h, w)` to an image; with a seeded generator all images get the same z."""
         # Drawn on the CPU: the same seed is the same noise on every device.

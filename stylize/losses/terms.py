@@ -269,7 +269,11 @@ class TotalVariationTerm(Term):
         return TermValue(total_variation(batch.stylized, squared=self.config.scale == "raw"))
 
 
-TERMS: dict[str, type[Term]] = {term.name: term for term in (ContentTerm, StyleTerm, TotalVariationTerm)}
+TERMS: dict[str, type[Term]] = {
+    "content": ContentTerm,
+    "style": StyleTerm,
+    "tv": TotalVariationTerm,
+}
 
 
 class LossKeys(BaseModel):
