@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from stylize.config import RunConfig
     from stylize.inference.model import Model, Precision
-    from stylize.run import Progress, RunResult  # type: ignore[import-not-found, unused-ignore]
+    from stylize.run import Progress, RunResult
 
 
 def styles() -> list[str]:

@@ -381,7 +381,6 @@ def test_a_file_that_cannot_be_painted_is_refused(model: stylize.Model, tmp_path
 
 def train_and_count(config: Any, folder: Path | None = None, **options: Any) -> tuple[Any, list[int]]:
     """The result, and the steps at which progress was reported."""
-    pytest.importorskip("stylize.run")
     steps: list[int] = []
     return stylize.train(config, folder, device=CPU, on_progress=lambda p: steps.append(p.step), **options), steps
 
@@ -408,7 +407,6 @@ def test_a_config_is_trained_from_file_dict_and_checked_config(
 
 
 def test_a_config_that_is_wrong_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("stylize.run")
     monkeypatch.chdir(tmp_path)
     write_config(tmp_path)
     with pytest.raises(stylize.StylizeError) as caught:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from typing import Any
 
@@ -22,14 +23,17 @@ def peak_values_per_px(network: nn.Module) -> float:
     >>> peak_values_per_px(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 1, 1)))
     12.0
     """
-    state = {
-        name: torch.empty_like(value, device="meta")
-        for name, value in (*network.named_parameters(), *network.named_buffers())
-    }
+    # A copy: the network may be painting in other threads.
+    copied = copy.deepcopy(network, {id(t): _on_meta(t) for t in (*network.parameters(), *network.buffers())})
     image = torch.empty(1, 3, SIDE_PX, SIDE_PX, device="meta").contiguous(memory_format=torch.channels_last)
     with _LiveValues(image) as live:
-        torch.func.functional_call(network, state, (image,))
+        copied(image)
     return float(live.peak) / SIDE_PX**2
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
 
 
 class _LiveValues(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -37,9 +37,9 @@ def _findings(results: Results) -> Findings:
 STUDY = Study(
     "batch-size",
     "BN, IN and BIN at batches of 1, 2, 4 and 8",
-    "Batch normalization at batch 1 is instance normalization in training, with running statistics in eval(). "
-    "Batch-instance normalization is not defined there: its gates have no gradient. All train for the same number of "
-    "steps, so a larger batch has seen more photographs.",
+    "With a batch of 1, batch normalization in training is instance normalization, but eval() uses running "
+    "statistics. Batch-instance normalization cannot train with a batch of 1, because its gates get no gradient. "
+    "All networks train for the same number of steps, so those with larger batches have seen more photographs.",
     _arms,
     _findings,
 )

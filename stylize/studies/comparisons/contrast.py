@@ -100,10 +100,10 @@ def _about_contrast(results: Results) -> list[str]:
 STUDY = Study(
     "contrast",
     "BN and IN on original, contrast-normalized and style-normalized photographs",
-    "Ulyanov et al. 2016 explain instance normalization by the contrast of the photograph, of which it frees the "
-    "network. Huang & Belongie 2017 (arXiv:1703.06868, figure 1) train on photographs whose luminance histogram is "
-    "equalized: IN stays ahead, so contrast is not the whole reason. On photographs passed through a network of "
-    "another style BN comes nearer: what IN removes is style.",
+    "Ulyanov et al. 2016 explain that instance normalization makes the network independent of the photograph's "
+    "contrast. Huang & Belongie 2017 (arXiv:1703.06868, figure 1) train on photographs with an equalized luminance "
+    "histogram: IN still has the lower loss, so contrast is not the whole reason. On photographs that a network for "
+    "another style has painted, BN comes closer to IN: IN removes style.",
     _arms,
     _findings,
 )

@@ -88,9 +88,9 @@ def _findings(results: Results) -> Findings:
 STUDY = Study(
     "frozen",
     "IN with each image's own statistics, with running averages, and BN",
-    'Instance normalization "is applied at test time as well" (Ulyanov et al. 2016). Many programs give it running '
-    "averages in eval() instead, as batch normalization has them. The same trained networks are measured both ways; "
-    f"the averages are those of up to {AVERAGED} of the photographs that were trained on.",
+    'Instance normalization "is applied at test time as well" (Ulyanov et al. 2016). Many programs use running '
+    "averages in eval() instead, as for batch normalization. Here the same trained networks are measured both ways. "
+    f"The averages are those of up to {AVERAGED} of the training photographs.",
     _arms,
     _findings,
 )

@@ -106,8 +106,8 @@ STUDY = Study(
     "gates",
     "The gates of batch-instance normalization over the training",
     "Nam & Kim 2018 (arXiv:1805.07925) find that the gates of batch-instance normalization become bimodal, and that "
-    "style transfer turns more of them to instance normalization than classification does. All gates begin at 1, "
-    "batch normalization.",
+    "style transfer moves more of them to instance normalization than classification does. All gates start at 1, "
+    "which is batch normalization.",
     _arms,
     _findings,
 )

@@ -92,9 +92,9 @@ def _kernels(results: Results) -> str:
 STUDY = Study(
     "generators",
     "Johnson's network with fast kernels, without, at half the width, and separable",
-    "Do the kernels for CPUs change what a network learns? The same training runs once more on plain PyTorch "
-    f"({VARIABLE}=1), with the same seed. And what do smaller networks lose: at half the width, and with "
-    "separable convolutions (johnson_lite)? On a GPU, and in bfloat16, the first two are the same.",
+    "Do the CPU kernels change what a network learns? The same training runs again with plain PyTorch "
+    f"({VARIABLE}=1) and the same seed. How much do smaller networks lose: with half the width, and with separable "
+    "convolutions (johnson_lite)? On a GPU, and in bfloat16, the first two do the same.",
     _arms,
     _findings,
 )

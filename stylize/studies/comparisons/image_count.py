@@ -58,8 +58,8 @@ STUDY = Study(
     "image-count",
     "Trained on 1, 4, 16, 64, 256 and all photographs",
     'Ulyanov et al. 2016 report that "a network trained on just 16 example images produced better results than one '
-    'trained from thousands of those", and stop early. Here are held-out losses over the steps for each number, the '
-    "photographs drawn anew for every seed.",
+    'trained from thousands of those", and stop early. This study measures the held-out losses over the steps for '
+    "each number of photographs, which are drawn again for every seed.",
     _arms,
     _findings,
 )

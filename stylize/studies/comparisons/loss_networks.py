@@ -180,8 +180,8 @@ def _statements(measured: Mapping[str, Mapping[str, Sequence[float]]]) -> list[s
 STUDY = Study(
     "loss-networks",
     "Trained against several loss networks, measured by one of them",
-    "Can a smaller loss network take the place of VGG-19? The config's own loss.vgg is the judge: the networks that "
-    "--network names are trained for as many steps as it, and, if they are faster, once more for the same time. The "
+    "Can a smaller loss network replace VGG-19? The config's own loss.vgg is the judge. A generator is trained against "
+    "it, and one against each --network for as many steps; if the network is faster, also one for the same time. The "
     "judge measures all of them on held-out photographs: the style term as configured and with plain Gram matrices.",
     _arms,
     _findings,

@@ -38,9 +38,10 @@ def _findings(results: Results) -> Findings:
 STUDY = Study(
     "norms",
     "BN, IN, BIN, LN and no normalization in two generators",
-    "Ulyanov et al. 2016 (arXiv:1607.08022, figure 5) show, in pictures alone, that instance in place of batch "
-    "normalization improves both the texture network and Johnson's network. Here are the same networks under the same "
-    "conditions, measured on held-out photographs in eval(), where batch normalization uses its running statistics.",
+    "Ulyanov et al. 2016 (arXiv:1607.08022, figure 5) show, with pictures only, that instance normalization instead "
+    "of batch normalization improves both the texture network and Johnson's network. This study measures the same "
+    "networks under equal conditions on held-out photographs in eval(), where batch normalization uses its running "
+    "statistics.",
     _arms,
     _findings,
 )

@@ -63,8 +63,8 @@ def _findings(results: Results) -> Findings:
 STUDY = Study(
     "padding",
     "Zero, reflection and replication padding with BN and IN",
-    "Ulyanov et al. 2016 found the most serious artifacts along the border, due to zero padding; figure 3 shows that "
-    "instance normalization removes the coloured frame even with zero padding.",
+    "Ulyanov et al. 2016 find the most serious artifacts along the border and attribute them to zero padding. Their "
+    "figure 3 shows that instance normalization removes the coloured frame even with zero padding.",
     _arms,
     _findings,
 )
