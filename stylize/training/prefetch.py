@@ -1,4 +1,4 @@
-"""Batches that are on the device before they are asked for."""
+"""Copy batches to the device before they are requested."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def prefetched(batches: Iterator[Tensor], compute: Compute) -> Iterator[Tensor]:
-    """Batches on their device; where it can, the next one is copied while the network computes on this one."""
+    """Yield batches on their device; if it supports this, the next one is copied while the network computes."""
     if not compute.copies_in_background:
         return batches
     stream = torch.cuda.Stream(compute.device)  # type: ignore[no-untyped-call]
@@ -23,9 +23,9 @@ def prefetched(batches: Iterator[Tensor], compute: Compute) -> Iterator[Tensor]:
 
 
 def one_ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, the next of which is always there already.
+    """Yield the items, always fetching the next one ahead.
 
-    An error of the next one is raised in its turn: the work on this one comes first.
+    An error of the next item is raised when its turn comes: the work on the current one is done first.
 
     >>> taken = []
     >>> ahead = one_ahead(taken.append(i) or i for i in range(3))
@@ -49,7 +49,7 @@ def _sent(batch: Tensor, stream: torch.cuda.Stream) -> tuple[Tensor, torch.cuda.
 
 
 def _received(batch: Tensor, copied: torch.cuda.Event) -> Tensor:
-    """The batch, once the device has its copy; the host does not wait."""
+    """Return the batch for use after the device has copied it; the host does not wait."""
     current = torch.cuda.current_stream(batch.device)
     current.wait_event(copied)
     batch.record_stream(current)  # its memory must not be reused while this stream computes with it

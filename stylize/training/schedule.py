@@ -21,12 +21,12 @@ class ScheduleConfig(BaseModel):
 
 
 def rate_factor(step: int, steps: int, schedule: ScheduleConfig) -> float:
-    """The factor of the learning rate at a step.
+    """Return the factor of the learning rate at a step.
 
     Args:
         step: The step, counted from 0.
         steps: Number of steps of the run.
-        schedule: The course of the rate.
+        schedule: The schedule of the rate.
 
     >>> schedule = ScheduleConfig(name="step", warmup_steps=2, step_every=10, step_factor=0.5)
     >>> [rate_factor(step, 100, schedule) for step in (0, 1, 2, 9, 10, 25)]
