@@ -13,9 +13,9 @@ class ScheduleConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    name: Literal["constant", "cosine", "step"] = Field("cosine", description="its course after the warm-up")
-    warmup_steps: int = Field(100, ge=0, description="steps of linear rise to the full rate")
-    final_factor: float = Field(0.01, ge=0, le=1, description="cosine: share of the rate at the end")
+    name: Literal["constant", "cosine", "step"] = Field("cosine", description="shape after the warm-up")
+    warmup_steps: int = Field(100, ge=0, description="steps of linear increase to the full rate")
+    final_factor: float = Field(0.01, ge=0, le=1, description="cosine: final rate relative to the full rate")
     step_every: int = Field(2000, ge=1, description="step: steps between two drops")
     step_factor: float = Field(0.8, gt=0, le=1, description="step: factor of a drop")
 

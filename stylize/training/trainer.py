@@ -42,16 +42,16 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     steps: int = Field(40_000, ge=1, description="optimizer steps")
-    batch_size: int = Field(4, ge=1, description="photographs a step")
-    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="of Adam")
+    batch_size: int = Field(4, ge=1, description="photographs per step")
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="learning rate of Adam")
     schedule: ScheduleConfig = Field(ScheduleConfig(), description="the learning rate over the run")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of the networks' arithmetic")
-    compile: Literal["auto", "always", "never"] = Field("auto", description="torch.compile of the step")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="floating-point precision of the networks")
+    compile: Literal["auto", "always", "never"] = Field("auto", description="whether to use torch.compile for the step")
     checkpoint_every: int = Field(1000, ge=1, description="steps between two checkpoints")
-    keep_checkpoints: int = Field(3, ge=1, description="how many of the newest are kept")
+    keep_checkpoints: int = Field(3, ge=1, description="number of newest checkpoints to keep")
     validate_every: int = Field(500, ge=1, description="steps between two validations")
     stop_after: int | None = Field(
-        None, ge=1, description="stop after that many validations without a better one; null: never"
+        None, ge=1, description="stop after that many validations without improvement; null: never"
     )
     log_every: int = Field(10, ge=1, description="steps between two records of the losses")
 
