@@ -85,7 +85,7 @@ class CropDataset(Dataset[tuple[Tensor | None, list[str]]]):
         return torch.from_numpy(crop.transpose(2, 0, 1).copy())
 
     def _pixels(self, file: Path) -> NDArray[np.uint8]:
-        """Return a photograph decoded and resized, `(H, W, 3)`."""
+        """Return a decoded and resized photograph, `(H, W, 3)`."""
         if self.cache is not None:
             return self.cache.read(file)
         return np.asarray(read_rgb(file, self.config.resize))

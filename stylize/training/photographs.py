@@ -132,7 +132,7 @@ def _folder(path: str, key: str) -> list[Path]:
 
 
 def validation_images(files: Sequence[Path], side_px: int) -> list[Tensor]:
-    """Return held-out photographs, float32 `(3, side, side)`: resized by the shorter side, cropped at the centre.
+    """Return the held-out photographs, float32 `(3, side, side)`: resized to the shorter side, cropped in the centre.
 
     A file that cannot be read is skipped and logged.
     """

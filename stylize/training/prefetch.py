@@ -49,7 +49,7 @@ def _sent(batch: Tensor, stream: torch.cuda.Stream) -> tuple[Tensor, torch.cuda.
 
 
 def _received(batch: Tensor, copied: torch.cuda.Event) -> Tensor:
-    """Return the batch for use after the device has copied it; the host does not wait."""
+    """The batch, once the device has its copy; the host does not wait."""
     current = torch.cuda.current_stream(batch.device)
     current.wait_event(copied)
     batch.record_stream(current)  # its memory must not be reused while this stream computes with it
