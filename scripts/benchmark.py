@@ -1,20 +1,20 @@
-"""Time stylize against the same mathematics written plainly, and against what the machine can do.
+"""Time stylize against a plain implementation of the same mathematics, and against the machine's peak rates.
 
-Subjects, chosen by name; without any: `step apply`, and `all`: every one.
+Subjects are given by name; the default is `step apply`, and `all` runs every one.
 
-* ``floor``: a large product of matrices and a large copy. It is measured with every subject: they tell their share.
+* ``floor``: a large matrix product and a large copy. Both are measured with every subject, which reports its share.
 * ``step``: one optimizer step, by norm and precision.
 * ``norms``: the normalization layers, forward and backward.
-* ``data``: photographs to batches, beside what the training step consumes; decoding.
+* ``data``: the loader's rate compared with that of the training step; decoding.
 * ``apply``: painting one square image, the first of a process and one of many.
-* ``sizes``: painting by size, with the memory that it takes.
-* ``folder``: many small pictures from files to files, beside the bare network on tensors.
+* ``sizes``: time and memory of painting, by size.
+* ``folder``: many small pictures from files to files, compared with the bare network on tensors.
 
 ``stylize`` runs a real `Trainer` and a real `Stylizer`, with the memory format and compilation that they choose.
-``plain`` is eager float32 of ordinary `torch.nn` modules in the contiguous layout, as the widely copied scripts write
-it, with the same weights: the first repeat of each side must give the same loss, gradient norm and picture. VGG-19's
-weights are random and seeded; they do not change the time. Every side has a process of its own, so that its peak
-memory can be told; the sides take turns::
+``plain`` runs ordinary `torch.nn` modules in eager float32 and the contiguous layout, as in the widely copied scripts,
+with the same weights: the first repeat of each side must give the same loss, gradient norm and picture. VGG-19's
+weights are random and seeded; they do not affect the time. Each side has its own process, so that its peak memory can
+be measured; the sides take turns::
 
     python scripts/benchmark.py [SUBJECT ...] [--rounds 3] [--steps 3] [--device cuda] [--json FILE]
 """
@@ -48,7 +48,7 @@ ALL = "all"
 
 
 def chosen_subjects(names: Sequence[str]) -> list[str]:
-    """The subjects beside the floor, in the order of the table.
+    """Return the subjects apart from the floor, in the order of the table.
 
     >>> chosen_subjects(())
     ['step', 'apply']
@@ -60,7 +60,7 @@ def chosen_subjects(names: Sequence[str]) -> list[str]:
 
 
 def _multiple_of_4(context: click.Context, parameter: click.Parameter, value: int) -> int:
-    if value % 4:  # the plain generator does not crop what it enlarges
+    if value % 4:  # the plain generator does not crop after upsampling
         raise click.BadParameter(f"got {value}, must be a multiple of 4")
     return value
 
@@ -70,28 +70,39 @@ side_px = click.IntRange(32)
 
 @click.command()
 @click.argument("subjects", nargs=-1, type=click.Choice([FLOOR, *SUBJECTS, ALL]))
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Turns of each side.")
-@click.option("--steps", type=click.IntRange(1), default=3, show_default=True, help="Timed repeats in a turn.")
-@click.option("--batch", type=click.IntRange(1), default=4, show_default=True, help="Crops in a training step.")
-@click.option("--crop", type=side_px, callback=_multiple_of_4, default=256, show_default=True, help="Their side, px.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Number of turns of each side.")
 @click.option(
-    "--size", type=side_px, callback=_multiple_of_4, default=1024, show_default=True, help="Side to paint, px."
+    "--steps", type=click.IntRange(1), default=3, show_default=True, help="Number of timed repeats in a turn."
+)
+@click.option(
+    "--batch", type=click.IntRange(1), default=4, show_default=True, help="Number of crops in a training step."
+)
+@click.option(
+    "--crop", type=side_px, callback=_multiple_of_4, default=256, show_default=True, help="Side of a crop, px."
+)
+@click.option(
+    "--size",
+    type=side_px,
+    callback=_multiple_of_4,
+    default=1024,
+    show_default=True,
+    help="Side of the painted image, px.",
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--threads", type=click.IntRange(1), help="Of torch on the CPU; default: torch's own choice.")
+@click.option("--threads", type=click.IntRange(1), help="Number of CPU threads; default: chosen by torch.")
 @click.option(
     "--precision",
     type=click.Choice(["auto", "fp32", "bf16"]),
     default="auto",
     show_default=True,
-    help="Of stylize; plain is always fp32. auto: fp32, and bf16 where the hardware multiplies it.",
+    help="Precision of stylize; plain is always fp32. auto: fp32, and bf16 if the hardware supports it.",
 )
 @click.option(
     "--compile",
     type=click.Choice(["auto", "always", "never"]),
     default="auto",
     show_default=True,
-    help="Of stylize's training step.",
+    help="Compilation of stylize's training step.",
 )
 @click.option(
     "--norm",
@@ -99,25 +110,29 @@ side_px = click.IntRange(32)
     type=click.Choice(list(NORMS)),
     multiple=True,
     default=("instance", *(name for name in NORMS if name != "instance")),
-    help="Of stylize's training step; may be given several times. Default: all.",
+    help="Norm of stylize's training step; repeatable. Default: all.",
 )
 @click.option(
     "--photos",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Photographs for the data path, and to compare precisions by; default: generated ones.",
+    help="Photographs for `data`, and for comparing precisions in `apply`; default: generated ones.",
 )
 @click.option(
-    "--pictures", type=click.IntRange(1), default=500, show_default=True, help="In the folder that is painted."
+    "--pictures",
+    type=click.IntRange(1),
+    default=500,
+    show_default=True,
+    help="Number of pictures in the folder that is painted.",
 )
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the numbers there.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="File for the numbers.")
 def main(
     subjects: Sequence[Literal["floor", "step", "norms", "data", "apply", "sizes", "folder", "all"]],
     json_file: Path | None,
     **options: Any,
 ) -> None:
-    """Time stylize against the same mathematics written plainly, and against what the machine can do.
+    """Time stylize against a plain implementation of the same mathematics, and against the machine's peak rates.
 
-    Without subjects: step apply.
+    Default subjects: step apply.
     """
     try:
         run(subjects, Settings(**options), json_file)
@@ -126,7 +141,7 @@ def main(
 
 
 def run(subjects: Sequence[str], settings: Settings, json_file: Path | None) -> None:
-    """Measure, and print and write each finding as soon as it is there."""
+    """Measure the subjects; print and write each finding as soon as it is available."""
     floor = measure_floor(settings)
     findings = {FLOOR: finding(floor)}
     click.echo(f"{place(floor.environment)}\n\n{findings[FLOOR]}")

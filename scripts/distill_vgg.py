@@ -1,10 +1,10 @@
-"""Make compact students of VGG-19: the same layers and taps to relu3_1, far fewer channels.
+"""Train compact students of VGG-19: the same layers and taps to relu3_1, with fewer channels.
 
-What a loss network is used for is its gradient with respect to the picture. Candidates are judged by its direction.
-A student begins with random weights, and learns the teacher's activations through linear heads that are thrown away;
-or it begins with the teacher's own weights, decomposed, and learns the activations of those channels that it keeps.
-Besides, it may learn the directions of the gradients of the style and the content term: it is then differentiated
-through its own gradients::
+A loss network is used for its gradient with respect to the picture, so candidates are evaluated by the direction of
+that gradient. A student starts from random weights and learns the teacher's activations through linear heads, which are
+discarded afterwards; or it starts from a decomposition of the teacher's weights and learns the activations of the
+channels that it keeps. It may also learn the directions of the gradients of the style and content terms; training then
+differentiates through its own gradients::
 
     python scripts/distill_vgg.py train --config scripts/distill/students.yaml [--set KEY=VALUE ...] [--resume]
     python scripts/distill_vgg.py evaluate --config scripts/distill/students.yaml runs/distill/*.safetensors
@@ -51,21 +51,23 @@ from stylize.training.photographs import ContentConfig, find_photographs, valida
 from stylize.training.schedule import ScheduleConfig, rate_factor
 
 MAX_GRADIENT_NORM = 1.0
-WEAKEST_CHANNEL = 1e-3  # of the mean energy: what is weaker counts as that
+WEAKEST_CHANNEL = 1e-3  # relative to the mean energy; weaker channels are treated as this strong
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 
 class MatchConfig(Section):
-    """What a student has to match, and how much each counts."""
+    """Targets that a student has to match, and their weights."""
 
     features: Weight = Field(1.0, description="the teacher's activations")
-    channel_balance: Share = Field(0.5, description="of decomposed ones: 0: strong channels count most; 1: all alike")
+    channel_balance: Share = Field(
+        0.5, description="for decomposed students: 0: strong channels dominate; 1: all have equal weight"
+    )
     style_gradient: Weight = Field(1.0, description="the direction of the style term's gradient")
     content_gradient: Weight = Field(0.5, description="the direction of the content term's gradient")
     gradient_norms: Weight = Field(0.05, description="the logarithms of both gradients' norms, squared")
 
     def gradients(self) -> dict[str, float]:
-        """The weights of all that is seen in gradients."""
+        """Return the weights of the terms that need gradients."""
         others = self.model_dump(exclude={"features", "channel_balance"})
         return {name: weight for name, weight in others.items() if weight > 0}
 
@@ -76,21 +78,21 @@ Rank = Annotated[list[Width], Field(min_length=2, max_length=2)]
 
 
 class StudentConfig(Section):
-    """A network to make, and what it is taught."""
+    """A network to train, and its targets."""
 
     widths: list[Width] = Field(min_length=5, max_length=5, description="channels of each layer")
     convolution: Convolution = Field(
-        "plain", description="plain, separable or low_rank, as `stylize.losses.vgg.VGG19` says"
+        "plain", description="plain, separable or low_rank; see `stylize.losses.vgg.VGG19`"
     )
     ranks: list[Rank | None] = Field(
-        [], description="for low_rank, of each layer: channels before and behind its 3×3, or null: plain"
+        [], description="for low_rank, for each layer: input and output channels of its 3×3, or null: plain"
     )
     start: str | None = Field(
         None,
-        description="`teacher`: decompose its weights; or a student's file: layers of the same shape begin with its "
-        "weights; else random",
+        description="`teacher`: decompose its weights; or a student's file: layers of the same shape start from its "
+        "weights; null: random",
     )
-    learning_rate: Rate | None = Field(None, description="of Adam; by default that of all")
+    learning_rate: Rate | None = Field(None, description="of Adam; null: the common one")
     match: MatchConfig = MatchConfig()
 
     @model_validator(mode="after")
@@ -104,7 +106,7 @@ class StudentConfig(Section):
         return self
 
     def build(self) -> VGG19:
-        """The network, with any weights."""
+        """Return the network with arbitrary weights."""
         ranks = [None if rank is None else (rank[0], rank[1]) for rank in self.ranks]
         return VGG19(len(TAPS), widths=self.widths, convolution=self.convolution, ranks=ranks)
 
@@ -119,11 +121,11 @@ class TermsConfig(Section):
 
 
 class DistillConfig(Section):
-    """Everything that determines the students."""
+    """All settings that determine the students."""
 
-    seed: int = Field(0, ge=0, lt=2**31, description="of everything that is drawn")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of all random numbers")
     teacher: str = Field("imagenet", description="VGG-19's weights, as in loss.vgg")
-    students: dict[Name, StudentConfig] = Field(min_length=1, description="networks to make side by side, by name")
+    students: dict[Name, StudentConfig] = Field(min_length=1, description="networks to train side by side, by name")
     content: ContentConfig = ContentConfig(path="samples", validation=2, resize=320, crop=256)
     styles: str = Field("configs/styles", description="a folder of style pictures")
     size: int = Field(64, ge=16, description="side of the pictures, px, to which parts of the crops are scaled")
@@ -131,7 +133,7 @@ class DistillConfig(Section):
     mixture: MixtureConfig = MixtureConfig()
     pool: PoolConfig = PoolConfig()
     decomposed_on: int = Field(
-        240, ge=1, description="pictures by which the teacher is decomposed, for `start: teacher`"
+        240, ge=1, description="number of pictures for the decomposition of the teacher, for `start: teacher`"
     )
     steps: int = Field(3000, ge=1, description="optimizer steps")
     batch_size: int = Field(4, ge=2, description="pictures a step")
@@ -142,17 +144,17 @@ class DistillConfig(Section):
     checkpoint_every: int = Field(100, ge=1)
 
     def to_yaml(self) -> str:
-        """The configuration with every key."""
+        """Return the configuration with every key."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
 def configured(terms: TermsConfig) -> LayerChoice:
-    """The layers of the config."""
+    """Return the layers of the config."""
     return LayerChoice(terms.style_layers, terms.content_layers, terms.channel_balance)
 
 
 def draw_layers(terms: TermsConfig, draw: torch.Generator) -> LayerChoice:
-    """The layers of the config, or drawn weights on all: which ones a user will choose is not known."""
+    """Return the layers of the config, or random weights on all layers, since users may choose any."""
     if uniform(0, 1, draw, 1) >= terms.drawn:
         return configured(terms)
     style, content = torch.empty(2, len(TAPS)).exponential_(generator=draw).tolist()
@@ -161,7 +163,7 @@ def draw_layers(terms: TermsConfig, draw: torch.Generator) -> LayerChoice:
 
 
 def style_pictures(config: DistillConfig) -> list[Path]:
-    """The style pictures.
+    """Return the style pictures.
 
     Raises:
         StylizeError: There are none.
@@ -173,10 +175,10 @@ def style_pictures(config: DistillConfig) -> list[Path]:
 
 
 def build_examination(config: DistillConfig, device: torch.device) -> Examination:
-    """The questions that this config puts to a student.
+    """Return the examination of this config.
 
     Raises:
-        StylizeError: The teacher, the photographs or the style pictures cannot be had.
+        StylizeError: The teacher, the photographs or the style pictures are not available.
     """
     photographs = validation_images(find_photographs(config.content, config.seed).validation, config.size)
     if len(photographs) < 2:
@@ -190,14 +192,14 @@ def build_examination(config: DistillConfig, device: torch.device) -> Examinatio
 
 
 class Student:
-    """A network being taught, and its optimizer.
+    """A student in training, with its optimizer.
 
     Args:
-        config: What it is, and what it is taught.
-        seed: Of its weights.
-        learning_rate: Of Adam, where the student has none of its own.
-        teacher: Whose activations it learns.
-        pictures: For the decomposition of the teacher.
+        config: The network and its targets.
+        seed: Seed of the weights.
+        learning_rate: Adam's learning rate if the student's config has none.
+        teacher: The network whose activations it learns.
+        pictures: Returns pictures for the decomposition of the teacher.
     """
 
     def __init__(
@@ -220,7 +222,7 @@ class Student:
         self.optimizer = torch.optim.Adam(self.parameters, self.learning_rate)
 
     def train_step(self, scenes: Scenes, layers: LayerChoice, taught: Look, rate: float) -> dict[str, Tensor]:
-        """One optimizer step at a share of the learning rate; gives the terms.
+        """Make an optimizer step at a share of the learning rate; return the terms.
 
         Raises:
             StylizeError: The loss is not finite.
@@ -237,9 +239,9 @@ class Student:
         return {name: term.detach() for name, term in terms.items()} | {"gradient_norm": norm}
 
     def terms(self, scenes: Scenes, layers: LayerChoice, taught: Look) -> dict[str, Tensor]:
-        """What is to become small: relative errors of the features, 1 − cosine of the gradients, and log ratios."""
+        """Return the terms to minimize: relative errors of the features, 1 − cosine of the gradients, log ratios."""
         gradients, terms = self.match.gradients(), dict[str, Tensor]()
-        # Without gradients to match, the graph of a gradient need not be built: many times cheaper.
+        # Without gradients to match, no graph of a gradient is built, which is many times cheaper.
         mine = look(self.vgg, scenes, layers, differentiable=True) if gradients else None
         features = self.vgg(scenes.image, TAPS) if mine is None else mine.features
         for tap in TAPS:
@@ -254,7 +256,7 @@ class Student:
         return terms
 
     def _missed(self, tap: str, features: Tensor, target: Tensor) -> Tensor:
-        """The error of a layer, relative."""
+        """Return the relative error of a layer."""
         if tap not in self.kept:
             return squared_error(self.heads[tap](features), target) / target.square().mean()
         target = target[:, self.kept[tap]]
@@ -263,28 +265,28 @@ class Student:
         return (weights * (features - target).square().mean((0, 2, 3))).sum() / (weights * energy).sum()
 
     def finished(self, images: Tensor) -> VGG19:
-        """The network as it is shipped: activations as the teacher's, or of a mean of 1 on `images` in every layer."""
+        """Return the final network: activations like the teacher's, or with mean 1 on `images` in every layer."""
         vgg = copy.deepcopy(self.vgg).requires_grad_(False)
         if not self.kept:
             scale_to_unit_mean_(vgg, images)
         return vgg
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that training changes."""
+        """Return everything that training changes."""
         modules = {"vgg": self.vgg, "heads": self.heads}
         state: dict[str, Any] = {name: module.state_dict() for name, module in modules.items()}
         return state | {"optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a state."""
+        """Load a state."""
         for name, part in (("vgg", self.vgg), ("heads", self.heads), ("optimizer", self.optimizer)):
             part.load_state_dict(state[name])
 
 
 class Distiller:
-    """Trains students side by side: they see the same pictures, and the teacher looks once for all.
+    """Trains students side by side on the same pictures; the teacher's features are computed once for all.
 
-    All that is drawn at a step follows from the seed and the step.
+    All random numbers of a step are determined by the seed and the step.
     """
 
     def __init__(self, config: DistillConfig, device: torch.device, run_dir: Path) -> None:
@@ -299,7 +301,7 @@ class Distiller:
         self.pool = Pool(config.pool, config.size, device)
 
     def fit(self) -> None:
-        """Train from where it stands to the last step, with a record in TensorBoard, a line for each student."""
+        """Train from the current step to the last one, with a TensorBoard record and a log line for each student."""
         config = self.config
         bar = tqdm(total=config.steps, initial=self.step, unit="step", disable=not sys.stderr.isatty())
         with contextlib.ExitStack() as stack:
@@ -322,7 +324,7 @@ class Distiller:
                     self.save()
 
     def train_step(self, photographs: Tensor, styles: Tensor) -> tuple[Scenes, dict[str, dict[str, Tensor]]]:
-        """A step of every student on crops, uint8; gives the scenes and every student's terms.
+        """Make a step of every student on crops, uint8; return the scenes and every student's terms.
 
         Raises:
             StylizeError: A loss is not finite.
@@ -342,10 +344,10 @@ class Distiller:
         return scenes, terms
 
     def _followed(self, scenes: Scenes, slots: Sequence[int], layers: LayerChoice, taught: Look) -> list[Tensor]:
-        """The gradients that the scenes of the pool go down: in every place of it always the same network's.
+        """Return the gradients that the scenes of the pool descend; each slot of the pool always uses the same network.
 
-        A generator goes down its loss network's loss to where this is blind. So it is not enough that a student sees
-        pictures on the teacher's way: those on its own way show it what it does not see and the teacher does.
+        A generator descends the loss of its loss network to pictures whose faults this network does not detect. So a
+        student also needs pictures that descend its own loss: they have faults that only the teacher detects.
         """
         gradients = [taught.style_gradient.clone(), taught.content_gradient.clone()]
         for number, student in enumerate(self.students.values(), start=1):
@@ -358,7 +360,7 @@ class Distiller:
         return gradients
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """Examine the students as they would be shipped, and write their files."""
+        """Examine the final students, and write their files."""
         images = torch.cat([scenes.image for scenes in self.examination.scenes.values()])
         results = {}
         for name, student in self.students.items():
@@ -377,7 +379,7 @@ class Distiller:
         return results
 
     def save(self) -> None:
-        """Write a checkpoint of everything that the seed and the step do not give."""
+        """Write a checkpoint of everything that the seed and the step do not determine."""
         state = {
             "step": self.step,
             "students": {name: student.state_dict() for name, student in self.students.items()},
@@ -387,7 +389,7 @@ class Distiller:
         save_checkpoint(self.run_dir / "checkpoints", self.step, state, keep=2)
 
     def resume(self) -> None:
-        """Take up the newest checkpoint.
+        """Load the newest checkpoint.
 
         Raises:
             StylizeError: There is none, or it is damaged.
@@ -407,7 +409,7 @@ class Distiller:
         return self.mixture(contents, paintings, draw)
 
     def _pictures(self) -> Tensor:
-        """What the teacher is decomposed by."""
+        """Return the pictures for the decomposition of the teacher."""
         draw = torch.Generator().manual_seed(self.config.seed)
         count = -(-self.config.decomposed_on // self.config.batch_size)
         batches = itertools.islice(itertools.chain.from_iterable(self._crops() for _ in range(count)), count)
@@ -428,14 +430,14 @@ class Distiller:
 def log(
     boards: Mapping[str, SummaryWriter], kind: str, results: Mapping[str, Mapping[str, float | Tensor]], step: int
 ) -> None:
-    """Every student's numbers on its own board."""
+    """Write each student's numbers to its own TensorBoard run."""
     for student, numbers in results.items():
         for name, number in numbers.items():
             boards[student].add_scalar(f"{kind}/{name}", float(number), step)
 
 
 def linear_heads(student: VGG19, teacher: VGG19, seed: int) -> nn.ModuleDict:
-    """Maps from every tap of the student to the teacher's."""
+    """Return linear maps from every tap of the student to the teacher's."""
     torch.manual_seed(seed)
     sizes = zip(TAPS, student.widths, teacher.widths, strict=True)
     return nn.ModuleDict({tap: nn.Conv2d(mine, its, 1) for tap, mine, its in sizes}).to(teacher.mean.device)
@@ -443,7 +445,7 @@ def linear_heads(student: VGG19, teacher: VGG19, seed: int) -> nn.ModuleDict:
 
 @torch.no_grad()
 def take_over_(vgg: VGG19, path: Path) -> None:
-    """Give layers the weights that they have in a student's file, where their shapes are the same.
+    """Load the weights of a student's file into the layers of the same shape.
 
     Raises:
         StylizeError: The file cannot be read.
@@ -456,7 +458,7 @@ def take_over_(vgg: VGG19, path: Path) -> None:
 
 @torch.no_grad()
 def scale_to_unit_mean_(vgg: VGG19, images: Tensor) -> None:
-    """Scale every layer to a mean activation of 1 on `images`, as the teacher's are; nothing else changes."""
+    """Scale every layer to a mean activation of 1 on `images`, like the teacher's; nothing else changes."""
     before = 1.0
     for module, features in zip(vgg.features.values(), vgg(images, TAPS).values(), strict=True):
         mean, conv = max(float(features.mean()), 1e-6), last_convolution(module)
@@ -474,17 +476,17 @@ device_option = click.option("--device", default="auto", show_default=True, help
 
 @click.group()
 def main() -> None:
-    """Make and judge students of VGG-19."""
+    """Train and evaluate students of VGG-19."""
 
 
 @main.command()
 @config_option
 @set_option
 @device_option
-@click.option("--output", type=click.Path(path_type=Path), help="The run folder; default runs/distill.")
-@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint.")
+@click.option("--output", type=click.Path(path_type=Path), help="Run folder; default: runs/distill.")
+@click.option("--resume", is_flag=True, help="Continue from the newest checkpoint.")
 def train(config_path: Path, overrides: tuple[str, ...], device: str, output: Path | None, resume: bool) -> None:
-    """Train students; their files are RUN_DIR/NAME.safetensors."""
+    """Train students; their files are written to RUN_DIR/NAME.safetensors."""
     config = read_config(DistillConfig, config_path, overrides)
     run_dir = output or Path("runs", "distill")
     written = run_dir / "config.yaml"
@@ -505,12 +507,12 @@ def train(config_path: Path, overrides: tuple[str, ...], device: str, output: Pa
 @config_option
 @set_option
 @device_option
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures there, too.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the figures to this file.")
 @click.argument("students", nargs=-1, required=True)
 def evaluate(
     config_path: Path, overrides: tuple[str, ...], device: str, json_path: Path | None, students: tuple[str, ...]
 ) -> None:
-    """Judge STUDENTS by held-out pictures: files, or whatever loss.vgg takes (`random` for comparison)."""
+    """Evaluate STUDENTS on held-out pictures: files, or any value of loss.vgg (`random` for comparison)."""
     examination = build_examination(read_config(DistillConfig, config_path, overrides), choose_device(device))
     results = {name: examination(load_vgg(name, TAPS).vgg.to(examination.device)) for name in students}
     click.echo(table(results))

@@ -1,10 +1,10 @@
-"""Do everything to a tiny training that can happen to one, and print how it comes out of it.
+"""Cause faults in a tiny training, and print the outcome of each.
 
 python scripts/faults.py [--quick] [--only WORDS]
 
-Every row lets a fault strike a run, resumes it to its end, and compares weights, optimizer, `metrics.jsonl` and
-TensorBoard's curves bit for bit with the run that nothing happened to. A lost step is one that had to be done again.
-Needs an operating system with fork; filling a disk needs the right to mount a tmpfs. Exits with 1 if a row fails.
+Every row causes a fault in a run, resumes it to its end, and compares weights, optimizer, `metrics.jsonl` and
+TensorBoard's curves bit for bit with an undisturbed run on the CPU. A lost step is one that had to be repeated. Needs
+an operating system with fork; filling a disk needs permission to mount a tmpfs. Exits with 1 if a row fails.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ Hook = Callable[[], None]
 
 
 class Failed(Exception):
-    """A run did not come out of a fault as it must; says how."""
+    """A run did not survive a fault as it must; the message says why."""
 
 
 class Row(NamedTuple):
-    """A fault, how often it is tried, and what does it: returns the outcome in words and the lost steps."""
+    """A fault, the number of trials, and the function that causes it and returns the outcome and the lost steps."""
 
     fault: str
     times: int
@@ -57,14 +57,14 @@ class Row(NamedTuple):
 
 
 def main() -> int:
-    """Run all rows; returns the exit status."""
+    """Run all rows and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="every fault once, kill -9 six times")
     parser.add_argument("--only", default="", help="only the faults whose names match this regular expression")
     options = parser.parse_args()
     chosen = [row for row in rows(1 if options.quick else 5) if re.search(options.only, row.fault)]
     torch.set_num_threads(1)
-    memory = Path("/dev/shm")  # where there is one: the faults are those of processes, not of power
+    memory = Path("/dev/shm")  # if it exists: the faults are those of processes, not power cuts
     folder = Path(tempfile.mkdtemp(prefix="stylize-faults-", dir=memory if memory.is_dir() else None))
     try:
         prepare(folder)
@@ -75,7 +75,7 @@ def main() -> int:
 
 
 def report(row: Row, folder: Path) -> int:
-    """Try a row and print its line; returns 1 if it fails."""
+    """Try a row and print its line; return 1 if it fails."""
     outcomes: dict[str, None] = {}
     lost, failed = [], 0
     for _ in range(row.times):
@@ -92,7 +92,7 @@ def report(row: Row, folder: Path) -> int:
 
 
 def rows(times: int) -> list[Row]:
-    """All faults."""
+    """Return all faults."""
     return [
         Row("kill -9 at a random moment", 6 * times, kill_anywhere),
         Row("kill -9 during a checkpoint", times, lambda f: hooked(f, in_checkpoint(signal.SIGKILL))),
@@ -124,7 +124,7 @@ def rows(times: int) -> list[Row]:
 
 
 def prepare(folder: Path) -> None:
-    """Pictures, the config, and the run that nothing happens to."""
+    """Write pictures and config, and train the undisturbed run."""
     draw = random.Random(0)
     (folder / "photos").mkdir()
     for path in [folder / "style.png", *(folder / "photos" / f"{i:02d}.png" for i in range(PHOTOGRAPHS))]:
@@ -149,13 +149,13 @@ def prepare(folder: Path) -> None:
 
 
 def start(folder: Path, run: str, *options: str, hook: Hook | None = None) -> tuple[int, Path]:
-    """Begin a training in a process of its own, with a hook that lets something happen; its id, and its log."""
+    """Start a training in a new process, with a hook that causes a fault; return the process id and the log."""
     config, output = str(folder / "a.yaml"), str(folder / run)
     return fork(folder, ["train", "--config", config, "--output", output, "--device", "cpu", *options], hook)
 
 
 def fork(folder: Path, arguments: list[str], hook: Hook | None = None) -> tuple[int, Path]:
-    """Begin a command in a process of its own; its id, and its log."""
+    """Start a command in a new process; return the process id and the log."""
     log = folder / "log.txt"
     pid = os.fork()
     if pid:
@@ -178,18 +178,18 @@ def fork(folder: Path, arguments: list[str], hook: Hook | None = None) -> tuple[
 
 
 def ended(pid: int) -> int:
-    """Wait for a process; its exit status, or the negative number of the signal that killed it."""
+    """Wait for a process; return its exit status, or the negative number of the signal that killed it."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def train(folder: Path, run: str, *options: str, hook: Hook | None = None) -> tuple[int, str]:
-    """A training from start to end: its exit status and what it said."""
+    """Train from start to end; return the exit status and the output."""
     pid, log = start(folder, run, *options, hook=hook)
     return ended(pid), log.read_text()
 
 
 def finish(folder: Path) -> int:
-    """Resume the run to its end, or begin anew where no checkpoint was written; returns the lost steps."""
+    """Resume the run to its end, or restart it if there is no checkpoint; return the lost steps."""
     before = last_step(folder / "run")
     saved = checkpoints(folder / "run" / "checkpoints")
     how = "--resume" if saved else "--overwrite" if (folder / "run" / "config.yaml").exists() else "--device=cpu"
@@ -201,12 +201,12 @@ def finish(folder: Path) -> int:
 
 
 def last_step(run: Path) -> int:
-    """The last step that was recorded."""
+    """Return the last recorded step."""
     return max((line["step"] for line in metrics(run)), default=0)
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """What `metrics.jsonl` says, but for the rates; a line that is cut is an error where the run has ended."""
+    """Return `metrics.jsonl` without the rates; a truncated line is an error if the run has ended."""
     found = []
     path = run / "metrics.jsonl"
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -216,14 +216,14 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def curves(run: Path) -> list[tuple[str, int, bytes]]:
-    """TensorBoard's values as they lie in the files, one for every tag and step."""
+    """Return TensorBoard's values from the files, one for every tag and step."""
     events = [event for path in sorted(run.glob(f"{PREFIX}*")) for event in read_events(path)]
     values = [(value.tag, event.step, value.SerializeToString()) for event in events for value in event.summary.value]
     return sorted(value for value in values if value[1] > 0 and value[0].split("/")[-1] not in TIMES)
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two trees of values are equal bit for bit."""
+    """Return whether two trees of values are equal bit for bit."""
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
@@ -234,10 +234,10 @@ def same(one: Any, other: Any) -> bool:
 
 
 def compare(folder: Path) -> str:
-    """Compare the run with the one that nothing happened to.
+    """Compare the run with the undisturbed one.
 
     Raises:
-        Failed: Something differs, or something was left behind.
+        Failed: The runs differ, or files were left behind.
     """
     run, reference = folder / "run", folder / "reference"
     states = [newest_checkpoint(path / "checkpoints", CPU) for path in (run, reference)]
@@ -256,17 +256,17 @@ def compare(folder: Path) -> str:
 
 
 def in_step(number: int, count: int = 1) -> Hook:
-    """Signals in the middle of a step."""
+    """Return a hook that sends signals in the middle of a step."""
     return _around(Trainer, "step", number, count, random.randrange(2, STEPS))
 
 
 def in_validation(number: int, count: int = 1) -> Hook:
-    """Signals at the begin of a validation."""
+    """Return a hook that sends signals at the start of a validation."""
     return _around(Trainer, "validate", number, count, random.randrange(1, STEPS // VALIDATE_EVERY))
 
 
 def in_checkpoint(number: int, count: int = 1) -> Hook:
-    """Signals when a checkpoint is written but has not got its name."""
+    """Return a hook that sends signals when a checkpoint is written but not yet renamed."""
 
     def hook() -> None:
         replace, calls = Path.replace, iter(range(99))
@@ -299,7 +299,7 @@ def _around(owner: type, name: str, number: int, count: int, strike_at: int) -> 
 
 
 def hooked(folder: Path, hook: Hook, status: int | None = None) -> tuple[str, int]:
-    """Run with a hook, and finish."""
+    """Run with a hook, then finish the run."""
     got, log = train(folder, "run", hook=hook)
     if "Traceback" in log or (status is not None and got not in (status, 0)):
         raise Failed(f"ended with {got}: {log.splitlines()[-1:]}")
@@ -341,7 +341,7 @@ def damaged(folder: Path, damage: Callable[[Path], object]) -> tuple[str, int]:
 
 @contextmanager
 def small_disk(path: Path, size: str) -> Iterator[bool]:
-    """A tmpfs of that size, or False where none can be mounted."""
+    """Mount a tmpfs of this size; yield False if that is not possible."""
     path.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], capture_output=True)
     try:
@@ -352,7 +352,7 @@ def small_disk(path: Path, size: str) -> Iterator[bool]:
 
 
 def disk_full(folder: Path) -> tuple[str, int]:
-    """Fill the disk of the run from step 6 to 13, then on to the end."""
+    """Fill the disk of the run from step 6 to 13, then train to the end."""
 
     def hook() -> None:
         step, filler = Trainer.step, folder / "run" / "filler"
@@ -380,7 +380,7 @@ def disk_full(folder: Path) -> tuple[str, int]:
 
 
 def disk_full_of_pictures(folder: Path) -> tuple[str, int]:
-    """Paint on a disk that is too small, over an older picture."""
+    """Overwrite an older picture on a disk that is too small."""
     photograph, model = min((folder / "photos").iterdir()), folder / "reference" / "model.safetensors"
     with small_disk(folder / "run", "64k") as mounted:
         if not mounted:
@@ -412,7 +412,7 @@ def disk_full_of_pictures(folder: Path) -> tuple[str, int]:
 
 
 def compare_but_for_the_best(folder: Path) -> str:
-    """A run whose best model could not be written keeps another; all else must be equal."""
+    """Compare a run whose best model could not be written: it keeps another one, all else must be equal."""
     found, reference = (newest_checkpoint(folder / name / "checkpoints", CPU) for name in ("run", "reference"))
     if found is None or reference is None:
         raise Failed("no checkpoint")
@@ -451,7 +451,7 @@ def truncate(path: Path) -> None:
 
 
 def photographs_gone(folder: Path, count: int, damage: Callable[[Path], object]) -> tuple[str, int]:
-    """Damage photographs at step 3: a few are passed over, many stop the run with one line."""
+    """Damage photographs at step 3: a few are skipped, many stop the run with one line."""
     photographs = sorted((folder / "photos").iterdir())
     kept = {path: path.read_bytes() for path in photographs}
 
@@ -479,13 +479,13 @@ def photographs_gone(folder: Path, count: int, damage: Callable[[Path], object])
 
 
 def _coming(dataset: CropDataset, position: int, count: int) -> list[Path]:
-    """The photographs of `count` positions."""
+    """Return the photographs of `count` positions."""
     order = epoch_order(dataset.seed, 0, len(dataset.files))
     return [dataset.files[index] for index in order[position : position + count]]
 
 
 def not_finite(folder: Path, count: int) -> tuple[str, int]:
-    """Let losses from step 8 on be not a number."""
+    """Make the losses from step 8 on NaN."""
 
     def hook() -> None:
         forward = Trainer._forward
@@ -506,7 +506,7 @@ def not_finite(folder: Path, count: int) -> tuple[str, int]:
 
 
 def clock_set_back(folder: Path) -> tuple[str, int]:
-    """Stop a run, and resume it a year earlier."""
+    """Stop a run, and resume it with the clock set back a year."""
     train(folder, "run", hook=_around(Trainer, "step", signal.SIGTERM, 1, 11))
     now = time.time
     status, log = train(folder, "run", "--resume", hook=lambda: setattr(time, "time", lambda: now() - 365 * 86400))
@@ -516,7 +516,7 @@ def clock_set_back(folder: Path) -> tuple[str, int]:
 
 
 def second_process(folder: Path) -> tuple[str, int]:
-    """Start another training, with --overwrite and --resume, on the folder of one that runs."""
+    """Start another training with --overwrite and --resume on the folder of a running one."""
     go_on = folder / "go-on"
     go_on.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""Lay out what models paint: photographs above, a row for each model below, its style picture at the left.
+"""Make a sheet of painted photographs: photographs at the top, then a row for each model with its style picture.
 
     python scripts/make_gallery.py                                    # the built-in styles, for the README
     python scripts/make_gallery.py -o norms.jpg runs/norm-batch runs/norm-instance
@@ -45,7 +45,7 @@ def main(models: tuple[str, ...], output: Path, quality: int) -> None:
 
 
 def painted_row(model: str, photographs: list[Tensor]) -> list[Tensor]:
-    """The style picture, then the photographs as the model paints them."""
+    """Return the style picture and the photographs painted by the model."""
     generator, card = load_model(find_model(model).path)
     stylizer = Stylizer(generator, Compute(torch.device("cpu")))
     style = ROOT / "configs" / "styles" / Path(card.config["style"]["image"]).name
@@ -54,20 +54,20 @@ def painted_row(model: str, photographs: list[Tensor]) -> list[Tensor]:
 
 
 def chosen_photographs() -> list[Path]:
-    """The sample photographs that the sheet shows, in its order."""
+    """Return the sample photographs of the sheet, in order."""
     by_name = {path.stem: path for path in sample_photographs()}
     return [by_name[name] for name in PHOTOGRAPHS]
 
 
 def square(path: Path, side_px: int) -> Tensor:
-    """The middle square of a picture, `(3, side, side)`."""
+    """Return the centre square of a picture, `(3, side, side)`."""
     image = to_tensor(read_rgb(path, side_px))
     top, left = ((length - side_px) // 2 for length in image.shape[-2:])
     return image[:, top : top + side_px, left : left + side_px]
 
 
 def shrink(image: Tensor) -> Tensor:
-    """A picture at the size of a tile."""
+    """Return a picture at the size of a tile."""
     size = (TILE_PX, TILE_PX)
     return torch.nn.functional.interpolate(image[None], size, mode="bicubic", antialias=True)[0].clamp(0, 1)
 

@@ -1,4 +1,4 @@
-"""Lay out what `stylize apply --stroke-scale` does: a photograph, and its painting at several scales; details below.
+"""Make a sheet for `stylize apply --stroke-scale`: a photograph painted at several scales, with details below.
 
     python scripts/make_stroke_scales.py    # for the README
 
@@ -48,13 +48,13 @@ def main(model: str, photograph: str, detail: tuple[int, int], output: Path, qua
 
 
 def tile(image: Tensor) -> Tensor:
-    """The whole picture, small."""
+    """Return the whole picture, reduced."""
     height, width = image.shape[-2:]
     return shrink(image[None], (TILE_PX, round(height * TILE_PX / width)))[0]
 
 
 def enlarged_detail(image: Tensor, left: int, top: int) -> Tensor:
-    """A square of the picture, its pixels doubled."""
+    """Return a square of the picture with its pixels doubled."""
     square = image[None, :, top : top + DETAIL_PX, left : left + DETAIL_PX]
     return F.interpolate(square, scale_factor=TILE_PX / DETAIL_PX, mode="nearest")[0]
 

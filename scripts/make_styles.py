@@ -1,7 +1,7 @@
 """Draw the four style pictures that ship with the project.
 
-Every picture is original, drawn from scratch with NumPy and Pillow and a fixed seed, so it is free
-of third-party rights and can be drawn again at any time:
+Every picture is original, drawn from scratch with NumPy, Pillow and a fixed seed. So it is free of
+third-party rights and can be reproduced at any time:
 
 * ``swirling_strokes``: thick brush strokes that follow the whirls of a night sky over fields.
 * ``stained_glass``: rose windows among curved rays of leaded glass in jewel colours.

@@ -1,4 +1,4 @@
-"""Store a model's weights in float16: half the size, for models that travel with the package.
+"""Store a model's weights in float16, at half the size, for models in the package.
 
 python scripts/shrink_model.py runs/NAME/model.safetensors stylize/models/builtin/NAME.safetensors
 """

@@ -1,10 +1,10 @@
-"""Train for long and paint much in one process, and see whether memory, open files or threads grow.
+"""Train and paint for a long time in one process, and check that memory, open files and threads do not grow.
 
 python scripts/soak.py [--steps 2000] [--images 2000]
 
-A tiny training with validations and checkpoints, then a tiny model painting one image after another. What is measured
-after a tenth is compared with what is measured at the end. Exits with 1 if there is more than then (of memory: more
-than `ALLOWED_MIB` more, which is what the allocator's pools vary by). Needs Linux: it reads /proc.
+A tiny training with validations and checkpoints is followed by a tiny model that paints one image after another. The
+measurements after a tenth and at the end are compared. Exits with 1 if they have grown (memory: by more than
+`ALLOWED_MIB`, the variation of the allocator's pools). Needs Linux, since it reads /proc.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ALLOWED_MIB = 8.0
 
 
 class Held(NamedTuple):
-    """What this process holds."""
+    """Resources in use by this process."""
 
     memory_mib: float
     files: int
@@ -45,7 +45,7 @@ class Held(NamedTuple):
 
 
 def held() -> Held:
-    """What this process holds now."""
+    """Return the resources that this process uses now."""
     gc.collect()
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     memory_kib = int(status["VmRSS"].split()[0])
@@ -57,7 +57,7 @@ def held() -> Held:
 
 
 def main() -> int:
-    """Do both; returns the exit status."""
+    """Train and paint; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--images", type=int, default=2000)
@@ -69,7 +69,7 @@ def main() -> int:
 
 
 def prepare(folder: Path, steps: int) -> None:
-    """Pictures and the config."""
+    """Write pictures and config."""
     (folder / "photos").mkdir()
     for path in [folder / "style.png", *(folder / "photos" / f"{i}.jpg" for i in range(20))]:
         Image.effect_noise((96, 80), 60).convert("RGB").save(path)
@@ -88,7 +88,7 @@ def prepare(folder: Path, steps: int) -> None:
 
 
 def train(folder: Path) -> tuple[Held, Held]:
-    """Train; returns what was held after a tenth and after the last step."""
+    """Train; return the resources after a tenth and after the last step."""
     config = load_config(folder / "soak.yaml")
     steps = config.train.steps
     looked: list[Held] = []
@@ -102,7 +102,7 @@ def train(folder: Path) -> tuple[Held, Held]:
 
 
 def paint(folder: Path, images: int) -> tuple[Held, Held]:
-    """Paint; what was held after a tenth, and at the end."""
+    """Paint; return the resources after a tenth and at the end."""
     stylizer = Stylizer(load_model(folder / "run" / "model.safetensors")[0], Compute(CPU))
     photographs = sorted((folder / "photos").iterdir())
     early = held()
@@ -117,7 +117,7 @@ def paint(folder: Path, images: int) -> tuple[Held, Held]:
 
 
 def report(what: str, early: Held, late: Held) -> int:
-    """Print a line; returns 1 if more is held at the end."""
+    """Print a line; return 1 if the resources have grown."""
     grown = late.memory_mib > early.memory_mib + ALLOWED_MIB or late.files > early.files or late.threads > early.threads
     print(f"{what}: after a tenth {early}; at the end {late}{': MORE' if grown else ''}", flush=True)
     return int(grown)

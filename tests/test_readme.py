@@ -29,6 +29,13 @@ def test_the_readme_has_its_two_commands() -> None:
         assert os.access(ROOT / script, os.X_OK)
 
 
+def test_the_quickstart_finds_its_photograph(capsys: pytest.CaptureFixture[str]) -> None:
+    script = (ROOT / "scripts" / "quickstart").read_text(encoding="utf-8")
+    (program,) = re.findall(r"python -c '([^']+)'", script)
+    exec(compile(program, "scripts/quickstart", "exec"), {})
+    assert Path(capsys.readouterr().out.strip()).is_file()
+
+
 def test_every_link_and_picture_of_the_documents_exists() -> None:
     for document in [
         ROOT / "README.md",

@@ -1,7 +1,7 @@
 """Painting one square image, and painting by size.
 
-`one image` is what somebody waits for who paints a single one: the first call of a new process, once it has imported
-everything and holds the model. `many images` is the steady state.
+`one image` is the wait for a single picture: the first call of a new process that has imported everything and loaded
+the model. `many images` is the steady state.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from stylize.system.compute import Compute
 from stylize.training.photographs import ContentConfig, find_photographs
 
 HEADING = "apply"
-MOST_PICTURES = 32  # of a folder, to compare precisions
-MOST_LEVELS = 1.0  # by which pictures may differ from those in float32, in the mean
+MOST_PICTURES = 32  # number of photographs of a folder that precisions are compared on
+MOST_LEVELS = 1.0  # mean difference from float32 that is allowed
 SIZES_PX = (256, 512, 1024, 2048, 4096)
 # The ways to paint an image of any size, by name.
 WAYS: Mapping[str, Callable[[Settings], Workload]] = {
@@ -106,15 +106,15 @@ def run(settings: Settings, floor: Floor) -> Finding:
 
 
 class Roughness(NamedTuple):
-    """What a precision changes in the pictures of a trained model, in grey levels of 255, after rounding to them.
+    """Difference between a precision and float32 in the pictures of a trained model, in rounded grey levels of 255.
 
     Attributes:
-        style: Of the model.
-        precision: That is compared with float32.
-        pictures: How many.
-        mean: Over all values of all pictures.
-        worst_mean: Over those of the picture that differs most.
-        most: Of any value.
+        style: Style of the model.
+        precision: The precision.
+        pictures: Number of pictures.
+        mean: Mean difference over all values of all pictures.
+        worst_mean: Mean difference of the picture that differs most.
+        most: Maximum difference of any value.
     """
 
     style: str
@@ -133,10 +133,10 @@ class Roughness(NamedTuple):
 
 
 def roughness(style: str, model: Path, precision: str, settings: Settings) -> Roughness:
-    """Paint `settings.photos`, or a generated image, in float32 and in that precision.
+    """Paint `settings.photos`, or a generated image, in float32 and in the precision.
 
     Raises:
-        click.ClickException: They differ by more than a level in the mean.
+        click.ClickException: The pictures differ by more than one level on average.
     """
     device = settings.torch_device()
     exact, rough = (Stylizer(load_model(model)[0], Compute(device, kind)) for kind in ("fp32", precision))
@@ -173,12 +173,12 @@ class Painted:
     """One size, painted in one way.
 
     Attributes:
-        side_px: Of the image.
-        way: Of `WAYS`.
-        precision: Of stylize.
-        seconds: The median repeat of every round.
-        memory: Of the process.
-        floor_share: Of the product's rate.
+        side_px: Side of the image.
+        way: A name of `WAYS`.
+        precision: Precision of stylize.
+        seconds: Median over the repeats of each round.
+        memory: Memory of the process.
+        floor_share: Share of the product's rate.
     """
 
     side_px: int
@@ -189,7 +189,7 @@ class Painted:
     floor_share: float
 
     def cells(self) -> tuple[str, ...]:
-        """A row of the table."""
+        """Return a row of the table."""
         median = statistics.median(self.seconds)
         return (
             f"{self.side_px}²",
@@ -204,12 +204,12 @@ class Painted:
         )
 
     def numbers(self) -> dict[str, Any]:
-        """For programs."""
+        """Return the numbers for JSON."""
         return {**vars(self), "memory": self.memory._asdict()}
 
 
 def run_sizes(settings: Settings, floor: Floor) -> Finding:
-    """Time painting by size, every size in a process of its own."""
+    """Time painting by size, each size in its own process."""
     rows: list[Painted] = []
     notes: list[str] = []
     for way in WAYS:
@@ -243,10 +243,10 @@ def _paint_by_size(
 
 
 def expected_bytes(painted: Sequence[Painted], side_px: int) -> int | None:
-    """What painting will need, from the largest size so far: what grew grows with the number of pixels.
+    """Estimate the memory of painting from the largest size so far; its growth is proportional to the pixels.
 
     Returns:
-        The estimate, or None where nothing was painted yet, or its memory is not known.
+        The estimate, or None if nothing was painted yet or its memory is unknown.
     """
     if not painted:
         return None

@@ -1,4 +1,4 @@
-"""Two sides that take turns, and must give the same numbers."""
+"""Compare two sides that take turns and must give the same numbers."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ class Pair:
     """Two workloads to compare.
 
     Attributes:
-        name: What is timed.
-        make: The workload of each side.
-        images: In one repeat.
-        side_px: Of each.
-        flop: In one repeat.
-        same: Both sides must give the same numbers.
-        first_call: Time the first call of new processes, in place of many of the same.
-        variables: Of the environment of a side's process.
+        name: Name of the task.
+        make: Creates the workload of each side.
+        images: Number of images in a repeat.
+        side_px: Side of each image.
+        flop: Floating-point operations in a repeat.
+        same: Whether both sides must give the same numbers.
+        first_call: Whether to time the first call of new processes instead of many calls of one.
+        variables: Environment variables of each side's process.
     """
 
     name: str
@@ -66,17 +66,17 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was found for a pair.
+    """Measurements of a pair.
 
     Attributes:
-        name: Of the pair, with stylize's precision.
-        environment: Of each side.
-        seconds: Of each side, the median repeat of every round.
-        memory: Of each side.
-        differences: Between the sides' first results, by name, over the plain side's largest value.
-        images: In one repeat.
-        megapixels: In one repeat, all images together.
-        floor_share: Of each side.
+        name: Name of the pair, with stylize's precision.
+        environment: Environment of each side.
+        seconds: Median over the repeats of each round, by side.
+        memory: Memory of each side.
+        differences: Differences of the sides' first results, by name, relative to the plain side's largest value.
+        images: Number of images in a repeat.
+        megapixels: Megapixels of all images of a repeat.
+        floor_share: Share of the floor, by side.
     """
 
     name: str
@@ -89,15 +89,15 @@ class Comparison:
     floor_share: Mapping[Side, float]
 
     def images_per_second(self) -> float:
-        """Of stylize."""
+        """Images per second of stylize."""
         return self.images / statistics.median(self.seconds["stylize"])
 
     def times_as_fast(self) -> list[float]:
-        """Stylize, round by round."""
+        """Ratio of the plain side's time to stylize's, by round."""
         return ratios(self.seconds["plain"], self.seconds["stylize"])
 
     def cells(self) -> tuple[str, ...]:
-        """A row of the table."""
+        """Return a row of the table."""
         stylize = statistics.median(self.seconds["stylize"])
         peaks, growths = ([getattr(self.memory[side], name) for side in SIDES] for name in Memory._fields)
         return (
@@ -113,16 +113,16 @@ class Comparison:
         )
 
     def numbers(self) -> dict[str, Any]:
-        """For programs."""
+        """Return the numbers for JSON."""
         told = {"times_as_fast": self.times_as_fast(), "images_per_second": self.images_per_second()}
         return {**asdict(self), "memory": {side: m._asdict() for side, m in self.memory.items()}, **told}
 
 
 def compare(pair: Pair, settings: Settings, floor: Floor) -> Comparison:
-    """Let the sides of a pair take turns, stylize in the one precision of the settings.
+    """Run the sides of a pair in turns, stylize in the single precision of the settings.
 
     Raises:
-        click.ClickException: Their first results differ by more than the precision explains.
+        click.ClickException: The first results differ by more than the precision explains.
     """
     name = f"{pair.name}, {settings.precision}"
     played = _play_in_turns(name, pair, settings)
@@ -175,7 +175,7 @@ def _most(memories: Sequence[Memory]) -> Memory:
 def relative_differences(
     plain: Mapping[str, NDArray[np.float32]], stylize: Mapping[str, NDArray[np.float32]]
 ) -> dict[str, float]:
-    """The largest difference of each value over the plain one's largest magnitude."""
+    """Return the largest difference of each value, relative to the plain side's largest magnitude."""
     return {k: float(np.abs(plain[k] - stylize[k]).max() / np.abs(plain[k]).max()) for k in plain}
 
 
@@ -205,7 +205,7 @@ def check_differences(name: str, differences: Mapping[str, float], tolerance: fl
 
 
 def choices_note(comparisons: Sequence[Comparison]) -> list[str]:
-    """What stylize chose, a line for each choice."""
+    """Return what stylize chose, one line for each choice."""
     chosen: dict[str, list[str]] = {}
     for comparison in comparisons:
         told = comparison.environment["stylize"]
@@ -215,5 +215,5 @@ def choices_note(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def table(heading: str, comparisons: Sequence[Comparison]) -> Table:
-    """The numbers in columns."""
+    """Return the numbers as a table."""
     return Table((heading, *COLUMNS), [comparison.cells() for comparison in comparisons])

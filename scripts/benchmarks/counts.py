@@ -1,4 +1,4 @@
-"""What has to be computed and moved, counted: not measured."""
+"""Counts of floating-point operations and of bytes to move; nothing here is measured."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from benchmarks.settings import WIDTH
 from torch.utils.flop_counter import FlopCounterMode
 
 FLOAT32_BYTES = 4
-# How often a norm has to read or write a map: forward once for the statistics, then once in and once out; backward both
-# the map and its output's gradient for two sums, then both again in and one out.
+# Passes of a norm over a map. Forward: read for the statistics, read again, write. Backward: read the map and the
+# gradient of its output for two sums, read both again, write one.
 NORM_PASSES = {"forward": 3, "backward": 5}
 
 
 def training_flop(batch: int, crop_px: int) -> int:
-    """Of a training step: two for each multiply-add of convolutions and Gram products, forward and backward."""
+    """Return the FLOP of a training step: two for each multiply-add of convolutions and Gram products, both passes."""
     with torch.device("meta"):
         generator, loss = plain_generator(WIDTH), PlainLoss(PlainVGG(), torch.empty(3, crop_px, crop_px))
         content = torch.empty(batch, 3, crop_px, crop_px)
@@ -27,14 +27,14 @@ def training_flop(batch: int, crop_px: int) -> int:
 
 
 def painting_flop(images: int, side_px: int) -> int:
-    """Of painting: two for each multiply-add of the convolutions."""
+    """Return the FLOP of painting: two for each multiply-add of the convolutions."""
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         plain_generator(WIDTH)(torch.empty(images, 3, side_px, side_px))
     return int(counter.get_total_flops())
 
 
 def product_flop(side: int) -> int:
-    """Of the product of two square matrices.
+    """Return the FLOP of the product of two square matrices.
 
     >>> product_flop(10)
     2000
@@ -43,7 +43,7 @@ def product_flop(side: int) -> int:
 
 
 def map_bytes(shape: Sequence[int], passes: int) -> int:
-    """Of so many passes over float32 maps.
+    """Return the bytes of a number of passes over float32 maps.
 
     >>> map_bytes((2, 3, 4, 5), NORM_PASSES["forward"])
     1440

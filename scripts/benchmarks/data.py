@@ -1,8 +1,8 @@
-"""The data path: photographs to batches of crops, and one photograph to the resolution that is needed.
+"""Time the data path: photographs to batches of crops, and decoding of one photograph to the needed resolution.
 
-Batches come as fast as the workers can make them; what the training step of this machine consumes is measured in the
-same run, in turns with them. Where a row of workers reaches 1, training does not wait for photographs, as long as
-the workers have cores of their own.
+Batches are produced as fast as the workers can; the consumption of the training step is measured in the same run, in
+turns with them. At a ratio of 1 or more the training does not wait for photographs, if the workers have cores of their
+own.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ RESIZE_PX = 288
 LARGE_PX, LARGE_COUNT = (4000, 3000), 4
 SMALL_PX, SMALL_COUNT = (640, 480), 12
 QUALITY = 90
-GRAIN = 6  # levels: the noise of a sensor, which fills a JPEG as a photograph's does
-PASSES = 4  # over the files, in a turn
-MOST_IMAGES = 256  # of a folder, in a turn
-DECODED_DIFFERENCE = 0.03  # the mean over pixels, of the range: both are the same picture
+GRAIN = 6  # levels; like sensor noise, it makes a JPEG as large as a photograph's
+PASSES = 4  # passes over the files in a turn
+MOST_IMAGES = 256  # photographs of a folder in a turn
+DECODED_DIFFERENCE = 0.03  # mean over pixels, relative to the range; above it the pictures differ
 
 LOADING_HEADER = ("workers", "images/s (median, min..max)", "times what the training step consumes")
 DECODING_HEADER = ("decoding of 12-megapixel JPEGs", "images/s (median, min..max)", "times as fast as in full")
@@ -68,7 +68,7 @@ def write_photograph(path: Path, size: tuple[int, int], seed: int) -> None:
 
 
 def read_in_full(path: Path, shorter_side_px: int) -> Image.Image:
-    """As scripts do it: decode every pixel, then shrink."""
+    """Read a photograph as the copied scripts do: decode every pixel, then shrink."""
     image = Image.open(path).convert("RGB")
     factor = shorter_side_px / min(image.size)
     width, height = (round(side * factor) for side in image.size)
@@ -76,19 +76,19 @@ def read_in_full(path: Path, shorter_side_px: int) -> Image.Image:
 
 
 def content_config(settings: Settings) -> ContentConfig:
-    """The crops that the training step gets, from an eighth more."""
+    """Return the config for the crops of the training step, from photographs an eighth larger."""
     return ContentConfig(path=str(settings.photos), validation=0, resize=settings.crop * 9 // 8, crop=settings.crop)
 
 
 class Decoded(NamedTuple):
-    """Seconds for the same files."""
+    """Seconds for decoding the same files."""
 
     scaled: float
     in_full: float
 
 
 class DataPlayer:
-    """Loads and decodes."""
+    """Times loading and decoding."""
 
     def __init__(self, large: Sequence[Path], settings: Settings) -> None:
         self.large = list(large)
@@ -99,7 +99,7 @@ class DataPlayer:
         self.batches = batches_in_a_turn(len(files), self.batch)
 
     def load(self, workers: int) -> float:
-        """Images a second, from when every worker has begun to while all are still at work."""
+        """Return images per second while all workers are busy, without start and end."""
         before, behind = 1 + workers, 2 * workers
         with _more_workers_than_cores():
             batches = Batches(self.dataset, self.batch, workers).from_step(0, before + self.batches + behind)
@@ -108,12 +108,12 @@ class DataPlayer:
             start = time.perf_counter()
             count = sum(len(crops) for crops in itertools.islice(batches, self.batches))
             seconds = time.perf_counter() - start
-            for _ in batches:  # a spawned worker that ends while it hands over a batch may abort in C++, loudly
+            for _ in batches:  # a spawned worker that ends while it sends a batch may abort in C++ with a message
                 pass
         return count / seconds
 
     def decode(self) -> Decoded:
-        """The large files in both ways, in turns."""
+        """Time both ways of decoding on the large files, in turns."""
         sums = [0.0, 0.0]
         for path in self.large:
             for i, read in enumerate((read_rgb, read_in_full)):
@@ -123,13 +123,13 @@ class DataPlayer:
         return Decoded(*sums)
 
     def difference(self) -> float:
-        """The mean over all pixels of what both ways differ in, of the range; the worst file's."""
+        """Return the mean difference of both ways over all pixels, relative to the range, of the worst file."""
         pairs = [[np.asarray(read(path, RESIZE_PX), float) for read in (read_rgb, read_in_full)] for path in self.large]
         return float(np.max([np.abs(a - b).mean() / 255 for a, b in pairs]))
 
 
 def batches_in_a_turn(files: int, batch: int) -> int:
-    """So many that every file comes some times, up to a limit.
+    """Return the number of batches that reads every file a few times, up to a limit.
 
     >>> batches_in_a_turn(16, 4), batches_in_a_turn(100_000, 4)
     (16, 64)
@@ -138,7 +138,7 @@ def batches_in_a_turn(files: int, batch: int) -> int:
 
 
 def numbers_of_workers() -> list[int]:
-    """Not more than twice the cores."""
+    """Return the numbers of workers to try, at most twice the cores."""
     return [workers for workers in WORKERS if workers <= 2 * (os.cpu_count() or 1)]
 
 
@@ -150,10 +150,10 @@ def _more_workers_than_cores() -> Iterator[None]:
 
 
 def run(settings: Settings, floor: Floor) -> Finding:
-    """Time loading beside the training step, and decoding.
+    """Time loading compared with the training step, and decoding.
 
     Raises:
-        click.ClickException: Both ways of decoding give different pictures.
+        click.ClickException: The two ways of decoding give different pictures.
     """
     precision = settings.precisions()[-1]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:

@@ -1,7 +1,7 @@
-"""What the machine can do: the floor under every time.
+"""The floor: the rates at which the machine multiplies matrices and copies memory.
 
-A large product of matrices and a large copy, in turns. A share of the floor tells more than seconds do: it holds on
-other machines, and says how much could be won at all.
+A large matrix product and a large copy are timed in turns. A share of the floor says more than seconds: it is
+comparable between machines, and shows how much could be gained.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ HEADER = ("the machine", "rate (median, min..max)", "unit")
 
 @dataclass(frozen=True)
 class Floor:
-    """The rates of the machine; shares are of the best round, in which least else was going on.
+    """The rates of the machine; shares refer to the best round, which was disturbed least.
 
     Attributes:
-        environment: Of the process that measured.
-        product_flops: FLOP/s of a product, by the type of its numbers, round by round.
-        copy_bytes: Bytes read and written by the copy in a second, round by round.
+        environment: Environment of the measuring process.
+        product_flops: FLOP/s of the product of each round, by data type.
+        copy_bytes: Bytes read and written per second by the copy of each round.
     """
 
     environment: Mapping[str, str]
@@ -43,20 +43,20 @@ class Floor:
     copy_bytes: list[float]
 
     def compute_share(self, flop: int, seconds: float, precision: str) -> float:
-        """How near a computation comes to the product of matrices of its type."""
+        """Return the rate of a computation relative to the matrix product of its type."""
         return flop / seconds / max(self.product_flops[self._kind(precision)])
 
     def copy_share(self, moved_bytes: int, seconds: float) -> float:
-        """How near a pass over memory comes to the copy."""
+        """Return the rate of a pass over memory relative to the copy."""
         return moved_bytes / seconds / max(self.copy_bytes)
 
     def _kind(self, precision: str) -> str:
-        # What torch does with float32 convolutions on CUDA, unless it is told otherwise.
+        # torch's default for float32 convolutions on CUDA.
         return "tf32" if precision == "fp32" and "tf32" in self.product_flops else precision
 
 
 class FloorPlayer:
-    """Multiplies and copies."""
+    """Times the product and the copy."""
 
     def __init__(self, settings: Settings) -> None:
         self.device = settings.torch_device()
@@ -70,7 +70,7 @@ class FloorPlayer:
         return environment(self.device)
 
     def play(self) -> dict[str, float]:
-        """The rate of each product and of the copy, the best of some repeats."""
+        """Return the rates of each product and of the copy, the best of a few repeats."""
         return {**{kind: self._product(kind) for kind in self.kinds}, COPY: self._copy()}
 
     def _product(self, kind: str) -> float:
@@ -84,7 +84,7 @@ class FloorPlayer:
 
     def _copy(self) -> float:
         size = COPY_BYTES[self.device.type]
-        source = torch.ones(size // 4, device=self.device)  # of zeros the system may give one page many times
+        source = torch.ones(size // 4, device=self.device)  # for zeros the system may map a single page many times
         target = torch.empty_like(source)
         return 2 * size / self._seconds(partial(target.copy_, source))
 
@@ -102,7 +102,7 @@ def _matmul_precision(name: str) -> Iterator[None]:
 
 
 def measure_floor(settings: Settings) -> Floor:
-    """Measure the machine, in a process of its own."""
+    """Measure the machine in a process of its own."""
     with remote.Remote("floor", FloorPlayer, settings) as player:
         told: dict[str, str] = player.call("environment")
         turns: list[dict[str, float]] = [player.call("play") for _ in range(settings.rounds)]
@@ -111,7 +111,7 @@ def measure_floor(settings: Settings) -> Floor:
 
 
 def finding(floor: Floor) -> Finding:
-    """The rates as a table."""
+    """Return the rates as a table."""
     rows = [
         (f"product of matrices, {kind}", str(spread([rate / 1e12 for rate in rates])), "TFLOP/s")
         for kind, rates in floor.product_flops.items()

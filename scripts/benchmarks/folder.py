@@ -1,8 +1,8 @@
-"""A folder of small pictures, painted from files to files, beside the bare network on tensors.
+"""Time painting a folder of small pictures from files to files, compared with the bare network on tensors.
 
-Both are done in one process, with the same weights, in turns of some pictures each, so that other work on the machine
-falls on both alike. The bare network's pictures are decoded already, on the device, and its paintings are thrown away:
-what reading, writing and all else around it take is what lacks to 100 %.
+Both run in one process with the same weights, in turns of a few pictures each, so that other load affects both equally.
+The bare network's inputs are decoded and on the device, and its results are discarded: the difference to 100 % is the
+cost of reading, writing and everything else.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ from stylize.pictures.reading import read_picture
 from stylize.system.compute import Compute
 from stylize.system.devices import choose_precision
 
-WIDTHS = (16, 32)  # of the built-in models, and of the defaults
+WIDTHS = (16, 32)  # of the built-in models and of the default config
 SIDE_PX = 256
-TURN = 50  # pictures in a turn of one side
+TURN = 50  # pictures in a turn of a side
 JPEG_QUALITY = 95  # the default of `stylize apply`
-DISTINCT = 50  # what is painted does not matter for the time
+DISTINCT = 50  # the weights do not affect the time
 HEADER = ("folder", "bare network, images/s", "files to files, images/s", "share of the bare network's rate")
 
 
 class Seconds(NamedTuple):
-    """For the same pictures."""
+    """Seconds for the same pictures."""
 
     bare: float
     files: float
 
 
 class FolderPlayer:
-    """Paints pictures in both ways.
+    """Times both ways of painting.
 
     Args:
-        width: Of the generator.
-        photographs: The files.
-        output: A folder for the painted ones.
+        width: Width of the generator.
+        photographs: Files of the photographs.
+        output: Folder for the painted pictures.
         settings: Device, precision and seed.
     """
 
@@ -71,14 +71,14 @@ class FolderPlayer:
         self.options = FileOptions(budget, quality=JPEG_QUALITY, overwrite=True)
 
     def difference(self) -> float:
-        """Paint some in both ways, as a warm-up; the mean of what their pixels differ in, of the range."""
+        """Paint a few pictures in both ways, as a warm-up; return their mean difference, relative to the range."""
         jobs = self.jobs[: self.together]
         painted = self._by_network(self._read([job.source for job in jobs])).cpu()
         self._by_files(jobs)
         return float((painted - self._read([job.target for job in jobs]).cpu()).abs().mean())
 
     def play(self) -> Seconds:
-        """All pictures in both ways, in turns."""
+        """Time all pictures in both ways, in turns."""
         bare = files = 0.0
         for first in range(0, len(self.jobs), TURN):
             jobs = self.jobs[first : first + TURN]
@@ -110,13 +110,13 @@ class FolderPlayer:
 
 @dataclass(frozen=True)
 class Painted:
-    """A folder, painted some times.
+    """Measurements of a folder that was painted several times.
 
     Attributes:
         name: Width and precision of the generator.
-        pictures: In the folder.
-        seconds: Of every round.
-        difference: Between what both ways painted.
+        pictures: Number of pictures in the folder.
+        seconds: Seconds of each round.
+        difference: Mean difference of the pictures of both ways.
     """
 
     name: str
@@ -125,13 +125,13 @@ class Painted:
     difference: float
 
     def cells(self) -> tuple[str, ...]:
-        """A row of the table."""
+        """Return a row of the table."""
         bare, files = ([self.pictures / s for s in seconds] for seconds in zip(*self.seconds, strict=True))
         shares = spread([100 * share for share in ratios(files, bare)])
         return self.name, str(spread(bare)), str(spread(files)), f"{shares} %"
 
     def numbers(self) -> dict[str, Any]:
-        """For programs."""
+        """Return the numbers for JSON."""
         return {**vars(self), "seconds": [seconds._asdict() for seconds in self.seconds]}
 
 
@@ -139,7 +139,7 @@ def run(settings: Settings, floor: Floor) -> Finding:
     """Paint a folder with generators of every width, in every precision.
 
     Raises:
-        click.ClickException: Both ways paint different pictures.
+        click.ClickException: The two ways paint different pictures.
     """
     with tempfile.TemporaryDirectory() as folder:
         photographs = write_folder(Path(folder), settings)
@@ -156,7 +156,7 @@ def run(settings: Settings, floor: Floor) -> Finding:
 
 
 def write_folder(folder: Path, settings: Settings) -> list[Path]:
-    """Write the photographs, some of them many times."""
+    """Write the photographs, repeated up to the number of pictures."""
     paths = [folder / f"{number:06}.jpg" for number in range(settings.pictures)]
     for number, path in enumerate(paths):
         if number < DISTINCT:

@@ -1,4 +1,4 @@
-"""Time and memory of this process, and where they were measured."""
+"""Measure time and memory of this process, and describe its environment."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MEMORY = Path("/proc/meminfo")
 
 
 def timed(function: Callable[[], object], device: torch.device) -> float:
-    """Seconds that a call takes, the device's work included."""
+    """Return the seconds that a call takes, including the device's work."""
     synchronize(device)
     start = time.perf_counter()
     function()
@@ -34,7 +34,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def number(value: float) -> str:
-    """Three digits, and no exponent.
+    """Return a value with three digits and without an exponent.
 
     >>> number(0.12345), number(12.345), number(12345.6)
     ('0.123', '12.3', '12346')
@@ -43,7 +43,7 @@ def number(value: float) -> str:
 
 
 class Spread(NamedTuple):
-    """Values over rounds."""
+    """Median and range of values over rounds."""
 
     median: float
     least: float
@@ -54,7 +54,7 @@ class Spread(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median and range.
+    """Return median and range.
 
     >>> str(spread([3.0, 1.0, 2.5]))
     '2.50 (1.00..3.00)'
@@ -63,7 +63,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
-    """Round by round.
+    """Return the ratios by round.
 
     >>> ratios([4.0, 6.0], [2.0, 2.0])
     [2.0, 3.0]
@@ -72,12 +72,12 @@ def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[f
 
 
 class Memory(NamedTuple):
-    """What a process needed; None where the system does not tell.
+    """Memory of a process; None if the system does not report it.
 
     Attributes:
-        peak_bytes: The most held at any time: torch's tensors on CUDA, else the whole process.
-        growth_bytes: The most held since the first call, less what was held right before it: so neither libraries nor
-            the making of inputs count.
+        peak_bytes: Peak at any time: of torch's tensors on CUDA, otherwise of the whole process.
+        growth_bytes: Peak since the first call minus the memory right before it, which excludes libraries and the
+            creation of inputs.
     """
 
     peak_bytes: int | None
@@ -85,7 +85,7 @@ class Memory(NamedTuple):
 
 
 class MemoryGauge:
-    """Takes note of what is held now, right before the first call."""
+    """Measures memory from now on; create it right before the first call."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -94,7 +94,7 @@ class MemoryGauge:
         self.peak_was_reset = reset_peak_(device)
 
     def read(self) -> Memory:
-        """The memory needed up to now."""
+        """Return the memory used until now."""
         peak = peak_bytes(self.device)
         if peak is None or self.peak_before is None:
             return Memory(None, None)
@@ -103,10 +103,10 @@ class MemoryGauge:
 
 
 def peak_bytes(device: torch.device) -> int | None:
-    """The most that was held since the last reset."""
+    """Return the peak memory since the last reset."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # Not `getrusage` where it can be helped: it counts the peak of the process that started this one, too.
+    # `getrusage` is the last resort: it includes the peak of the parent process.
     peak = read_kib(STATUS, "VmHWM")
     if peak is not None or sys.platform == "win32":
         return peak
@@ -116,35 +116,35 @@ def peak_bytes(device: torch.device) -> int | None:
 
 
 def held_bytes(device: torch.device) -> int | None:
-    """What is held now."""
+    """Return the memory in use now."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else read_kib(STATUS, "VmRSS")
 
 
 def reset_peak_(device: torch.device) -> bool:
-    """Let the peak count from now; False where it cannot."""
+    """Reset the peak; return whether this was possible."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
     try:
         CLEAR.write_text("5")
-    except OSError:  # no Linux, or not allowed
+    except OSError:  # not Linux, or not permitted
         return False
     return True
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """What can still be had."""
+    """Return the memory that is still available."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else read_kib(MEMORY, "MemAvailable")
 
 
 def read_kib(file: Path, key: str) -> int | None:
-    """A line of `/proc` such as `VmHWM:  1024 kB`, in bytes."""
+    """Return the value of a `/proc` line such as `VmHWM:  1024 kB`, in bytes."""
     found = re.search(rf"^{key}:\s+(\d+) kB$", file.read_text(), re.MULTILINE) if file.is_file() else None
     return int(found[1]) * 1024 if found else None
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """Where the numbers hold."""
+    """Return versions and hardware of the measurement."""
     return {
         "torch": torch.__version__,
         "CPU": cpu_model(),
@@ -155,7 +155,7 @@ def environment(device: torch.device) -> dict[str, str]:
 
 
 def cpu_model() -> str:
-    """The processor's name."""
+    """Return the name of the processor."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -1,7 +1,7 @@
-"""Normalization layers, forward and backward.
+"""Time normalization layers, forward and backward.
 
-stylize's layers, torch's, and batch-instance norm as the sum of two layers, in turns in one process. float32; the
-times of a row are of one call in `train()`, the totals of one call for each shape.
+stylize's layers, torch's, and batch-instance norm as the sum of two layers, in turns in one process, in float32. The
+times of a row are those of one call in `train()`, the totals those of one call for each shape.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from stylize.system.memory import keep_freed_memory
 
 SHAPES = ((4, 32, 256, 256), (4, 64, 128, 128), (4, 128, 64, 64), (1, 32, 256, 256))
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-REPEATS = 5  # in a turn, of each step: a call takes milliseconds
+REPEATS = 5  # repeats of each step in a turn: a call takes milliseconds
 GATE = 0.3
 TOLERANCE = 1e-3
-COARSE_TOLERANCE = 1e-2  # on CUDA sums are taken in another order every time
+COARSE_TOLERANCE = 1e-2  # on CUDA the order of sums varies
 
 TOTAL = "all shapes"
 HEADER = (
@@ -56,7 +56,7 @@ SAME = {"InstanceNorm": "nn.InstanceNorm2d", "BatchInstanceNorm": "two layers"}
 
 
 class TwoLayers(nn.Module):
-    """Batch-instance norm as its authors' code has it: two layers, gates in their factors, and a sum."""
+    """Batch-instance norm as in its authors' code: the sum of two layers with the gates in their factors."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class TwoLayers(nn.Module):
 
 
 def layers(channels: int) -> dict[str, nn.Module]:
-    """The layers by the names in the tables."""
+    """Return the layers by their names in the tables."""
     gated = BatchInstanceNorm(channels)
     nn.init.constant_(gated.gate, GATE)
     return {
@@ -85,12 +85,12 @@ def layers(channels: int) -> dict[str, nn.Module]:
 
 
 class Case(NamedTuple):
-    """A layer at work.
+    """A layer on maps of a shape and layout.
 
     Attributes:
-        layout: Of `LAYOUTS`.
-        shape: Of the maps, `(N, C, H, W)`.
-        layer: Its name.
+        layout: A name of `LAYOUTS`.
+        shape: Shape of the maps, `(N, C, H, W)`.
+        layer: Name of the layer.
     """
 
     layout: str
@@ -99,14 +99,14 @@ class Case(NamedTuple):
 
 
 class Seconds(NamedTuple):
-    """Of one call: medians of a turn."""
+    """Seconds of a call: medians of a turn."""
 
     forward: float
     backward: float
 
 
 def cases() -> Iterator[Case]:
-    """All, layers innermost: those that are compared come one after the other."""
+    """Return all cases, layers innermost, so that layers are compared right after each other."""
     for layout in LAYOUTS:
         for shape in SHAPES:
             for layer in layers(1):
@@ -117,18 +117,18 @@ class NormPlayer:
     """Times the layers."""
 
     def __init__(self, settings: Settings) -> None:
-        keep_freed_memory()  # as `stylize train` does
+        keep_freed_memory()  # like `stylize train`
         self.device = settings.torch_device()
         self.seed = settings.seed
 
     def play(self, steps: int) -> dict[Case, Seconds]:
-        """One turn of every layer at every shape."""
+        """Time one turn of every layer at every shape."""
         return {case: self._time(case, REPEATS * steps) for case in cases()}
 
     def differences(self) -> dict[str, float]:
-        """Between layers of the same mathematics, the largest over all shapes and layouts.
+        """Return the largest differences of layers with the same mathematics, over all shapes and layouts.
 
-        torch's layers are taken in the contiguous layout: `F.instance_norm` gives wrong gradients for a single image
+        torch's layers run in the contiguous layout: `F.instance_norm` gives wrong gradients for a single image
         that is channels-last (torch 2.15, CPU).
         """
         found: dict[str, list[float]] = {}
@@ -143,7 +143,7 @@ class NormPlayer:
         layer, x, output_gradient = self._prepare(case)
         output = layer(x)
         gradient, *of_parameters = torch.autograd.grad(output, [x, *layer.parameters()], output_gradient)
-        # Together: a gate's is a difference of sums as large as those of weight and bias, and may be 0.
+        # Together: a gate's gradient is a difference of sums as large as those of weight and bias, and may be 0.
         found = {"output": output, "gradient": gradient, "parameters' gradient": torch.cat(of_parameters)}
         return {name: value.detach().cpu().numpy() for name, value in found.items()}
 
@@ -200,7 +200,7 @@ def run(settings: Settings, floor: Floor) -> Finding:
 
 
 def totals(rows: Mapping[Case, Sequence[Seconds]], layout: str, layer: str) -> list[Seconds]:
-    """Of a layer over all shapes of a layout, round by round."""
+    """Return the sums of a layer over all shapes of a layout, by round."""
     of_shapes = [seconds for case, seconds in rows.items() if (case.layout, case.layer) == (layout, layer)]
     return [
         Seconds(sum(s.forward for s in of_round), sum(s.backward for s in of_round))
@@ -209,7 +209,7 @@ def totals(rows: Mapping[Case, Sequence[Seconds]], layout: str, layer: str) -> l
 
 
 def layout_ratios(rows: Mapping[Case, Sequence[Seconds]], layout: str) -> dict[str, list[float]]:
-    """How many times as long the first takes as the second, forward and backward over all shapes, round by round."""
+    """Return the ratios of two layers' times, forward and backward over all shapes, by round."""
     sums = {layer: [sum(seconds) for seconds in totals(rows, layout, layer)] for layer in layers(1)}
     return {f"{a} / {b}": ratios(sums[a], sums[b]) for a, b in RATIOS}
 

@@ -1,4 +1,4 @@
-"""The networks and the loss as the widely copied scripts write them: eager `torch.nn` modules, contiguous layout."""
+"""The networks and the loss as in the widely copied scripts: eager `torch.nn` modules, contiguous layout."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import torch
 from benchmarks.settings import CONTENT_TAP, LOSS, STYLE_TAPS
 from torch import Tensor, nn
 
-# What VGG-19 runs through up to each tap: a number is a convolution of so many channels, P a pooling.
+# Layers of VGG-19 up to each tap: a number is a convolution with that many channels, P a pooling.
 VGG_SLICES = ((64,), (64, "P", 128), (128, "P", 256), (256, 256, 256, "P", 512), (512,))
 
 
 def conv(in_channels: int, out_channels: int, kernel_px: int, stride: int = 1) -> list[nn.Module]:
-    """Reflection padding and a convolution."""
+    """Return reflection padding and a convolution."""
     return [nn.ReflectionPad2d(kernel_px // 2), nn.Conv2d(in_channels, out_channels, kernel_px, stride)]
 
 
 def conv_norm(in_channels: int, out_channels: int, kernel_px: int, stride: int = 1) -> list[nn.Module]:
-    """The same with instance normalization."""
+    """Return reflection padding, a convolution and instance normalization."""
     return [*conv(in_channels, out_channels, kernel_px, stride), nn.InstanceNorm2d(out_channels, affine=True)]
 
 
 def upsample() -> nn.Module:
-    """Twice the size, as `stylize.generators.base.upsample_to` has it."""
+    """Return maps of twice the size, like `stylize.ops.upsample_to`."""
     return nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
 
 
@@ -38,7 +38,7 @@ class PlainResidual(nn.Module):
 
 
 def plain_generator(width: int) -> nn.Sequential:
-    """Johnson's generator for sides that are multiples of 4; parameters in the order of `JohnsonGenerator`."""
+    """Return Johnson's generator for sides that are multiples of 4; parameters in the order of `JohnsonGenerator`."""
     return nn.Sequential(
         *(*conv_norm(3, width, 9), nn.ReLU()),
         *(*conv_norm(width, 2 * width, 3, stride=2), nn.ReLU()),
@@ -82,14 +82,14 @@ class PlainVGG(nn.Module):
 
 
 def plain_gram(features: Tensor) -> Tensor:
-    """Gram matrices, `(N, C, H, W)` → `(N, C, C)`."""
+    """Return Gram matrices, `(N, C, H, W)` → `(N, C, C)`."""
     n, c, h, w = features.size()
     flat = features.view(n, c, h * w)
     return flat.bmm(flat.transpose(1, 2)) / (c * h * w)
 
 
 def plain_error(value: Tensor, target: Tensor, of_style: Tensor | float = 0.0) -> Tensor:
-    """The mean squared difference over the target's mean square and another, image by image, then averaged."""
+    """Return the mean squared difference over the target's mean square and another, averaged over the images."""
     dims = tuple(range(1, value.dim()))
     return (((value - target) ** 2).mean(dims) / ((target**2).mean(dims) + of_style)).mean()
 
@@ -98,7 +98,7 @@ class PlainLoss:
     """The perceptual loss against one style.
 
     Args:
-        vgg: The descriptor.
+        vgg: The loss network.
         style: The style image, `(3, H, W)` in [0, 1].
     """
 
@@ -121,7 +121,7 @@ class PlainLoss:
 
 @torch.no_grad()
 def copy_parameters_(target: nn.Module, source: nn.Module) -> None:
-    """Give `target` the parameters of `source`, which come in the same order."""
+    """Copy the parameters of `source` to `target`; they have the same order."""
     for mine, theirs in zip(target.parameters(), source.parameters(), strict=True):
         assert mine.shape == theirs.shape
         mine.copy_(theirs)

@@ -1,4 +1,4 @@
-"""A player in a process of its own: its memory can be told, and nothing before it has warmed anything up."""
+"""Run a player in a new process, so that its memory can be measured and nothing is warmed up before."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ READY = "ready"
 
 
 def serve(connection: Connection, make: Callable[[Settings], Any], settings: Settings) -> None:
-    """The process: make the player, then answer calls of its methods until the other end is closed."""
+    """Run in the new process: create the player, then answer calls of its methods until the other end is closed."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     player = make(settings)
@@ -32,13 +32,13 @@ def serve(connection: Connection, make: Callable[[Settings], Any], settings: Set
 
 
 class Remote:
-    """The process of a player, seen from outside; it is ready when this is.
+    """Handle to the process of a player, which is ready when the constructor returns.
 
     Args:
-        name: What is said of it when it fails.
-        make: Makes the player there.
-        settings: Are given to it.
-        variables: Of its environment, over those of this process.
+        name: Name in error messages.
+        make: Creates the player in the new process.
+        settings: Argument of `make`.
+        variables: Environment variables, in addition to those of this process.
     """
 
     def __init__(
@@ -51,9 +51,9 @@ class Remote:
         context = multiprocessing.get_context("spawn")
         self.name = name
         self.connection, theirs = context.Pipe()
-        # Not a daemon: those may have no processes of their own, which decoding and compiling need.
+        # Not a daemon: daemons may not start processes, which decoding and compiling need.
         self.process = context.Process(target=serve, args=(theirs, make, settings))
-        with mock.patch.dict(os.environ, variables):  # there is no other way to give some to a new process
+        with mock.patch.dict(os.environ, variables):  # the only way to set variables of a spawned process
             self.process.start()
         theirs.close()
         try:
@@ -63,7 +63,7 @@ class Remote:
             raise
 
     def call(self, method: str, *arguments: object) -> Any:
-        """What a method of the player gives.
+        """Return the result of a method of the player.
 
         Raises:
             click.ClickException: The process failed.

@@ -1,4 +1,4 @@
-"""Tables and JSON."""
+"""Write findings as Markdown tables and JSON."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from stylize.system.files import write_atomically
 
 @dataclass(frozen=True)
 class Table:
-    """Numbers in columns.
+    """A table of text.
 
     Attributes:
-        header: A word for each column.
-        rows: A cell for each column.
+        header: Name of each column.
+        rows: Cells of each row.
     """
 
     header: Sequence[str]
@@ -31,12 +31,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found for a subject.
+    """The results of a subject.
 
     Attributes:
-        notes: What is to be known beside the tables, a line each.
-        tables: For people.
-        numbers: The same for programs, and every round.
+        notes: Lines to print above the tables.
+        tables: Tables to print.
+        numbers: The numbers for JSON, with every round.
     """
 
     notes: Sequence[str]
@@ -48,7 +48,7 @@ class Finding:
 
 
 def header_lines(header: Sequence[str]) -> str:
-    """The head of a Markdown table.
+    """Return the head of a Markdown table.
 
     >>> print(header_lines(["a", "b"]))
     | a | b |
@@ -62,7 +62,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def share(value: float | None) -> str:
-    """A share of what the machine can do.
+    """Return a share as text.
 
     >>> share(0.256), share(None)
     ('26 %', 'unknown')
@@ -71,7 +71,7 @@ def share(value: float | None) -> str:
 
 
 def gib(size_bytes: int | None) -> str:
-    """A size in memory.
+    """Return a size in GiB as text.
 
     >>> gib(3 * 2**29), gib(None)
     ('1.50', 'unknown')
@@ -80,7 +80,7 @@ def gib(size_bytes: int | None) -> str:
 
 
 def place(environment: Mapping[str, str]) -> str:
-    """Where the numbers hold, in a line."""
+    """Return an environment as a line of text."""
     told = environment
     return (
         f"torch {told['torch']}, {told['CPU']}, {told['threads']} threads, {told['CPU capability']}, "
@@ -89,7 +89,7 @@ def place(environment: Mapping[str, str]) -> str:
 
 
 def write_json(path: Path, settings: Settings, environment: Mapping[str, str], findings: Mapping[str, Finding]) -> None:
-    """All numbers so far; the file is whole at any time."""
+    """Write all numbers so far, atomically."""
     report = {
         "settings": asdict(settings) | {"photos": settings.photos and str(settings.photos)},
         "environment": environment,

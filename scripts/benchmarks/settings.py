@@ -1,4 +1,4 @@
-"""What is timed, and the inputs that every side gets."""
+"""Settings of the benchmark, and the inputs of all sides."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LOSS = LossConfig(
     content_layers={CONTENT_TAP: 1.0},
     content_weight=1.0,
     style_weight=3.0,
-    channel_balance=0.0,  # the plain side has plain Gram matrices
+    channel_balance=0.0,  # the plain side uses plain Gram matrices
     tv_weight=0.0,
     scale="relative",
 )
@@ -36,22 +36,22 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 @dataclass(frozen=True)
 class Settings:
-    """What is timed, and how.
+    """Settings of the benchmark.
 
     Attributes:
         device: `auto`, `cpu` or `cuda`.
-        threads: Of torch on the CPU; None: torch's own choice.
-        batch: Crops in a training step.
+        threads: Number of CPU threads; None: chosen by torch.
+        batch: Number of crops in a training step.
         crop: Side of a crop, px.
-        size: Side of the image to paint, px.
-        precision: `auto`, `fp32` or `bf16`, of stylize; `auto`: a row for each that the hardware multiplies.
-        compile: `auto`, `always` or `never`, of stylize's training step.
-        norms: The norms with which stylize's training step is timed.
-        rounds: Turns of each side.
-        steps: Timed repeats in a turn.
-        photos: Folder of photographs for the data path; None: generated ones.
-        pictures: In the folder that is painted.
-        seed: Of weights and images.
+        size: Side of the painted image, px.
+        precision: Precision of stylize: `auto`, `fp32` or `bf16`; `auto`: a row for each that the hardware supports.
+        compile: Compilation of stylize's training step: `auto`, `always` or `never`.
+        norms: Norms of stylize's training step.
+        rounds: Number of turns of each side.
+        steps: Number of timed repeats in a turn.
+        photos: Folder of photographs for `data` and `apply`; None: generated ones.
+        pictures: Number of pictures in the folder that is painted.
+        seed: Seed of weights and images.
     """
 
     device: str
@@ -69,21 +69,21 @@ class Settings:
     seed: int = 0
 
     def torch_device(self) -> torch.device:
-        """The device to compute on; `auto`: CUDA, else the CPU."""
+        """Return the device; `auto`: CUDA if available, otherwise the CPU."""
         name = self.device
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
         return choose_device(name)
 
     def precisions(self) -> tuple[Literal["fp32", "bf16"], ...]:
-        """Those in which stylize is timed."""
+        """Return the precisions in which stylize is timed."""
         if self.precision != "auto":
             return (self.precision,)
         return ("fp32", "bf16") if multiplies_bf16(self.torch_device()) else ("fp32",)
 
 
 def make_generator(seed: int, norm: str = "instance", width: int = WIDTH) -> Generator:
-    """The generator in `train()` on the CPU, its norms' parameters drawn, too, so that mixing them up would show."""
+    """Return a generator in `train()` on the CPU; the norms' parameters are random too, which would reveal mix-ups."""
     torch.manual_seed(seed)
     generator = build_generator(GeneratorConfig(name="johnson", norm=norm, width=width))
     for layer in generator.norms().values():
@@ -99,22 +99,22 @@ def _draw_(norm: Norm) -> None:
 
 
 def make_vgg(seed: int) -> VGG19:
-    """VGG-19 to its deepest tap, pooling by maximum as with trained weights."""
+    """Return VGG-19 to its deepest tap, with max pooling."""
     vgg = VGG19(tap_depth(LOSS.taps()))
     randomize_(vgg, seed)
     return vgg
 
 
 def make_images(count: int, size_px: int, seed: int) -> Tensor:
-    """Images `(count, 3, size, size)` in [0, 1]."""
+    """Return images `(count, 3, size, size)` in [0, 1]."""
     return natural_noise(count, size_px, torch.Generator().manual_seed(seed))
 
 
 def make_crops(settings: Settings) -> Tensor:
-    """A batch of training crops, uint8."""
+    """Return a batch of training crops, uint8."""
     return (make_images(settings.batch, settings.crop, settings.seed + 1) * 255).byte()
 
 
 def make_style(settings: Settings) -> Tensor:
-    """The style image, `(3, crop, crop)` in [0, 1]."""
+    """Return the style image, `(3, crop, crop)` in [0, 1]."""
     return make_images(1, settings.crop, settings.seed + 2)[0]

@@ -1,4 +1,4 @@
-"""The training step.
+"""Time the training step.
 
 One optimizer step of a Johnson generator (width 32) against VGG-19 with style at relu1_1, 2_1, 3_1, 4_1 and content at
 relu4_2. The plain side has instance normalization in float32 in every row; with another norm stylize computes
@@ -21,7 +21,7 @@ HEADING = "training step"
 
 
 def run(settings: Settings, floor: Floor) -> Finding:
-    """Time the step with every norm in every precision."""
+    """Time the step with every norm and in every precision."""
     flop = training_flop(settings.batch, settings.crop)
     comparisons = [
         compare(_pair(norm, settings, flop), replace(settings, precision=precision), floor)

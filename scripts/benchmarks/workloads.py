@@ -1,4 +1,4 @@
-"""The workloads on both sides, and the player that times one in a process of its own."""
+"""The workloads of both sides, and the player that times one in its own process."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from stylize.training.schedule import ScheduleConfig
 from stylize.training.trainer import TrainConfig, Trainer
 
 LEARNING_RATE = 1e-3
-# Of the environment of the processes, as the commands choose it.
+# Environment variables of the processes, as the commands set them.
 ENVIRONMENT = SHORT_SPINS
 
 
 class Workload:
-    """Something to time.
+    """A task to time.
 
     Attributes:
-        result: What a run gives, in a word.
-        generator: The network at work.
+        result: Name of the result.
+        generator: The network that computes.
         choices: Precision, memory format and compilation, by name.
     """
 
@@ -49,12 +49,12 @@ class Workload:
     choices: dict[str, str]
 
     def run(self) -> Tensor:
-        """Do it once; the result is on the CPU."""
+        """Run the task once; return the result on the CPU."""
         raise NotImplementedError  # abstract: each workload is this function
 
 
 class StylizeTraining(Workload):
-    """A step of the trainer."""
+    """A training step of stylize's trainer."""
 
     result = "loss"
 
@@ -75,7 +75,7 @@ class StylizeTraining(Workload):
         self.trainer = Trainer(
             generator,
             loss,
-            Batches(CropDataset([], ContentConfig(path="samples"), seed=0), settings.batch),  # not drawn from
+            Batches(CropDataset([], ContentConfig(path="samples"), seed=0), settings.batch),  # not used
             validation=[],
             config=config,
             compute=compute,
@@ -91,7 +91,7 @@ class StylizeTraining(Workload):
 
 
 class PlainTraining(Workload):
-    """A step as the widely copied scripts have it."""
+    """A training step as in the widely copied scripts."""
 
     result = "loss"
 
@@ -116,7 +116,7 @@ class PlainTraining(Workload):
 
 
 class StylizeApply(Workload):
-    """Painting with the stylizer."""
+    """Painting with `Stylizer`."""
 
     result = "picture"
 
@@ -137,7 +137,7 @@ class StripsApply(Workload):
 
     Args:
         settings: Size, device, precision, seed.
-        on_disk: Keep maps on disk, in the folder of temporary files.
+        on_disk: Whether to keep maps on disk, in the folder for temporary files.
     """
 
     result = "picture"
@@ -210,10 +210,10 @@ class Round(NamedTuple):
     """One turn of a side.
 
     Attributes:
-        values: What the first call of the turn gave, by name.
-        seconds: Of each timed repeat.
-        memory: Up to the end of the turn.
-        environment: Where and how it was computed.
+        values: Results of the first call of the turn, by name.
+        seconds: Seconds of each timed repeat.
+        memory: Memory until the end of the turn.
+        environment: Environment and choices of the process.
     """
 
     values: dict[str, NDArray[np.float32]]
@@ -226,15 +226,15 @@ class WorkloadPlayer:
     """Times a workload.
 
     Args:
-        make: Makes it.
-        settings: Are given to it.
+        make: Creates the workload.
+        settings: Argument of `make`.
     """
 
     def __init__(self, make: Callable[[Settings], Workload], settings: Settings) -> None:
         self.device = settings.torch_device()
         self.workload = make(settings)
         gc.collect()
-        return_freed_memory()  # what it took to make the inputs is not to be measured
+        return_freed_memory()  # memory of the creation of inputs must not be measured
         self.gauge = MemoryGauge(self.device)
 
     def play(self, steps: int) -> Round:

@@ -1,12 +1,12 @@
-"""A student out of its teacher's own weights: fewer channels, and convolutions of low rank.
+"""Decompose a teacher's weights into a student with fewer channels and low-rank convolutions.
 
-Layer by layer, on what the student itself makes of pictures (so a layer corrects what the ones before it leave out),
-by least squares and eigenvectors alone. What it gives is the start of a training.
+Layers are fitted one after the other on the student's own features of pictures, so that each layer compensates errors
+of the previous ones. Only least squares and eigenvectors are used. The result is the start of a training.
 
 Source: Kim et al. 2015, arXiv:1511.06530 (low rank on both sides of a convolution, then training); Zhang et al. 2015,
     arXiv:1505.06798 (fitted to responses on the compressed network's own inputs).
-Differs: input directions by the energy that they send through the teacher's weights; responses before the ReLU, with
-    weak channels counted more, as Gram matrices of balanced channels do.
+Differs: input directions are chosen by the energy that they send through the teacher's weights; responses are taken
+    before the ReLU, and weak channels have more weight, as in Gram matrices of balanced channels.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from stylize.losses.vgg import LAYERS, VGG19, last_convolution
 from stylize.ops import gram_matrix
 from stylize.ops.padding import replicate_border
 
-PIXELS = 400  # of every picture and layer
-RIDGE = 1e-5  # of the inputs' mean energy: where pictures say nothing, weights stay the teacher's
+PIXELS = 400  # of each picture and layer
+RIDGE = 1e-5  # relative to the inputs' mean energy; keeps the teacher's weights where pictures give no information
 
 
 class Moments(NamedTuple):
-    """Means and covariances of patches x `(C·9)` and responses y, and a little of the teacher's weights; float64."""
+    """Means and covariances of patches x, `(C·9)`, and responses y, regularized to the teacher's weights; float64."""
 
     mean_x: Tensor
     mean_y: Tensor
@@ -37,16 +37,16 @@ class Moments(NamedTuple):
 
 @torch.no_grad()
 def decompose_(student: VGG19, teacher: VGG19, images: Tensor, seed: int) -> dict[str, Tensor]:
-    """Give a student, plain or of low rank, the weights that come nearest to its teacher's.
+    """Set the weights of a plain or low-rank student to the closest approximation of its teacher's.
 
     Args:
-        student: At most as many channels as the teacher in every layer; the first layer must be plain.
-        teacher: As deep.
-        images: `(N, 3, H, W)`: what they are to agree on.
-        seed: Of the choice of pixels.
+        student: A network with at most as many channels as the teacher in every layer; its first layer must be plain.
+        teacher: A network of the same depth.
+        images: Pictures on which they should agree, `(N, 3, H, W)`.
+        seed: Seed of the choice of pixels.
 
     Returns:
-        By tap, which of the teacher's channels the student has: those that tell most about the others.
+        By tap, the teacher's channels that the student has: those that best predict the others.
     """
     draw = torch.Generator().manual_seed(seed)
     kept, kept_before = dict[str, Tensor](), torch.arange(3)
@@ -71,11 +71,11 @@ def decompose_(student: VGG19, teacher: VGG19, images: Tensor, seed: int) -> dic
 
 
 def representatives(energies: Tensor, count: int) -> Tensor:
-    """The channels out of which the others, each scaled to one energy, are best had by linear maps; greedily.
+    """Choose greedily the channels that best predict the others, scaled to equal energy, by linear maps.
 
     Args:
         energies: A Gram matrix of the channels, `(C, C)`.
-        count: How many.
+        count: Number of channels to choose.
 
     Returns:
         Their numbers, ascending.
@@ -92,7 +92,7 @@ def representatives(energies: Tensor, count: int) -> Tensor:
 
 
 def _moments(inputs: Sequence[Tensor], responses: Sequence[Tensor], weight: Tensor, draw: torch.Generator) -> Moments:
-    """Of 3×3 patches and the responses at their centres, at drawn pixels; besides white patches under `weight`."""
+    """Return moments of 3×3 patches and responses at random pixels, plus white patches under `weight`."""
     xs, ys = [], []
     for maps, response in zip(inputs, responses, strict=True):
         pixels = torch.randperm(maps[0, 0].numel(), generator=draw)[:PIXELS].to(maps.device)
@@ -133,7 +133,7 @@ def _fit_layer_(module: nn.Module, moments: Moments) -> None:
 
 
 def _input_directions(weights: Tensor, xx: Tensor, count: int) -> Tensor:
-    """The `count` mixtures of input channels that carry most of the response, `(C, count)`."""
+    """Return the `count` mixtures of input channels that carry most of the response, `(C, count)`."""
     channels = len(xx) // 9
     centre = xx.reshape(channels, 9, channels, 9)[:, 4, :, 4]
     values, vectors = torch.linalg.eigh(centre)

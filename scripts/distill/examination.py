@@ -1,4 +1,4 @@
-"""How a student is judged: by its gradients at pictures that it was not made with."""
+"""Evaluate a student by its gradients at pictures that it was not trained on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TIMED_PX = 256
 
 
 class LayerChoice(NamedTuple):
-    """Layers of the two terms, with weights, and the balance of the channels in Gram matrices."""
+    """Layers of the two terms with their weights, and the channel balance of Gram matrices."""
 
     style: Mapping[str, float]
     content: Mapping[str, float]
@@ -35,7 +35,7 @@ class LayerChoice(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What a network makes of scenes: its features, and the gradients of both terms with respect to the pictures."""
+    """A network's features of scenes, and the gradients of both terms with respect to the pictures."""
 
     features: Mapping[str, Tensor]
     style_gradient: Tensor
@@ -43,9 +43,9 @@ class Look(NamedTuple):
 
 
 def look(vgg: VGG19, scenes: Scenes, layers: LayerChoice, differentiable: bool = False) -> Look:
-    """Features and gradients, in the relative scale of `PerceptualLoss`; every scene has its own targets."""
+    """Return features and gradients in the relative scale of `PerceptualLoss`; each scene has its own targets."""
     image = scenes.image.detach().requires_grad_()
-    # The kernels can be differentiated once only.
+    # The kernels can be differentiated only once.
     with reference() if differentiable else nullcontext():
         features, of_content, of_style = (vgg(x, TAPS) for x in (image, scenes.content, scenes.style))
     terms: list[Tensor] = []
@@ -64,29 +64,29 @@ def look(vgg: VGG19, scenes: Scenes, layers: LayerChoice, differentiable: bool =
 
 
 def mean_square(x: Tensor) -> Tensor:
-    """Of each of a batch."""
+    """Return the mean square of each item of a batch."""
     return x.square().flatten(1).mean(1)
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Of gradients `(N, 3, H, W)`, picture by picture, averaged."""
+    """Return the cosine of gradients `(N, 3, H, W)`, averaged over the pictures."""
     return F.cosine_similarity(a.flatten(1), b.flatten(1), eps=1e-20).mean()
 
 
 def log_ratio(a: Tensor, b: Tensor) -> Tensor:
-    """The logarithm of the ratio of their norms, picture by picture."""
+    """Return the logarithm of the ratio of the gradients' norms for each picture."""
     norm_a, norm_b = (x.flatten(1).norm(dim=1).clamp_min(1e-12) for x in (a, b))
     return torch.log(norm_a / norm_b)
 
 
 class Examination:
-    """The questions that are put to every student.
+    """Compares students with their teacher.
 
     Args:
         teacher: The VGG-19 to compare with, on its device.
-        layers: Of the terms whose gradients are compared.
-        photographs: Held-out ones, `(3, size, size)`.
-        styles: Style pictures, of the same size; every one goes with every photograph.
+        layers: Layers of the terms whose gradients are compared.
+        photographs: Held-out photographs, `(3, size, size)`.
+        styles: Style pictures of the same size; each is combined with each photograph.
     """
 
     def __init__(
@@ -98,13 +98,13 @@ class Examination:
         self.scenes = dict(_scenes(content, style))
 
     def __call__(self, student: VGG19) -> dict[str, float]:
-        """What is found, by name.
+        """Return the results by name.
 
         Returns:
-            `style_gradient/photographs`, … : cosine of student's and teacher's gradient, by kind of picture; without
+            `style_gradient/photographs`, … : cosine of student's and teacher's gradient, by kind of picture; without a
             kind: their mean. `style_gradient_norm/photographs`, … : the ratio of their norms. `features/relu1_1`, … :
-            what the best linear map to the teacher's features leaves over. `time`: forward and backward, of the
-            teacher's.
+            error of the best linear map to the teacher's features. `time`: forward and backward, relative to the
+            teacher.
         """
         results: dict[str, float] = {}
         fits = {tap: LinearFit() for tap in TAPS}
@@ -124,7 +124,7 @@ class Examination:
 
 @torch.no_grad()
 def _scenes(content: Tensor, style: Tensor) -> Iterator[tuple[str, Scenes]]:
-    # Another photograph: at a photograph itself its content term has no gradient.
+    # Another photograph is the content: at the content itself the content term has no gradient.
     yield "photographs", Scenes(content.roll(len(content) // 2, 0), content, style)
     painters = [load_model(path)[0].to(content.device) for path in built_in_models().values()]
     painted = torch.cat([painters[i % len(painters)](photo[None]) for i, photo in enumerate(content)])
@@ -135,27 +135,27 @@ def _scenes(content: Tensor, style: Tensor) -> Iterator[tuple[str, Scenes]]:
 
 
 class LinearFit:
-    """Least squares from features to features, by sums over all pixels."""
+    """Least squares from features to features, from sums over all pixels."""
 
     def __init__(self) -> None:
         self.sums: tuple[Tensor, ...] = ()
 
     def add(self, inputs: Tensor, targets: Tensor) -> None:
-        """Count in feature maps `(N, C, H, W)`."""
+        """Add feature maps `(N, C, H, W)`."""
         x, y = (maps.transpose(0, 1).flatten(1).double() for maps in (inputs, targets))
         x = torch.cat([x, torch.ones_like(x[:1])])
         new = (x @ x.T, x @ y.T, y.square().sum())
         self.sums = tuple(a + b for a, b in zip(self.sums, new, strict=True)) if self.sums else new
 
     def relative_error(self) -> float:
-        """What the best linear map leaves over, of the targets' energy."""
+        """Return the error of the best linear map relative to the targets' energy."""
         xx, xy, yy = self.sums
         ridge = 1e-8 * xx.diagonal().mean() * torch.eye(len(xx), dtype=xx.dtype, device=xx.device)
         return float(1 - (torch.linalg.solve(xx + ridge, xy) * xy).sum() / yy)
 
 
 def relative_time(student: VGG19, teacher: VGG19, repeats: int = 5) -> float:
-    """Forward and backward to the last tap at 256², of the teacher's time; the two take turns."""
+    """Return the time of forward and backward to the last tap at 256² relative to the teacher's, in turns."""
     device = teacher.mean.device
     image = torch.rand(1, 3, TIMED_PX, TIMED_PX, device=device, requires_grad=True)
     times: tuple[list[float], list[float]] = ([], [])
@@ -168,7 +168,7 @@ def relative_time(student: VGG19, teacher: VGG19, repeats: int = 5) -> float:
 
 
 def table(results: Mapping[str, Mapping[str, float]]) -> str:
-    """Results by name as lines of text, a column for each student."""
+    """Return results by name as lines of text, with a column for each student."""
     rows = [["", *results]]
     rows += [[key, *(f"{values[key]:.3f}" for values in results.values())] for key in next(iter(results.values()))]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

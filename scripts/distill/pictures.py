@@ -1,4 +1,4 @@
-"""The pictures at which teacher and student are compared: a mixture of all that a loss network gets to see."""
+"""Pictures on which teacher and student are compared: a mixture of all inputs that a loss network gets."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ class Section(BaseModel):
 
 
 class MixtureConfig(Section):
-    """Shares of the pictures at which teacher and student are compared."""
+    """Shares of the kinds of pictures on which teacher and student are compared."""
 
     photograph: Weight = 0.15
     style: Weight = 0.1
-    painted: Weight = Field(0.2, description="by a built-in model, at a drawn strength")
-    untrained: Weight = Field(0.1, description="by a generator of random weights, as every training begins")
+    painted: Weight = Field(0.2, description="by a built-in model, at a random strength")
+    untrained: Weight = Field(0.1, description="by a generator with random weights, as at the start of a training")
     noise: Weight = Field(0.15, description="a photograph mixed with noise")
-    optimized: Weight = Field(0.3, description="from the pool: some steps down the teacher's loss")
+    optimized: Weight = Field(0.3, description="from the pool: after some steps of descent on a loss")
 
 
 class PoolConfig(Section):
-    """Pictures that descend the teacher's loss, a step whenever they are drawn."""
+    """Pictures that descend a loss, by a step whenever they are drawn."""
 
-    size: int = Field(16, ge=1, description="how many")
-    renewal: Share = Field(0.05, description="chance of any other picture to replace one in the pool")
-    step: float = Field(0.03, gt=0, le=1, description="root mean square of the change of a step, of a range of 1")
+    size: int = Field(16, ge=1, description="number of pictures")
+    renewal: Share = Field(0.05, description="probability that another picture replaces one in the pool")
+    step: float = Field(0.03, gt=0, le=1, description="root mean square of the change in a step, for a range of 1")
 
 
 class Scenes(NamedTuple):
@@ -53,12 +53,12 @@ class Scenes(NamedTuple):
 
 
 def uniform(low: float, high: float, draw: torch.Generator, *shape: int) -> Tensor:
-    """Numbers between `low` and `high`."""
+    """Return random numbers between `low` and `high`."""
     return torch.empty(shape).uniform_(low, high, generator=draw)
 
 
 def augment(crops: Tensor, size_px: int, draw: torch.Generator) -> Tensor:
-    """Parts of crops, uint8 `(N, 3, S, S)`, drawn in place, scale and colours and brought to `size_px`."""
+    """Return parts of crops, uint8 `(N, 3, S, S)`, with random place, scale and colours, resized to `size_px`."""
     images = []
     for crop in crops.float() / 255:
         part = int(uniform(min(size_px, crop.shape[-1]), crop.shape[-1] + 1, draw))
@@ -72,7 +72,7 @@ def augment(crops: Tensor, size_px: int, draw: torch.Generator) -> Tensor:
 
 
 class Mixture:
-    """Scenes of every kind but those of the pool, whose kind is the last."""
+    """Scenes of every kind except the last, which come from the pool."""
 
     def __init__(self, config: MixtureConfig, device: torch.device) -> None:
         self.shares = torch.tensor(list(config.model_dump().values()))
@@ -86,10 +86,10 @@ class Mixture:
         )
 
     def __call__(self, photographs: Tensor, styles: Tensor, draw: torch.Generator) -> tuple[Scenes, list[bool]]:
-        """Scenes, and which of them are to be replaced from the pool."""
+        """Return scenes, and which of them the pool must replace."""
         drawn = torch.multinomial(self.shares, len(photographs), replacement=True, generator=draw).tolist()
         scenes = Scenes(photographs, photographs, styles)
-        # What the pool is to replace is painted, too: while it fills, there is nothing in it.
+        # Scenes that the pool replaces are painted too: while the pool fills, it has none to offer.
         images = [self.kinds[min(kind, 4)](scenes, i, draw) for i, kind in enumerate(drawn)]
         some_noise = [with_noise(image, uniform(-0.15, 0.15, draw, 1).clamp_min(0), draw) for image in images]
         return scenes._replace(image=torch.stack(some_noise)), [kind == len(self.kinds) for kind in drawn]
@@ -104,14 +104,14 @@ class Mixture:
 
 
 def untrained(draw: torch.Generator) -> Generator:
-    """A generator of random weights."""
+    """Return a generator with random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=draw)))
         return build_generator(GeneratorConfig(width=16)).eval()
 
 
 def with_noise(image: Tensor, amount: Tensor, draw: torch.Generator) -> Tensor:
-    """A mixture with noise, white or of the spectrum of photographs."""
+    """Return images mixed with noise, white or with the spectrum of photographs."""
     noise = torch.rand(image.shape, generator=draw)
     if uniform(0, 1, draw, 1) < 0.5:
         noise = natural_noise(1, image.shape[-1], draw)[0]
@@ -119,7 +119,7 @@ def with_noise(image: Tensor, amount: Tensor, draw: torch.Generator) -> Tensor:
 
 
 class Pool:
-    """Scenes on their way down the teacher's loss: stylized pictures of every stage, at no more cost than a step's."""
+    """Scenes that descend a loss: stylized pictures of every stage, at the cost of one step."""
 
     def __init__(self, config: PoolConfig, size_px: int, device: torch.device) -> None:
         self.config = config
@@ -127,7 +127,7 @@ class Pool:
         self.filled = 0
 
     def exchange(self, scenes: Scenes, wanted: Sequence[bool], draw: torch.Generator) -> tuple[Scenes, list[int]]:
-        """Put scenes from the pool in the places that want them; and where each is to go in the pool, −1: nowhere."""
+        """Replace scenes from the pool where needed; also return the slot of each scene in the pool, −1: none."""
         stacked, slots = torch.stack(scenes), []
         for place, want in enumerate(wanted):
             slot = int(torch.randint(self.config.size, (1,), generator=draw))
@@ -142,7 +142,7 @@ class Pool:
         return Scenes(*stacked), slots
 
     def descend_(self, scenes: Scenes, slots: Sequence[int], gradients: Sequence[Tensor]) -> None:
-        """Keep the scenes that have a slot, their pictures a step down the gradients."""
+        """Store the scenes that have a slot, with their pictures moved a step down the gradients."""
         direction = sum(g / g.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-12) for g in gradients)
         scale = self.config.step / len(gradients)
         stepped = torch.stack(scenes._replace(image=(scenes.image - scale * direction).clamp(0, 1)))

@@ -1,1 +1,1 @@
-"""Measures of models and pictures, and the slow reference."""
+"""Measures of models and pictures, and Gatys' optimization as the reference."""

@@ -1,4 +1,4 @@
-"""Measure a model: its losses against those of the slow reference, and how it responds to contrast."""
+"""Measure a model: its losses compared with Gatys' optimization, and its response to contrast."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ STARTS = {"content": "the photograph", "noise": "noise"}
 
 
 class EvaluationConfig(BaseModel):
-    """What a model is compared with."""
+    """Settings of the reference that a model is compared with."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -50,7 +50,7 @@ class Photograph(NamedTuple):
     Attributes:
         name: Its name in the results.
         image: `(3, H, W)` in [0, 1], on the loss's device.
-        stylized: The stylized picture, likewise; None: the painter makes it.
+        stylized: The stylized picture, likewise; None: the painter paints it.
     """
 
     name: str
@@ -172,7 +172,7 @@ class Evaluation:
     """All measurements, and their summaries.
 
     Attributes:
-        config: What the model was compared with.
+        config: Settings of the reference.
         photographs: Measurements of each photograph, at least one.
     """
 
@@ -245,8 +245,8 @@ def evaluate(
         painter: `(1, 3, H, W)` in [0, 1] to the same shape and range; None if every photograph has its stylized
             picture.
         loss: Loss whose terms are measured.
-        photographs: Read one after the other.
-        config: What to compare with.
+        photographs: Photographs, read one after the other.
+        config: Settings of the reference.
 
     Raises:
         StylizeError: There is no photograph, one is too small, or a loss is not finite.
@@ -302,7 +302,7 @@ def equivalent_iterations(totals: Sequence[float], objective: float) -> float | 
 
 
 def quantile(values: Sequence[float | None], q: float) -> float | None:
-    """Return a quantile, interpolated linearly; None stands for a value larger than all others.
+    """Return a quantile, interpolated linearly; None represents a value larger than all others.
 
     Returns:
         None if one of the two neighbouring values is None.
@@ -317,7 +317,7 @@ def quantile(values: Sequence[float | None], q: float) -> float | None:
 
 
 def write_json(path: Path, evaluation: Evaluation, settings: Mapping[str, Any]) -> None:
-    """Write an evaluation with its settings and the versions of the libraries, whole or not at all.
+    """Write an evaluation with its settings and the versions of the libraries, atomically.
 
     Raises:
         StylizeError: The file cannot be written.

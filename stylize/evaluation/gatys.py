@@ -1,4 +1,4 @@
-"""Gatys' method: optimize a picture's pixels against the perceptual loss, the slow reference for every network."""
+"""Gatys' method: optimize the pixels of a picture against the perceptual loss; the reference for every network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LINE_SEARCH_EVALUATIONS = 25
 
 
 class OptimizationConfig(BaseModel):
-    """How a picture is optimized."""
+    """Settings of the optimization of a picture."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -54,7 +54,7 @@ class Iterate(NamedTuple):
 def optimize(loss: PerceptualLoss, content: Tensor, config: OptimizationConfig) -> Iterator[Iterate]:
     """Optimize a picture, iteration by iteration.
 
-    Pixels are clamped to [0, 1] before the loss, which is that of the picture as it is shown.
+    Pixels are clamped to [0, 1] before the loss, so that it measures the picture as displayed.
 
     Args:
         loss: Loss to minimize.
@@ -140,7 +140,7 @@ def _optimize_level(
 
 
 class _Objective:
-    """The closure of an optimizer: it returns the total, and leaves the gradient in the pixels.
+    """The closure of an optimizer: it returns the total, and stores the gradient in the pixels.
 
     A step of L-BFGS starts by evaluating the point where the one before ended, so the last evaluation is cached.
     """

@@ -1,4 +1,4 @@
-"""What is evaluated: a model, or pictures that any program has stylized, and the photographs for it."""
+"""Subjects of an evaluation: a model, or pictures that any program has stylized, and their photographs."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from stylize.system.compute import Compute
 
 logger = logging.getLogger("stylize")
 
-SHAPE_TOLERANCE = 0.05  # programs round sizes to what their networks take
+SHAPE_TOLERANCE = 0.05  # programs round sizes to multiples that their networks support
 SHOWN_NAMES = 5
 
 
 class Subject(NamedTuple):
-    """What is evaluated.
+    """A model or pictures to evaluate.
 
     Attributes:
         name: Path of the model file, or of the folder of pictures.
-        card: The model's; None for pictures.
-        painter: The model's; None for pictures.
-        pictures: By stem; None for a model.
+        card: Card of the model; None for pictures.
+        painter: Painter of the model; None for pictures.
+        pictures: Paths of the pictures by stem; None for a model.
     """
 
     name: str
@@ -57,14 +57,14 @@ class Pair(NamedTuple):
 
 
 def read_subject(model: str, device: torch.device) -> Subject:
-    """Load what is evaluated.
+    """Load the subject of an evaluation.
 
     Args:
         model: A model file, run folder, built-in style, or a folder of pictures.
         device: Where the model computes.
 
     Raises:
-        StylizeError: It is none of these, or cannot be read.
+        StylizeError: `model` is none of these, or cannot be read.
     """
     folder = Path(model)
     if folder.is_dir() and not (folder / MODEL_NAME).is_file():
@@ -81,18 +81,18 @@ def read_subject(model: str, device: torch.device) -> Subject:
 
 
 def painter_of(generator: Generator, device: torch.device) -> Painter:
-    """Return the model as `stylize apply` paints with it, in float32 on every device."""
+    """Return a painter that works like `stylize apply`, in float32 on every device."""
     stylizer = Stylizer(generator, Compute(device))
     return lambda photograph: stylizer(Picture(photograph[0])).rgb[None].to(photograph)
 
 
 def find_pairs(content: Path, pictures: Mapping[str, Path] | None, count: int) -> list[Pair]:
-    """Return the first photographs by name, with their pictures; those without a picture are left out.
+    """Return the first photographs by name with their pictures, without those that have no picture.
 
     Args:
         content: The folder of photographs.
-        pictures: By stem; None for a model.
-        count: The most that are returned.
+        pictures: Paths of the pictures by stem; None for a model.
+        count: Maximum number of pairs.
 
     Raises:
         StylizeError: There is no photograph, or none with a picture.
@@ -135,13 +135,13 @@ def _by_stem(files: Sequence[Path]) -> dict[str, Path]:
 
 
 def check_sizes(pairs: Sequence[Pair], size_px: int, loss: LossConfig, iterations: int) -> None:
-    """Check by the files' headers that all are large enough, and that pictures have the shape of their photographs.
+    """Check in the files' headers that all are large enough, and that pictures have the shape of their photographs.
 
     Args:
         pairs: The files.
         size_px: The longer side that photographs are resized to.
-        loss: Its layers set the smallest size.
-        iterations: Of the reference; 0 for none.
+        loss: Config of the loss; its layers determine the smallest size.
+        iterations: Number of iterations of the reference; 0 for none.
 
     Raises:
         StylizeError: A file is too small, or of another shape.
@@ -176,7 +176,7 @@ def _size(path: Path, size_px: int) -> tuple[int, int]:
 
 
 def read_photographs(pairs: Sequence[Pair], size_px: int, device: torch.device) -> Iterator[Photograph]:
-    """Read the files one pair after the other, with a progress bar; those that cannot be decoded are left out."""
+    """Read the pairs one after the other, with a progress bar; files that cannot be decoded are skipped."""
     with tqdm(pairs, unit="photograph", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
         for pair in bar:
             try:

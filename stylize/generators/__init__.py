@@ -1,4 +1,4 @@
-"""The networks that paint. To add one: its file, and its line in `GENERATORS`."""
+"""The generators. To add one, write its file and add its line to `GENERATORS`."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ class _Name(BaseModel):
 
 
 class GeneratorConfig(NetworkConfig, _Name):  # pydantic lists the fields of the last base first
-    """Which network paints, and what it is built from."""
+    """Name and settings of a generator."""
 
 
 def build_generator(config: GeneratorConfig) -> Generator:
-    """The generator that the config names, freshly initialized.
+    """Return a newly initialized generator.
 
     Raises:
-        StylizeError: No network of that name.
+        StylizeError: No generator has the name.
     """
     cls = pick(GENERATORS, config.name, "generator.name")
     return cls(config)

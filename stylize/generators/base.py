@@ -1,4 +1,4 @@
-"""What every generator is, and its configuration."""
+"""The base class of all generators, their configuration and their stages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _known_norm(name: str) -> str:
 
 
 class NetworkConfig(BaseModel):
-    """What a network is built from."""
+    """Settings of a network."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -50,23 +50,23 @@ class RowConvolution(Protocol):
         """Multiplications for each pixel of the result."""
 
     def __call__(self, x: Tensor, geometry: Geometry | None = None) -> Tensor:
-        """Convolve whole images; `geometry` is its own, with an upsampling before it."""
+        """Convolve whole images; `geometry` is the layer's own with an upsampling before it."""
 
     def rows(self, window: Window, rows: tuple[int, int], geometry: Geometry, out: Tensor | None = None) -> Tensor:
         """Compute some rows of the result of one image; see `stylize.ops.conv2d_rows`."""
 
 
 class Stage(NamedTuple):
-    """A convolution, and what follows it before the next one.
+    """A convolution and the operations between it and the next one.
 
     Attributes:
-        conv: The convolution of the result of the stage before; of the first stage, of the image.
+        conv: The convolution; its input is the result of the previous stage, or the image.
         size: Height and width of the result.
-        norm: Its normalization, or None.
-        relu: Whether the norm is followed by ReLU.
-        activation: Pointwise function where there is no norm, called as `torch.sigmoid(x, out=…)`, or None.
+        norm: Normalization of the result, or None.
+        relu: Whether ReLU follows the norm.
+        activation: Pointwise function if there is no norm, called like `torch.sigmoid(x, out=…)`, or None.
         residual_of: Number of the stage whose result is added at the end, or None.
-        upsampling: Filter by which the input is first upsampled to `size`, or None.
+        upsampling: Filter with which the input is upsampled to `size` first, or None.
     """
 
     conv: RowConvolution
@@ -95,7 +95,7 @@ class Stage(NamedTuple):
         Args:
             x: The result. Always use the returned tensor.
             out: Memory of its shape, or None.
-            instance: Instance statistics of the whole image for the norm; None: those of `x`.
+            instance: Instance statistics of the whole image for the norm; None: use those of `x`.
         """
         if self.norm is not None:
             return self.norm.normalize_(x, relu=self.relu, out=out, instance=instance)
@@ -106,7 +106,7 @@ class Stage(NamedTuple):
 
 
 def run_stages(stages: Sequence[Stage], x: Tensor) -> Tensor:
-    """Take images `(N, 3, H, W)` through all stages; results that are added later are kept until then."""
+    """Run all stages on images `(N, 3, H, W)`; results for residual connections are kept until they are added."""
     uses = Counter(stage.residual_of for stage in stages)
     kept: dict[int, Tensor] = {}
     for i, stage in enumerate(stages):
@@ -123,7 +123,7 @@ def run_stages(stages: Sequence[Stage], x: Tensor) -> Tensor:
 
 
 def check_size(height: int, width: int) -> None:
-    """Refuse an image that is too small for a generator.
+    """Check that an image is large enough for a generator.
 
     Raises:
         StylizeError: It is smaller than `MIN_SIZE_PX` in a direction.
@@ -135,10 +135,10 @@ def check_size(height: int, width: int) -> None:
 class Generator(nn.Module):
     """A feed-forward network that paints: RGB `(N, 3, H, W)` in [0, 1] → the same shape and range.
 
-    A network describes itself once. Most do so by `stages`, from which painting follows: in training, as a whole, and
-    in strips of rows. One that is no chain of stages overrides `paint`.
+    A network describes itself once. Most override `stages`, which serves training, painting as a whole, and painting in
+    strips of rows. A network that is not a chain of stages overrides `paint`.
 
-    Output size is input size for every height and width from `MIN_SIZE_PX`.
+    The output has the size of the input, for every height and width of at least `MIN_SIZE_PX`.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -151,14 +151,14 @@ class Generator(nn.Module):
         return self.paint(x)
 
     def stages(self, height: int, width: int) -> list[Stage] | None:
-        """Return the network for an image of this size as a chain of stages; None: it is no chain.
+        """Return the network for an image of this size as a chain of stages, or None if it is not a chain.
 
-        The last stage's result, cropped to the size, is the painted image.
+        The result of the last stage, cropped to the size, is the painted image.
         """
         return None
 
     def paint(self, x: Tensor) -> Tensor:
-        """Paint images of checked size, `(N, 3, H, W)` → `(N, 3, H, W)`."""
+        """Paint images whose size was checked, `(N, 3, H, W)` → `(N, 3, H, W)`."""
         height, width = x.shape[-2], x.shape[-1]
         stages = self.stages(height, width)
         if stages is None:
@@ -174,11 +174,11 @@ class Generator(nn.Module):
         raise StylizeError(f"seed: got {seed}, but this network paints without noise, so no seed changes its pictures")
 
     def norms(self) -> dict[str, Norm]:
-        """Return the normalization layers by their names in the network."""
+        """Return the normalization layers by name."""
         return {name: m for name, m in self.named_modules() if isinstance(m, Norm)}
 
     def param_groups(self) -> list[ParameterGroup]:
-        """Return every parameter once, grouped by optimizer setting; norms say their own."""
+        """Return every parameter once, grouped by learning-rate factor; norms define the groups of their own."""
         groups = [group for norm in self.norms().values() for group in norm.param_groups()]
         owned = {id(p) for group in groups for p in group.parameters}
         rest = [p for p in self.parameters() if id(p) not in owned]
@@ -188,7 +188,7 @@ class Generator(nn.Module):
         return [ParameterGroup(p, factor) for factor, p in merged.items() if p]
 
     def project_(self) -> None:
-        """Put all parameters back into their ranges; called after every optimizer step."""
+        """Project all parameters to their valid ranges; called after every optimizer step."""
         for norm in self.norms().values():
             norm.project_()
 
@@ -203,9 +203,9 @@ class PaddedConv2d(nn.Conv2d):
         in_channels: Channels of the input.
         out_channels: Channels of the result.
         kernel_px: Side of the kernel, odd.
-        config: Gives the padding.
+        config: Settings of the network, for the padding.
         stride: 1 or 2.
-        depthwise: Convolve every channel by a kernel of its own, without a bias.
+        depthwise: Whether to convolve each channel with its own kernel, without a bias.
     """
 
     def __init__(
@@ -223,7 +223,7 @@ class PaddedConv2d(nn.Conv2d):
         self.geometry = Geometry(kernel_px, stride, PADDING_MODES[config.padding])
 
     def forward(self, x: Tensor, geometry: Geometry | None = None) -> Tensor:
-        """Convolve `x` `(N, C, H, W)`; `geometry` is the layer's own, with an upsampling before it."""
+        """Convolve `x`, `(N, C, H, W)`; `geometry` is the layer's own with an upsampling before it."""
         return ops.conv2d(x, self.weight, self.bias, geometry or self.geometry)
 
     def rows(self, window: Window, rows: tuple[int, int], geometry: Geometry, out: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""The network of PyTorch's well-known example, for models that were trained with it."""
+"""The network of PyTorch's fast_neural_style example, for models trained with it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from stylize.generators.johnson import JohnsonGenerator, halved
 
 
 class FastNeuralStyle(JohnsonGenerator):
-    """Johnson's generator with nearest-neighbour enlargement and without an activation at its end.
+    """Johnson's generator with nearest-neighbour upsampling and without a final activation.
 
-    `stylize import` makes models of it. The values from 0 to 255 with which the example works are folded into the
-    first and the last convolution; what goes beyond the range is clipped, as the example does when it saves. Clipped
-    values give no gradient: to train, take `johnson`.
+    `stylize import` creates models of this class. The example's range of 0 to 255 is folded into the first and the last
+    convolution. Values beyond the range are clipped, as the example does when it saves a picture. Clipped values have
+    no gradient: use `johnson` for training.
 
     Source: pytorch/examples, fast_neural_style, `TransformerNet`.
-    Differs: a picture keeps its size; the example's is enlarged to multiples of 4, and its last rows and columns go.
+    Differs: the output has the size of the input; the example's is enlarged to multiples of 4, and its last rows and
+        columns are cut off.
     """
 
     def stages(self, height: int, width: int) -> list[Stage] | None:

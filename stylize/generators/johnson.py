@@ -27,8 +27,8 @@ class JohnsonGenerator(Generator):
         a scaled tanh: the range is [0, 1].
 
     Args:
-        config: See there.
-        convolution: What its 3×3 convolutions are, a class that is called as `PaddedConv2d`.
+        config: Settings of the network.
+        convolution: Class of the 3×3 convolutions, called like `PaddedConv2d`.
     """
 
     def __init__(self, config: NetworkConfig, convolution: Convolution = PaddedConv2d) -> None:
@@ -74,7 +74,7 @@ class JohnsonGenerator(Generator):
 
 
 def halved(size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width after a convolution of stride 2.
+    """Return height and width after a convolution of stride 2.
 
     >>> halved((5, 4))
     (3, 2)
@@ -105,7 +105,7 @@ class ConvNormReLU(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions with norms and the identity beside them; no ReLU after the sum.
+    """Two convolutions with norms and a residual connection; no ReLU after the sum.
 
     Source: Gross & Wilber 2016, Training and investigating residual nets, as Johnson et al. use it.
     """

@@ -12,7 +12,7 @@ from stylize.ops import Geometry, Window, strip_rows
 class JohnsonLiteGenerator(JohnsonGenerator):
     """`JohnsonGenerator` with every 3×3 convolution in two: 3×3 within each channel, then 1×1 across them.
 
-    At width 32 that is 33 thousand multiplications a pixel in place of 154, half of them in the first and last layer.
+    At width 32 it has 33 thousand multiplications per pixel instead of 154, half of them in the first and last layer.
 
     Source: Howard et al. 2017, arXiv:1704.04861, section 3.1.
     Differs: no norm and no ReLU between the two.

@@ -16,17 +16,17 @@ MIN_MAP_PX = 2
 
 
 class TextureNetwork(Generator):
-    """A pyramid of the image at six scales, noise z beside it at each, joined from coarse to fine.
+    """A pyramid of the image at six scales, with noise z concatenated at each, joined from coarse to fine.
 
-    At every scale the downsampled image and three channels of uniform noise pass a branch of three convolutions to
-    W/4 channels; the coarser result is enlarged, both are normalized and concatenated, and three more convolutions
-    follow. `config.width` 32 gives the 8 channels a branch of the paper. Sigmoid output.
+    At every scale a branch of three convolutions takes the downsampled image and three channels of uniform noise to
+    W/4 channels. The coarser result is upsampled, both are normalized and concatenated, and three more convolutions
+    follow. `config.width` 32 gives the paper's 8 channels per branch. Sigmoid output.
 
-    In `train()` z is drawn afresh from torch's generator; in `eval()` it comes from `noise_seed` (first that of the
-    config), the same for every image of a size: a seed gives z, and so the picture.
+    In `train()` z is drawn from torch's random generator. In `eval()` it is determined by `noise_seed` (initially the
+    config's), and is the same for all images of a size: one seed gives one picture.
 
     Source: Ulyanov et al. 2016, arXiv:1603.03417, and the authors' `pyramid.lua`.
-    Differs: reflection padding as in the other generators, in place of circular; the smallest maps are 2×2, so that
+    Differs: reflection padding as in the other generators instead of circular; the smallest maps are 2×2, so that
         instance statistics exist; sigmoid output.
     """
 
@@ -52,11 +52,11 @@ class TextureNetwork(Generator):
         self.noise_seed = seed
 
     def _with_noise(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Concatenate z `(N, 3, h, w)` to an image; with a seeded generator all images get the same z."""
-        # Drawn on the CPU: the same seed is the same noise on every device.
+        """Concatenate z, `(N, 3, h, w)`, to an image; with a seeded generator all images get the same z."""
+        # Drawn on the CPU: a seed gives the same noise on every device.
         if generator is not None:
             noise = torch.rand(1, NOISE_CHANNELS, *x.shape[-2:], generator=generator)
-        else:  # for the images of all processes, so that several draw what one would
+        else:  # for the images of all processes, so that several draw the same noise as one
             whole = torch.rand(len(x) * distributed.count(), NOISE_CHANNELS, *x.shape[-2:])
             noise = whole.chunk(distributed.count())[distributed.rank()]
         return torch.cat([x, noise.to(x).expand(len(x), -1, -1, -1)], dim=1)
@@ -95,7 +95,7 @@ def conv_block(in_channels: int, out_channels: int, config: NetworkConfig) -> nn
 
 
 def pyramid_sizes(height: int, width: int) -> list[tuple[int, int]]:
-    """Sizes of the six levels from fine to coarse: halves, rounded up, no less than 2.
+    """Return the sizes of the six levels from fine to coarse: halved, rounded up, at least 2.
 
     >>> pyramid_sizes(65, 16)
     [(65, 16), (33, 8), (17, 4), (9, 2), (5, 2), (3, 2)]
@@ -108,5 +108,5 @@ def pyramid_sizes(height: int, width: int) -> list[tuple[int, int]]:
 
 
 def resize_to(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Average pooling to the given size."""
+    """Resize by average pooling."""
     return x if x.shape[-2:] == size else nn.functional.adaptive_avg_pool2d(x, size)

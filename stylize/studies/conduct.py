@@ -38,7 +38,7 @@ class Request:
     """The options of a study.
 
     Attributes:
-        config: What all its trainings have in common.
+        config: Config that all its trainings start from.
         folder: Holds photographs and run folders, which all studies share, and each study's own folder.
         seeds: Number of seeds per setting.
         device: Name of the device.
@@ -125,7 +125,7 @@ def _sheet_side_px(config: RunConfig) -> int:
 
 
 def _read_pictures(folder: Path, side_px: int) -> list[Tensor]:
-    """Photographs for the sheets: centred squares."""
+    """Return the photographs for the sheets, as centred squares."""
     if not folder.is_dir():
         raise StylizeError(f"--pictures: got '{folder}', must be a folder of photographs that exists")
     pictures = validation_images(find_images(folder), side_px)
@@ -135,7 +135,7 @@ def _read_pictures(folder: Path, side_px: int) -> list[Tensor]:
 
 
 def _restyler(request: Request, device: torch.device) -> tuple[Callable[[Tensor], Tensor], str]:
-    """A painter of another style than the study's, loaded when it is first used, and that style's name."""
+    """Return a painter of another style than the study's, loaded at first use, and the name of that style."""
     own = Path(request.config.style.all_images()[0].path).stem
     others = [name for name in built_in_models() if name != own]
     name = request.restyle or (others[0] if others else None)

@@ -1,4 +1,4 @@
-"""The photographs of a study: split once, so that all its runs train on and are measured on the same ones."""
+"""The photographs of a study: split once, so that all runs use the same training and held-out photographs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Split(NamedTuple):
     held_out: Path
 
     def changes(self) -> dict[str, object]:
-        """Return the config keys that train a run on the one and measure it on the other."""
+        """Return the config keys that make a run train on the first folder and validate on the second."""
         return {"content.path": str(self.training), "content.validation": str(self.held_out), "content.limit": None}
 
 
@@ -101,7 +101,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _filled(folder: Path, fill: Callable[[Path], None]) -> Path:
-    """Return a folder that `fill` wrote; it exists whole or not at all."""
+    """Return a folder that `fill` wrote; it appears only when it is complete."""
     if folder.is_dir():
         return folder
     try:

@@ -1,4 +1,4 @@
-"""Write a study's findings: one HTML page that needs nothing else; CSVs, plots and sheets; TensorBoard."""
+"""Write the findings of a study: a self-contained HTML page; CSVs, plots and sheets; TensorBoard."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Provenance:
 
     Attributes:
         command: The command line.
-        device: Where it was computed.
+        device: Device that computed it.
         seconds: Duration of the last call of the command.
     """
 
@@ -56,7 +56,7 @@ class Provenance:
 
 
 def write_report(folder: Path, study: Study, results: Results, findings: Findings, provenance: Provenance) -> Path:
-    """Write `report.html`, and beside it `report.md`, every table as CSV, plots as SVG and JPEG, sheets as JPEG.
+    """Write `report.html`, `report.md`, every table as CSV, plots as SVG and JPEG, and sheets as JPEG.
 
     Raises:
         StylizeError: matplotlib is not installed, or the folder cannot be written to.
@@ -196,7 +196,7 @@ def _jpeg(picture: Tensor) -> bytes:
 
 
 def _markdown(study: Study, results: Results, findings: Findings, provenance: Provenance) -> str:
-    """The report for a repository or a notebook; it shows the files beside it."""
+    """Return the report for a repository or a notebook; it shows the files in the same folder."""
     lines = [
         f"# {study.title}",
         study.question,
@@ -212,7 +212,7 @@ def _markdown(study: Study, results: Results, findings: Findings, provenance: Pr
 
 
 def _summary(results: Results) -> str:
-    """A sentence about what was trained."""
+    """Return a sentence about the trainings."""
     base = results.setting.base
     seeds = ", ".join(str(base.seed + seed) for seed in results.setting.seeds)
     return (
@@ -250,7 +250,7 @@ def _machine(provenance: Provenance) -> str:
 
 
 def _write_events(folder: Path, findings: Findings) -> None:
-    """Write the curves and sheets for TensorBoard, in place of those of an earlier call."""
+    """Write the curves and sheets for TensorBoard, replacing those of an earlier call."""
     for old in folder.rglob(f"{PREFIX}*"):
         old.unlink()
     curves: dict[str, list[tuple[str, Line]]] = {}

@@ -1,4 +1,4 @@
-"""The trainings of a study: planned, run once, resumed if they were stopped, and read."""
+"""The trainings of a study: plan them, run each once or resume it, and read the results."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from stylize.training.checkpoint import checkpoint_path, load_checkpoint
 
 logger = logging.getLogger("stylize")
 
-PLACE = "study"  # where the changes of a config come from, for messages
-CHECKPOINTS = 10  # of every run whose norm has values worth watching, such as gates: their course is read from them
+PLACE = "study"  # source of the changes to a config, in messages
+CHECKPOINTS = 10  # for runs whose norm has histograms, such as gates: a study reads their course from the checkpoints
 
 
 class Arm(NamedTuple):
@@ -70,12 +70,12 @@ class StudyRun(NamedTuple):
 
     @property
     def is_done(self) -> bool:
-        """Whether it was trained to its last step."""
+        """Whether the run was trained to its last step."""
         return checkpoint_path(self.folder / "checkpoints", self.config.train.steps).exists()
 
     @property
     def command(self) -> str:
-        """The command that trains the same again, alone."""
+        """The command that repeats this training on its own."""
         environment = ["env", *(f"{name}={value}" for name, value in self.variables.items())] if self.variables else []
         paths = ["--config", str(self.folder / "config.yaml"), "--output", f"again/{self.folder.name}"]
         return shlex.join([*environment, "stylize", "train", *paths])
@@ -85,8 +85,8 @@ def plan_runs(base: RunConfig, arms: Sequence[Arm], seeds: Sequence[int], folder
     """Return the trainings of all arms and seeds. Equal configs share a folder, also between studies.
 
     Args:
-        base: What all have in common.
-        arms: What differs; a value that maps seeds to values takes that of the run's seed.
+        base: Config that all trainings start from.
+        arms: Changes to it; if a value maps seeds to values, the run's seed selects one.
         seeds: Added to the base's seed.
         folder: Parent of the run folders.
     """
@@ -105,7 +105,7 @@ def _checkpointing(config: RunConfig) -> dict[str, object]:
     watched = NORMS[config.generator.norm].histograms is not Norm.histograms  # such as gates
     every = max(1, config.train.steps // CHECKPOINTS)
     kept = CHECKPOINTS + 1 if watched else 1
-    # Networks are compared after equally many steps, so none stops early.
+    # Networks are compared after equal numbers of steps, so none stops early.
     return {"train.checkpoint_every": every, "train.keep_checkpoints": kept, "train.stop_after": None}
 
 
@@ -119,12 +119,12 @@ def train_runs(runs: Sequence[StudyRun], device: str, jobs: int = 1) -> None:
     """Train the runs that are not done yet.
 
     Args:
-        runs: All trainings; those with the same folder are one.
+        runs: All trainings; those with the same folder are done once.
         device: Name of the device.
         jobs: Number of trainings at a time, each in a process with its share of the cores.
 
     Raises:
-        StylizeError: One cannot be trained; the results of the others are kept.
+        StylizeError: A training fails; the results of the others are kept.
     """
     waiting = list({run.folder: run for run in runs if not run.is_done}.values())
     logger.info("%d trainings, %d of them still to do", len({run.folder for run in runs}), len(waiting))
@@ -142,7 +142,7 @@ def _trained(runs: Sequence[StudyRun], device: str, jobs: int) -> Iterator[Study
         try:
             yield from _one_by_one(runs, device) if jobs == 1 else _together(runs, device, jobs)
         except BrokenProcessPool as error:
-            if interrupts:  # they ended the processes, too
+            if interrupts:  # the interrupt also ended the processes
                 raise KeyboardInterrupt from error
             raise StylizeError(
                 "a process that trained has died, maybe for want of memory: ask for the study again, with fewer "
@@ -173,7 +173,7 @@ def _processes(count: int, threads: int) -> ProcessPoolExecutor:
 
 
 def _train_in_environment(run: StudyRun, device: str) -> None:
-    """Train here, or, if the run has variables, in a process of its own: they are read when a process starts."""
+    """Train in this process, or in a new one if the run has variables, which are read when a process starts."""
     if not run.variables:
         _train(run, device)
         return
@@ -189,7 +189,7 @@ def _train_in_environment(run: StudyRun, device: str) -> None:
 
 @contextmanager
 def _noted_interrupts() -> Iterator[list[int]]:
-    """Also record a ctrl-c within the block: the exception alone may be raised where it is swallowed."""
+    """Record a ctrl-c within the block, since the exception may be raised where it is swallowed."""
     noted: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -207,7 +207,7 @@ def _noted_interrupts() -> Iterator[list[int]]:
 
 
 def _begin_process(threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a ctrl-c ends it without a traceback; its checkpoints are whole
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a ctrl-c ends it without a traceback; its checkpoints stay intact
     tqdm.set_lock(threading.RLock())  # the default is shared by all processes, and stays locked after a ctrl-c
     torch.set_num_threads(threads)
     keep_freed_memory()

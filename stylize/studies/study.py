@@ -1,4 +1,4 @@
-"""A study: settings that are trained under the same conditions, and what is measured on them."""
+"""A study: settings trained under the same conditions, and the measurements on the results."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class Setting:
         seeds: Counted from 0, added to the base's seed.
         restyle: Painter of another style, for studies that restyle photographs.
         restyle_name: Name of the other style.
-        device: Where to compute.
-        folder: Folder of the study, for what its arms need to keep.
+        device: Device that computes.
+        folder: Folder of the study, for files of its arms.
         networks: Loss networks to compare with the base's own.
     """
 
@@ -77,13 +77,13 @@ class Findings:
 
 @dataclass(frozen=True)
 class Results:
-    """The trained networks of a study, and how to measure them.
+    """The trained networks of a study, with methods to measure them.
 
     Attributes:
         setting: The conditions.
         arms: Names of the arms, in order.
         runs: All runs.
-        device: Where to compute.
+        device: Device that computes.
         pictures: Photographs for the sheets, `(3, H, W)` in [0, 1].
         iterations: L-BFGS iterations per photograph of the reference; 0: skip.
     """
@@ -152,7 +152,7 @@ class Results:
 
     @cached_property
     def optimized(self) -> list[Tensor]:
-        """The sheets' pictures by Gatys' method."""
+        """The pictures of the sheets, stylized by Gatys' method."""
         config = OptimizationConfig(iterations=self.iterations)
         found = []
         for picture in self.pictures:
@@ -161,7 +161,7 @@ class Results:
         return found
 
     def painted(self, painter: Painter) -> list[Tensor]:
-        """Return the sheets' pictures, stylized."""
+        """Return the pictures of the sheets, stylized by a painter."""
         with torch.no_grad():
             return [painter(picture[None].to(self.device))[0].float().cpu().clamp(0, 1) for picture in self.pictures]
 
@@ -175,10 +175,10 @@ class Results:
         return Sheet(title, tuple(heads), list(zip(*painted, strict=True)))
 
     def contrast_table(self, title: str, painters: Mapping[str, Painter]) -> Table:
-        """Return a table of how pictures change with the photographs' contrast: RMS of pixels, and the style loss.
+        """Return a table of the change of pictures with the photographs' contrast: RMS of pixels, and the style loss.
 
-        RMS is that between the picture of a photograph at a contrast and the picture of it at contrast 1. Means with
-        95 % confidence intervals over the held-out photographs.
+        RMS is the difference between the pictures painted from a photograph at a contrast and at contrast 1. Means
+        with 95 % confidence intervals over the held-out photographs.
         """
         rows: list[tuple[str, ...]] = []
         for name, painter in {"photographs as they are": _as_it_is, **painters}.items():
@@ -200,7 +200,7 @@ class Results:
         return Sheet(title, heads, [[image[0].cpu() for image in changed], *rows], ("photograph", *painters))
 
     def compare(self, lower: str, higher: str, term: str = "style") -> str:
-        """Return a sentence: whether one arm's held-out term is below another's by more than the spread over seeds."""
+        """Return a sentence on whether a held-out term of two arms differs by more than the spread over seeds."""
         a, b = self.final(lower, term), self.final(higher, term)
         differences = [y - x for x, y in zip(a, b, strict=True)]
         numbers = f"{term} {spread(a)} against {spread(b)}, difference {spread(differences)}"
@@ -216,7 +216,7 @@ class Results:
 
 
 def seeds_table(title: str, measured: Mapping[str, Sequence[Mapping[str, float]]]) -> Table:
-    """Terms by name, measured for every seed: mean ± standard deviation."""
+    """Return a table of terms by name: mean ± standard deviation over the seeds."""
     rows = [
         (name, *(spread([terms[term] for terms in seeds]) for term in COMPARED)) for name, seeds in measured.items()
     ]
@@ -243,7 +243,7 @@ class Study:
     Attributes:
         name: Name on the command line.
         title: One line.
-        question: What it asks, and what the papers say.
+        question: Question of the study, and results of the papers.
         arms: Returns the settings to train.
         findings: Measures the trained networks.
     """

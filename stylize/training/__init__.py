@@ -1,1 +1,1 @@
-"""Making a model: data, checkpoints, monitoring, the trainer."""
+"""Training: data, checkpoints, monitoring, the trainer."""

@@ -1,4 +1,4 @@
-"""Photographs decoded and resized once: their pixels in one memory-mapped file.
+"""A cache of decoded and resized photographs in one memory-mapped file.
 
 The file holds the pixels of every photograph, uint8 `(H, W, 3)`, one after the other; a JSON index with the offset of
 each and the size and time of its file; the length of the index; and eight bytes that identify the format.
@@ -32,7 +32,7 @@ logger = logging.getLogger("stylize")
 
 KIND = b"stylize1"
 SUFFIX = ".cache"
-LOCK_NAME = ".cache.lock"  # not that of a run: the folder may be the run's
+LOCK_NAME = ".cache.lock"  # not the name of a run's lock: the folder may be the run's
 MEASURED_HEADERS = 2000
 SIGN_OF_LIFE_S = 60.0
 GIB = 2**30
@@ -61,11 +61,11 @@ class _Contents(NamedTuple):
 
 
 class PhotographCache:
-    """Photographs as `read_rgb` decodes them, but decoded once; any process can open it.
+    """Photographs as `read_rgb` returns them, decoded only once; any process can open the cache.
 
     Args:
         folder: The folder of the cache file, which is named after the photographs' folder and the shorter side.
-        files: All photographs that will be read.
+        files: All photographs that may be read.
         shorter_side_px: Shorter side of the decoded photographs.
         limited: Whether the files were drawn from those of their folder: another draw has another cache.
     """
@@ -81,13 +81,13 @@ class PhotographCache:
         self._contents: _Contents | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_contents": None}  # a mapping belongs to its process
+        return {**vars(self), "_contents": None}  # a memory map cannot be sent to another process
 
     def read(self, file: Path) -> NDArray[np.uint8]:
         """Return a photograph's pixels, `(H, W, 3)`, read-only.
 
         Raises:
-            StylizeError: The error of `read_rgb` when the cache was built; or there is no cache.
+            StylizeError: There is no cache, or `read_rgb` failed when it was built.
         """
         contents = self._open()
         entry = contents.entries.get(str(file))
@@ -99,13 +99,13 @@ class PhotographCache:
         return pixels.reshape(entry.height, entry.width, 3)
 
     def prepare(self, workers: int) -> None:
-        """Build the cache where it is missing or stale; the first process does, the others wait.
+        """Build the cache if it is missing or stale; the first process builds, the others wait.
 
         Args:
-            workers: Number of decoding processes; 0: this one decodes.
+            workers: Number of decoding processes; 0: decode in this one.
 
         Raises:
-            StylizeError: It cannot be written, or the disk has too little room.
+            StylizeError: The cache cannot be written, or the disk is too small.
         """
         if not distributed.is_first():
             while not distributed.broadcast(False):
@@ -139,7 +139,7 @@ class PhotographCache:
             raise StylizeError(f"content.cache: {self.path}: cannot be written ({error.strerror})") from error
 
     def _make_room(self) -> None:
-        """Remove the stale cache and leftovers; log the room that a new one needs, and check that there is as much."""
+        """Remove the stale cache and leftovers; log the space that a new one needs, and check that it is available."""
         self.path.unlink(missing_ok=True)
         for leftover in self.path.parent.glob(f".*{SUFFIX}.*.part"):
             leftover.unlink(missing_ok=True)
@@ -174,7 +174,7 @@ class PhotographCache:
         file.write(index + len(index).to_bytes(8, "little") + KIND)
 
     def _why_stale(self, states: dict[str, tuple[int, int]]) -> str:
-        """The reason why the present cache cannot be used, or an empty string."""
+        """Return why the existing cache cannot be used, or an empty string."""
         try:
             made, contents = _read(self.path)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -198,20 +198,20 @@ class PhotographCache:
 
 
 def estimated_bytes(files: Sequence[Path], shorter_side_px: int) -> int:
-    """Estimate the bytes of photographs decoded to this shorter side, from some 2,000 headers."""
+    """Estimate the size of the photographs decoded to this shorter side, from about 2,000 headers."""
     measured = files[:: max(1, len(files) // MEASURED_HEADERS)]
     ratios = []
     for file in measured:
         try:
             size = read_header(file).size
         except StylizeError:
-            continue  # it will take no bytes
+            continue  # takes no space in the cache
         ratios.append(max(size) / min(size))
     return round(3 * shorter_side_px**2 * sum(ratios) * len(files) / len(measured))
 
 
 class _Decoding(Dataset["NDArray[np.uint8] | str"]):
-    """Decoded photographs, or the reason why one cannot be decoded."""
+    """Decoded photographs, or the reason why a photograph cannot be decoded."""
 
     def __init__(self, files: Sequence[Path], shorter_side_px: int) -> None:
         self.files = files
@@ -240,7 +240,7 @@ def _as_it_is(decoded: Any) -> Any:
 
 
 def _state(file: Path) -> tuple[int, int]:
-    """Size in bytes and time of change of a file; (−1, −1) if it is gone."""
+    """Return the size in bytes and the modification time of a file; (−1, −1) if it does not exist."""
     try:
         found = file.stat()
     except OSError:
@@ -252,7 +252,7 @@ def _read(path: Path) -> tuple[str, _Contents]:
     """Return how a cache was made, and its contents.
 
     Raises:
-        OSError: There is none.
+        OSError: It does not exist.
         ValueError, KeyError, TypeError, AttributeError: It is damaged.
     """
     pixels = np.asarray(np.memmap(path, np.uint8, "r"))

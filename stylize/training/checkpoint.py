@@ -1,6 +1,6 @@
-"""The full training state on disk: written whole or not at all, found by content, loaded without running code.
+"""The full training state on disk: written atomically, verified by checksum, loaded without running code.
 
-A file is a line with its step and the SHA-256 of the rest; the rest is written by `torch.save`.
+A file starts with a line with the step and the SHA-256 of the rest, which `torch.save` writes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_HEADER_BYTES = 128
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """The path of a step's checkpoint.
+    """Return the path of a step's checkpoint.
 
     >>> checkpoint_path(Path("checkpoints"), 1000).name
     'step-00001000.pt'
@@ -36,7 +36,7 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
-    """Write the state of a step whole or not at all, then remove all but the newest `keep` checkpoints.
+    """Write the state of a step atomically, then remove all but the newest `keep` checkpoints.
 
     Raises:
         StylizeError: The folder cannot be written to; older checkpoints stay.
@@ -53,7 +53,7 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int
 
 
 def encode_checkpoint(step: int, state: Mapping[str, Any]) -> bytes:
-    """The bytes of a checkpoint file."""
+    """Return the bytes of a checkpoint file."""
     encoded = io.BytesIO()
     torch.save(dict(state), encoded)
     payload = encoded.getvalue()
@@ -65,7 +65,7 @@ def _digest(step: int, payload: bytes) -> bytes:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first: by the step in the file, or in its name where the file is damaged."""
+    """Return the checkpoints of a run, oldest first, by the step in the file, or in its name if the file is damaged."""
     found = folder.iterdir() if folder.is_dir() else iter(())
     steps = {path: _step(path) for path in found if path.suffix == ".pt" and path.is_file()}
     return sorted((path for path, step in steps.items() if step is not None), key=lambda path: (steps[path], path))
@@ -81,10 +81,10 @@ def _step(path: Path) -> int | None:
 
 
 def newest_checkpoint(folder: Path, device: torch.device) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that is whole, or None where there are no checkpoints.
+    """Return the newest intact checkpoint, or None if there are no checkpoints.
 
-    Newer damaged ones are logged and renamed to end in `.damaged`: counted among those to keep, they would push out
-    good ones.
+    Newer damaged ones are logged and renamed to end in `.damaged`. Otherwise they would count among those to keep, in
+    place of intact ones.
 
     Raises:
         StylizeError: All are damaged.
@@ -105,7 +105,7 @@ def newest_checkpoint(folder: Path, device: torch.device) -> tuple[Path, dict[st
 
 
 def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read a checkpoint; it may hold tensors and plain values only.
+    """Read a checkpoint, which may contain tensors and plain values only.
 
     Raises:
         StylizeError: It is damaged.
@@ -122,7 +122,7 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
         raise StylizeError(f"{path}: the checkpoint is damaged (its content does not have its SHA-256)")
     try:
         state = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
-    except Exception as error:  # a forged file makes the reader raise almost anything
+    except Exception as error:  # on a forged file torch.load may raise almost anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise StylizeError(f"{path}: the checkpoint is damaged ({reason})") from error
     if not isinstance(state, dict):

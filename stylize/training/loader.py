@@ -1,7 +1,7 @@
 """Photographs → seeded, resumable batches of crops.
 
-The sample at position p of the endless stream depends only on the seed, the files and p: the position is all the state
-there is to save, and any number of workers gives the same batches.
+The sample at position p of the endless stream depends only on the seed, the files and p. So the position is the only
+state to save, and any number of workers gives the same batches.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ UNREADABLE_SHARE = 0.05
 
 
 class CropDataset(Dataset[tuple[Tensor | None, list[str]]]):
-    """Square crops by position in the endless stream.
+    """Square crops by their position in the endless stream.
 
-    An item is the crop, uint8 `(3, crop, crop)`, and the messages of files that could not be read. Another file, also
-    determined by the position, replaces each of those. After 20 such files the crop is None: an error raised in a
-    worker would arrive with the worker's traceback in its message.
+    An item is the crop, uint8 `(3, crop, crop)`, and messages about files that could not be read. Each of those is
+    replaced by another file, also determined by the position. After 20 such files the crop is None instead of an
+    error, since the message of an error raised in a worker would contain the worker's traceback.
 
     Args:
         files: The photographs.
-        config: How to crop them, and the cache folder of decoded ones.
+        config: Sizes of the crops, and the cache folder.
         seed: Seed of the order and the crops.
-        held_out: Held-out photographs of the same folder. A run with another seed trains on them, so a cache holds
-            them, too.
+        held_out: Held-out photographs of the same folder. A run with another seed trains on them, so the cache
+            includes them.
     """
 
     def __init__(self, files: Sequence[Path], config: ContentConfig, seed: int, held_out: Sequence[Path] = ()) -> None:
@@ -70,7 +70,7 @@ class CropDataset(Dataset[tuple[Tensor | None, list[str]]]):
         return None, unreadable
 
     def fingerprint(self) -> str:
-        """A hash of the file names: with other files the same positions are other crops."""
+        """Return a hash of the file names: with other files, equal positions are different crops."""
         names = "\0".join(file.name for file in self.files)
         return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
 
@@ -93,12 +93,12 @@ class CropDataset(Dataset[tuple[Tensor | None, list[str]]]):
 
 @lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, count: int) -> Sequence[int]:
-    """The order of the files in one epoch."""
+    """Return the order of the files in an epoch."""
     return random.Random(f"epoch {seed} {epoch}").sample(range(count), count)
 
 
 def unreadable_report(messages: Sequence[str], count: int) -> str:
-    """The message of a run that stops because files cannot be read.
+    """Return the message of a run that stops because files cannot be read.
 
     >>> unreadable_report(["a.jpg: no such file"], 10)
     '1 of 10 photographs cannot be read: a.jpg: no such file'
@@ -110,7 +110,7 @@ def unreadable_report(messages: Sequence[str], count: int) -> str:
 
 
 class _Positions(torch.utils.data.Sampler[list[int]]):
-    """Positions of the batches of some steps; in several processes, the equal part of this process."""
+    """Positions of the batches of some steps; with several processes, only the share of this one."""
 
     def __init__(self, first_step: int, last_step: int, batch_size: int) -> None:
         self.steps = range(first_step, last_step)
@@ -131,7 +131,7 @@ def _collate(items: list[tuple[Tensor | None, list[str]]]) -> tuple[Tensor | Non
     messages = [message for _, some in items for message in some]
     if len(crops) < len(items):
         return None, messages
-    # numpy stacks in this thread; torch would divide the copy of a megabyte among threads, and wait for them
+    # numpy copies in this thread; torch would divide a megabyte among its threads and wait for them
     return torch.from_numpy(np.stack([crop.numpy() for crop in crops])), messages
 
 
@@ -140,9 +140,9 @@ class Batches:
 
     Args:
         dataset: The crops.
-        batch_size: Number of crops a batch, over all processes.
-        workers: Number of decoding processes; 0: this one decodes.
-        pin_memory: Whether batches lie in pinned memory, for transfer to a GPU.
+        batch_size: Number of crops in a batch, over all processes.
+        workers: Number of decoding processes; 0: decode in this one.
+        pin_memory: Whether batches are in pinned memory, for transfer to a GPU.
         building_workers: Number of processes that decode for the cache before training, where `workers` is 0.
 
     Attributes:
@@ -170,10 +170,10 @@ class Batches:
         return int(self.options["num_workers"])
 
     def prepare(self) -> None:
-        """Build the cache of decoded photographs where one is configured; `from_step` does it otherwise.
+        """Build the cache of decoded photographs if one is configured; otherwise `from_step` does it.
 
         Raises:
-            StylizeError: It cannot be written, or the disk has too little room.
+            StylizeError: The cache cannot be written, or the disk is too small.
         """
         if self.dataset.cache is not None and not self._prepared:
             self.dataset.cache.prepare(self.workers or self.building_workers)
@@ -182,7 +182,7 @@ class Batches:
     def from_step(self, first_step: int, last_step: int) -> Iterator[Tensor]:
         """Yield the batches of the steps `first_step` to `last_step` − 1: uint8 `(N, 3, crop, crop)`.
 
-        In several processes, the equal part of this process.
+        With several processes, only the share of this one.
 
         Raises:
             StylizeError: More than 5 % of the files, or all that were tried, cannot be read; the message lists them.

@@ -31,14 +31,14 @@ logger = logging.getLogger("stylize")
 T = TypeVar("T")
 Arguments = ParamSpec("Arguments")
 
-# Scalars that describe the machine, not the run: equal runs differ in them.
+# Scalars that describe the machine, not the run: they differ between equal runs.
 TIMES = frozenset(("images_per_s", "data_wait_share"))
 
 
 def _unless_silent(
     record: Callable[Concatenate[Monitor, Arguments], None],
 ) -> Callable[Concatenate[Monitor, Arguments], None]:
-    """Let a method of the monitor do nothing where the monitor is silent."""
+    """Let a method do nothing if the monitor is silent."""
 
     @wraps(record)
     def recorded(monitor: Monitor, /, *args: Arguments.args, **options: Arguments.kwargs) -> None:
@@ -51,15 +51,15 @@ def _unless_silent(
 class Monitor:
     """Records a run.
 
-    A record that cannot be written is logged once and does not stop the run; it waits until there is room again.
+    A record that cannot be written is logged once and does not stop the run; it is kept until there is space again.
 
     Args:
         run_dir: The run folder, which exists.
         steps: The last step, for the bar.
         first_step: Steps done before (a resumed run); later records of an interrupted run are dropped.
         images_per_step: The batch size, for images/s.
-        bar: Shown where stderr is a terminal, or hidden.
-        silent: Write, log and show nothing: for every process but the first.
+        bar: Whether to show a progress bar; it appears only if stderr is a terminal.
+        silent: Write, log and show nothing; for all processes but the first.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Monitor:
         self._metrics.close()
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
-        """The same batches; the wait for each is measured."""
+        """Yield the batches, and measure the wait for each."""
         while True:
             asked_s = time.perf_counter()
             try:
@@ -130,24 +130,24 @@ class Monitor:
             yield batch
 
     def advance(self) -> None:
-        """One step is done."""
+        """Count a finished step."""
         self._since_record.worked_s += time.perf_counter() - self._batch_came_s
         self.bar.update()
 
     @property
     def data_wait_share(self) -> float:
-        """The share of the steps' time spent waiting for batches; validations and checkpoints do not count."""
+        """Return the share of the steps' time spent waiting for batches, without validations and checkpoints."""
         return self._in_all.plus(self._since_record).wait_share
 
     @_unless_silent
     def sync(self) -> None:
-        """Bring all records to the disk: a checkpoint must not be newer than they are."""
+        """Flush all records to the disk: a checkpoint must not be newer than they are."""
         self._write("metrics.jsonl", self._metrics.sync)
         self._write("TensorBoard's events", self.tensorboard.sync)
 
     @_unless_silent
     def log_step(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Record a step's scalars, and since the last record images/s and the share of time spent waiting."""
+        """Record a step's scalars, and images/s and the share of waiting since the last record."""
         last_step, last_s = self._last
         now_s = time.perf_counter()
         rate = (step - last_step) * self.images_per_step / max(now_s - last_s, 1e-9)
@@ -216,7 +216,7 @@ class Monitor:
 
     @contextmanager
     def surviving(self, what: str, consequence: str = "") -> Iterator[None]:
-        """Go on when something cannot be written; log it once, and once more when it can be written again.
+        """Continue when something cannot be written; log it once, and once more when it can be written again.
 
         Args:
             what: What is written, for the message.
@@ -249,7 +249,7 @@ class Monitor:
 
 @dataclass
 class _StepTimes:
-    """Time that steps spent waiting for their batches and working on them."""
+    """Times that steps spent waiting for their batches and computing."""
 
     waited_s: float = 0.0
     worked_s: float = 0.0
@@ -263,7 +263,7 @@ class _StepTimes:
 
 
 class _SteadyBar(tqdm):  # type: ignore[type-arg]
-    """A progress bar that does not stop when the clock is set back."""
+    """A progress bar that keeps working when the clock is set back."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)

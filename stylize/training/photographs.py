@@ -75,7 +75,7 @@ class Photographs(NamedTuple):
 
 
 def find_photographs(config: ContentConfig, seed: int) -> Photographs:
-    """The files that a run uses; those held out, and those within a limit, are drawn by the seed.
+    """Return the files that a run uses; held-out files, and those within a limit, are drawn by the seed.
 
     Raises:
         StylizeError: The folder is missing or empty, or nothing is left to train on.
@@ -96,7 +96,7 @@ def find_photographs(config: ContentConfig, seed: int) -> Photographs:
 
 
 def _drawn(files: list[Path], limit: int | None, seed: int) -> list[Path]:
-    """As many of the files as the limit allows, drawn by the seed: a smaller limit draws a subset of a larger one's."""
+    """Return at most `limit` files, drawn by the seed: a smaller limit draws a subset of a larger one's."""
     if limit is None:
         return files
     return sorted(random.Random(f"limit {seed}").sample(files, len(files))[:limit])
@@ -149,11 +149,11 @@ def validation_images(files: Sequence[Path], side_px: int) -> list[Tensor]:
 
 
 class FolderReport(NamedTuple):
-    """The photographs of a folder, as a run would read them.
+    """Report on the photographs of a folder, read as in a run.
 
     Attributes:
         files: Number of image files.
-        sizes: Width and height of each that can be read, px.
+        sizes: Width and height of every readable photograph, px.
         unreadable: Messages about the others.
         small: Number of photographs that a run would enlarge.
     """
@@ -167,7 +167,7 @@ class FolderReport(NamedTuple):
 def check_folder(
     files: Sequence[Path], resize_px: int, progress: Callable[[Sequence[Path]], Iterable[Path]]
 ) -> FolderReport:
-    """Decode every file as a run would.
+    """Decode every file as a run does.
 
     Args:
         files: The files.

@@ -1,4 +1,4 @@
-"""Batches that are on the device before they are asked for."""
+"""Copy batches to the device before they are requested."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def prefetched(batches: Iterator[Tensor], compute: Compute) -> Iterator[Tensor]:
-    """Batches on their device; where it can, the next one is copied while the network computes on this one."""
+    """Yield batches on their device; if it supports this, the next one is copied while the network computes."""
     if not compute.copies_in_background:
         return batches
     copies = BackgroundCopies(compute.device)
@@ -23,9 +23,9 @@ def prefetched(batches: Iterator[Tensor], compute: Compute) -> Iterator[Tensor]:
 
 
 def one_ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, the next of which is always there already.
+    """Yield the items, always fetching the next one ahead.
 
-    An error of the next one is raised in its turn: the work on this one comes first.
+    An error of the next item is raised when its turn comes: the work on the current one is done first.
 
     >>> taken = []
     >>> ahead = one_ahead(taken.append(i) or i for i in range(3))

@@ -1,4 +1,4 @@
-"""The last state of a training under which the loss was finite."""
+"""Return to the last state of a training with a finite loss."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 class Rollback:
     """A copy of weights, buffers and optimizer state, to return to when a loss is not finite.
 
-    It is taken before every update and kept on the device: a return to the last checkpoint would lose up to a thousand
-    good steps. It costs a copy of the weights and of Adam's moments a step, and doubles the size of a checkpoint.
+    The copy is made before every update and stays on the device; a return to the last checkpoint would lose up to a
+    thousand good steps. It costs a copy of the weights and Adam's moments per step, and doubles the size of
+    a checkpoint.
 
     Args:
         network: The network whose parameters and buffers are copied.
@@ -27,7 +28,7 @@ class Rollback:
 
     @torch.no_grad()
     def keep(self) -> None:
-        """Copy the present state."""
+        """Copy the current state."""
         present = self._present()
         if present.keys() != self._kept.keys():
             self._kept = {name: value.detach().clone() for name, value in present.items()}
@@ -44,11 +45,11 @@ class Rollback:
             self._optimizer.state.clear()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The copy, for a checkpoint: a resumed run must return to the same state."""
+        """Return the copy, for a checkpoint: a resumed run must roll back to the same state."""
         return dict(self._kept)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take a copy that `state_dict` returned; the network and the optimizer stay as they are.
+        """Set the copy to one that `state_dict` returned; the network and the optimizer do not change.
 
         Raises:
             ValueError: It is of another network.

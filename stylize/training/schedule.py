@@ -13,20 +13,20 @@ class ScheduleConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    name: Literal["constant", "cosine", "step"] = Field("cosine", description="its course after the warm-up")
-    warmup_steps: int = Field(100, ge=0, description="steps of linear rise to the full rate")
-    final_factor: float = Field(0.01, ge=0, le=1, description="cosine: share of the rate at the end")
+    name: Literal["constant", "cosine", "step"] = Field("cosine", description="shape after the warm-up")
+    warmup_steps: int = Field(100, ge=0, description="steps of linear increase to the full rate")
+    final_factor: float = Field(0.01, ge=0, le=1, description="cosine: final rate relative to the full rate")
     step_every: int = Field(2000, ge=1, description="step: steps between two drops")
     step_factor: float = Field(0.8, gt=0, le=1, description="step: factor of a drop")
 
 
 def rate_factor(step: int, steps: int, schedule: ScheduleConfig) -> float:
-    """The factor of the learning rate at a step.
+    """Return the factor of the learning rate at a step.
 
     Args:
         step: The step, counted from 0.
         steps: Number of steps of the run.
-        schedule: The course of the rate.
+        schedule: The schedule of the rate.
 
     >>> schedule = ScheduleConfig(name="step", warmup_steps=2, step_every=10, step_factor=0.5)
     >>> [rate_factor(step, 100, schedule) for step in (0, 1, 2, 9, 10, 25)]

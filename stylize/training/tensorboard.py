@@ -1,7 +1,7 @@
 """TensorBoard's event files, safe against a full disk, a killed process and a clock that is set back.
 
-torch's `SummaryWriter` writes in a thread that dies when the disk is full, leaves half records, and names its files by
-the clock: TensorBoard reads them in that order.
+torch's `SummaryWriter` writes in a thread that dies when the disk is full, leaves partial records, and names its files
+by the clock, which determines the order in which TensorBoard reads them.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ BINS = [-edge for edge in reversed(POSITIVE_BINS)] + [0.0] + POSITIVE_BINS
 
 
 class EventFile:
-    """The events of one process of a run; its file follows those of earlier processes.
+    """The event file of one process of a run; its name sorts after those of earlier processes.
 
     Args:
-        run_dir: The run's folder; events after `first_step` in its earlier files are dropped.
+        run_dir: The run folder; events after `first_step` in its earlier files are dropped.
         first_step: Number of steps done before.
     """
 
@@ -62,19 +62,19 @@ class EventFile:
         self._add(Event(wall_time=time.time(), step=step, summary=values))
 
     def flush(self) -> None:
-        """Write the events that wait.
+        """Write the pending events.
 
         Raises:
-            OSError: They cannot be written, and wait on.
+            OSError: They cannot be written, and stay pending.
         """
         self._file.flush()
 
     def sync(self) -> None:
-        """Flush, and wait until it is on the disk."""
+        """Flush, and wait until the events are on the disk."""
         self._file.sync()
 
     def close(self) -> None:
-        """Close the file; events that still wait are lost."""
+        """Close the file; pending events are lost."""
         self._file.close()
 
     def _add(self, event: Event) -> None:
@@ -82,7 +82,7 @@ class EventFile:
 
 
 def framed(data: bytes) -> bytes:
-    """Frame a record for an event file: length, its checksum, data, their checksum."""
+    """Return a record framed for an event file: length, its checksum, data, their checksum."""
     length = struct.pack("<Q", len(data))
     return b"".join(
         [length, struct.pack("<I", masked_crc32c(length)), data, struct.pack("<I", masked_crc32c(data))]
@@ -90,7 +90,7 @@ def framed(data: bytes) -> bytes:
 
 
 def read_events(path: Path) -> Iterator[Event]:
-    """Yield the events of a file up to the first record that is cut or damaged."""
+    """Yield the events of a file up to the first truncated or damaged record."""
     content = path.read_bytes()
     place = 0
     while place + 12 <= len(content):
@@ -103,7 +103,7 @@ def read_events(path: Path) -> Iterator[Event]:
 
 
 def drop_events_after(path: Path, step: int) -> None:
-    """Rewrite an event file without the events of later steps, and without a record that was cut short."""
+    """Rewrite an event file without the events of later steps and without a truncated record."""
     kept = b"".join(framed(event.SerializeToString()) for event in read_events(path) if event.step <= step)
     if len(kept) != path.stat().st_size:
         write_atomically(path, kept)

@@ -1,4 +1,4 @@
-"""The training loop, on objects that are already built."""
+"""The training loop. It gets objects that are already built."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ SKIPS_THAT_STOP = 10
 
 
 class TrainConfig(BaseModel):
-    """How long and how to train."""
+    """Length and settings of a training."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     steps: int = Field(40_000, ge=1, description="optimizer steps")
-    batch_size: int = Field(4, ge=1, description="photographs a step")
-    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="of Adam")
+    batch_size: int = Field(4, ge=1, description="photographs per step")
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="learning rate of Adam")
     schedule: ScheduleConfig = Field(ScheduleConfig(), description="the learning rate over the run")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of the networks' arithmetic")
-    compile: Literal["auto", "always", "never"] = Field("auto", description="torch.compile of the step")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="floating-point precision of the networks")
+    compile: Literal["auto", "always", "never"] = Field("auto", description="whether to use torch.compile for the step")
     checkpoint_every: int = Field(1000, ge=1, description="steps between two checkpoints")
-    keep_checkpoints: int = Field(3, ge=1, description="how many of the newest are kept")
+    keep_checkpoints: int = Field(3, ge=1, description="number of newest checkpoints to keep")
     validate_every: int = Field(500, ge=1, description="steps between two validations")
     stop_after: int | None = Field(
-        None, ge=1, description="stop after that many validations without a better one; null: never"
+        None, ge=1, description="stop after that many validations without improvement; null: never"
     )
     log_every: int = Field(10, ge=1, description="steps between two records of the losses")
 
 
 class Interrupted(Exception):
-    """The run was asked to stop; its state is saved, if it could be."""
+    """The run was asked to stop; its state is saved unless it could not be written."""
 
 
 class NotFinite(Exception):
@@ -66,14 +66,14 @@ class NotFinite(Exception):
 
 @dataclass
 class Progress:
-    """The state of a run that is neither weights nor optimizer; part of every checkpoint.
+    """State of a run apart from weights and optimizer; part of every checkpoint.
 
     Attributes:
-        step: Steps done.
+        step: Number of steps done.
         best_total: Lowest held-out loss so far.
-        best_step: Its step.
-        validations_without_better: Validations since then.
-        skipped_in_a_row: Steps skipped since the last one with a finite loss.
+        best_step: Step of the lowest held-out loss.
+        validations_without_better: Number of validations since then.
+        skipped_in_a_row: Number of steps skipped since the last one with a finite loss.
         rate_factor: Factor of the learning rate; halved when too many steps in a row are skipped.
         validation: Held-out losses of the best step, by term.
     """
@@ -96,7 +96,7 @@ class Trainer:
         batches: The training crops.
         validation: Held-out photographs, `(3, H, W)` in [0, 1], all of one size.
         config: How to train.
-        compute: Where and how to compute.
+        compute: Device, precision and compilation.
         seed: Seed of torch's random generators.
         run_dir: The run folder, for checkpoints.
         save_best: Called with the progress when the held-out loss is the lowest so far, to write the model.
@@ -137,11 +137,11 @@ class Trainer:
         torch.manual_seed(seed)
 
     def fit(self, monitor: Monitor, on_progress: Callable[[Progress], None] | None = None) -> Progress:
-        """Train from the present step to the last one.
+        """Train from the current step to the last one.
 
         Args:
             monitor: Records the run.
-            on_progress: Called with a copy of the progress after every step, its validation and checkpoint included.
+            on_progress: Called with a copy of the progress after every step, its validation and its checkpoint.
 
         Raises:
             Interrupted: `stop_requested` was set; the step was finished and a checkpoint written.
@@ -166,7 +166,7 @@ class Trainer:
         return self.progress
 
     def step(self, batch: Tensor) -> dict[str, Tensor]:
-        """One optimizer step on a batch of crops, uint8 `(N, 3, H, W)`; of several processes, on this one's part.
+        """Make an optimizer step on a batch of crops, uint8 `(N, 3, H, W)`, or on the share of this process.
 
         Returns:
             The loss terms, the gradient norm and the learning rate.
@@ -200,13 +200,13 @@ class Trainer:
         return terms
 
     def _backward(self, total: Tensor) -> Tensor:
-        """Compute the gradients; returns their norm."""
+        """Compute the gradients and return their norm."""
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(total)
         return torch.nn.utils.clip_grad_norm_(self.generator.parameters(), math.inf)
 
     def _step_or_skip(self, batch: Tensor, monitor: Monitor) -> None:
-        """One step, recorded; where the loss is not finite, roll back and skip the batch."""
+        """Make and record a step; if the loss is not finite, roll back and skip the batch."""
         start_s = time.monotonic()
         try:
             terms = self.step(batch)
@@ -223,7 +223,7 @@ class Trainer:
             monitor.log_step(self.progress.step, self._values(terms))
 
     def _values(self, terms: Mapping[str, Tensor]) -> dict[str, float]:
-        """The terms as numbers. The host waits for the device, once: all come in one transfer."""
+        """Return the terms as numbers. The host waits for the device once: all are copied together."""
         values = torch.stack([term.detach().float().to(self.compute.device) for term in terms.values()])
         return dict(zip(terms, values.tolist(), strict=True))
 
@@ -266,7 +266,7 @@ class Trainer:
                 monitor.log_histogram(self.progress.step, f"{kind}/{name}", values)
 
     def _measure_all(self) -> tuple[list[Tensor], dict[str, float]]:
-        """The held-out photographs stylized, on the CPU, and the means of their terms."""
+        """Return the stylized held-out photographs, on the CPU, and the means of their terms."""
         self.generator.eval()
         own = [self._measure(image) for image in distributed.share(self.validation)]
         measured = distributed.gather_interleaved(own)
@@ -278,7 +278,7 @@ class Trainer:
         return [image for image, _ in measured], means
 
     def _measure(self, photograph: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """A held-out photograph stylized, on the CPU, and its terms. The host waits for the device."""
+        """Return a stylized held-out photograph, on the CPU, and its terms. The host waits for the device."""
         content = self._to_device(photograph[None])
         with self.compute.autocast():
             stylized = self.generator(content)
@@ -287,14 +287,14 @@ class Trainer:
 
     @cached_property
     def style_of_photographs(self) -> float:
-        """The style term of the unstylized held-out photographs: where a model starts. The host waits."""
+        """The style term of the unstylized held-out photographs, for comparison. The host waits for the device."""
         with torch.no_grad(), self.compute.autocast():
             contents = [self._to_device(image[None]) for image in distributed.share(self.validation)]
             own = [float(self.loss(content, content)["style"]) for content in contents]
         return fmean(distributed.gather_interleaved(own))
 
     def _record(self, terms: dict[str, float]) -> None:
-        """Update the progress by a validation; save the model if it is the best.
+        """Update the progress after a validation; save the model if it is the best.
 
         Raises:
             StylizeError: It is the best, but the model cannot be written. The progress stays as it was, so that it and
@@ -312,7 +312,7 @@ class Trainer:
             validation=terms,
         )
         self.save_best(better)
-        vars(progress).update(vars(better))  # in place: others hold it
+        vars(progress).update(vars(better))  # in place: other objects have a reference to it
 
     def _save_if_possible(self, monitor: Monitor) -> None:
         monitor.sync()
@@ -321,10 +321,10 @@ class Trainer:
             self.save()
 
     def save(self) -> Path:
-        """Write a checkpoint of the whole state; the first process does. The host waits for the device.
+        """Write a checkpoint of the full state, in the first process only. The host waits for the device.
 
         Raises:
-            StylizeError: It cannot be written; older ones stay.
+            StylizeError: It cannot be written; older checkpoints stay.
         """
         path = checkpoint_path(self.run_dir / "checkpoints", self.progress.step)
         if not distributed.is_first():
@@ -343,7 +343,7 @@ class Trainer:
         return path
 
     def resume(self) -> None:
-        """Continue from the newest checkpoint of the run that is whole; the first process reads it for all.
+        """Load the newest intact checkpoint of the run; the first process reads it for all.
 
         Raises:
             StylizeError: There is none, or it is of another network.
@@ -391,7 +391,7 @@ def _build_optimizer(generator: Generator, config: TrainConfig, compute: Compute
 def _check_finite(terms: Mapping[str, Tensor], gradient_norm: Tensor) -> None:
     """Raise NotFinite if a loss or a gradient is not finite.
 
-    The host waits for the device, once a step, with a single number: the update must not happen otherwise.
+    The host waits for the device once a step, for a single number: an update with such a gradient must not happen.
     """
     if torch.stack([terms["total"].detach(), gradient_norm]).isfinite().all().item():
         return

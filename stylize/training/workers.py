@@ -23,12 +23,12 @@ DEATHS_THAT_STOP = 3
 
 
 def options_of(workers: int) -> dict[str, Any]:
-    """Arguments of a `DataLoader` that decodes in that many processes; 0: in this one."""
+    """Return arguments for a `DataLoader` that decodes in that many processes; 0: in this one."""
     return {
         "num_workers": workers,
         "multiprocessing_context": _context_of_workers() if workers else None,
         "worker_init_fn": _leave_ctrl_c_to_the_training,
-        "generator": torch.Generator(),  # else its seed is drawn from torch's generator, and a resumed run differs
+        "generator": torch.Generator(),  # otherwise its seed is drawn from torch's generator, and a resumed run differs
     }
 
 
@@ -36,10 +36,10 @@ def loaded(loader_from: Callable[[int], DataLoader[Any]], first: int, last: int,
     """Yield the items `first` to `last` − 1; restart the loader at the failed item when a decoding process dies.
 
     Args:
-        loader_from: Returns a loader of the items from a number on.
+        loader_from: Returns a loader that starts at the item with this number.
         first: Number of the first item.
         last: Number after the last item.
-        place: The word for an item in messages, such as `step`.
+        place: Word for an item in messages, such as `step`.
 
     Raises:
         StylizeError: Three processes died at the same item.
@@ -92,7 +92,7 @@ def _leave_ctrl_c_to_the_training(worker: int) -> None:
 class _Flag:
     """The part of `multiprocessing.Event` that `DataLoader` uses, without its lock.
 
-    A worker takes that lock once a batch; killed while holding it, it would block the training for ever.
+    A worker takes that lock once per batch; if it is killed while it holds the lock, the training blocks forever.
     """
 
     def __init__(self) -> None:
@@ -113,9 +113,9 @@ def _context_of_workers() -> BaseContext:
 
 @contextmanager
 def _no_interruption_by_dead_workers() -> Iterator[None]:
-    """Keep torch from raising the death of a worker in the middle of a step.
+    """Keep torch from raising an error in the middle of a step when a worker dies.
 
-    Its handler of SIGCHLD would leave the step half done; without it the error comes where the next batch is awaited.
+    Its SIGCHLD handler would interrupt the step; without it the error is raised where the next batch is requested.
     """
     if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
         yield

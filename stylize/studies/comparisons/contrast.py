@@ -46,7 +46,7 @@ def _arms(setting: Setting) -> list[Arm]:
 
 
 def _ratios(results: Results, name: str) -> list[float]:
-    """The style loss with BN over that with IN, by seed."""
+    """Return the style loss with BN relative to that with IN, by seed."""
     pairs = zip(results.final(f"BN, {name}", "style"), results.final(f"IN, {name}", "style"), strict=True)
     return [batch / instance for batch, instance in pairs]
 

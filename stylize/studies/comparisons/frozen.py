@@ -24,11 +24,11 @@ def _arms(setting: Setting) -> list[Arm]:
 
 @torch.no_grad()
 def average_statistics(generator: Generator, photographs: list[torch.Tensor]) -> dict[str, Statistics]:
-    """The mean of the images' own means and variances at every norm, as running averages would hold them.
+    """Return the mean of the images' means and variances at every norm, like running averages.
 
     Args:
-        generator: With instance normalization.
-        photographs: `(3, H, W)` each.
+        generator: A generator with instance normalization.
+        photographs: Photographs, `(3, H, W)` each.
     """
     device = next(generator.parameters()).device
     collected: list[dict[str, Statistics]] = []

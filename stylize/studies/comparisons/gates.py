@@ -44,7 +44,7 @@ def prune_(generator: Generator, pruning: Callable[[Tensor], Tensor]) -> Generat
 
 
 def _course(results: Results) -> Plot:
-    """A plot of every layer's mean gate over the steps."""
+    """Return a plot of the mean gate of every layer over the steps."""
     runs = results.of_arm(ARM)
     steps = [0, *checkpoint_steps(runs[0])]
     by_run = [_means(run, steps[1:]) for run in runs]

@@ -46,7 +46,7 @@ def multiply_adds(generator: nn.Module, side_px: int = 128) -> float:
 
 
 def _step_seconds(results: Results, arm: str) -> list[float]:
-    """The median duration of a training step, by seed."""
+    """Return the median duration of a training step, by seed."""
     return [
         run.config.train.batch_size / median(r["images_per_s"] for r in records(run, "train") if "images_per_s" in r)
         for run in results.of_arm(arm)
@@ -79,7 +79,7 @@ def _findings(results: Results) -> Findings:
 
 
 def _kernels(results: Results) -> str:
-    """A sentence on what the fast kernels change in the result."""
+    """Return a sentence on the effect of the fast kernels on the result."""
     pairs = zip(results.final(FAST, TOTAL), results.final(REFERENCE, TOTAL), strict=True)
     percent = [100 * (fast / plain - 1) for fast, plain in pairs]
     speed = fmean(_step_seconds(results, REFERENCE)) / fmean(_step_seconds(results, FAST))

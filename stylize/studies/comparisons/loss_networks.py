@@ -28,7 +28,7 @@ from stylize.training.trainer import Trainer
 logger = logging.getLogger("stylize")
 
 TIMED_ROUNDS = 7
-CLEARLY_FASTER = 1.1  # a network that takes the judge's time gets no second run of equal time
+CLEARLY_FASTER = 1.1  # a network that is not faster gets no second run of equal time
 COMPARED = (*headline_terms(), *headline_measures())
 PLAIN = "style, plain Gram matrices"
 
@@ -117,7 +117,7 @@ def _name(network: str, steps: int, judge: str) -> str:
 
 
 def _plain_loss(results: Results) -> PerceptualLoss:
-    """The judge with plain Gram matrices."""
+    """Return the loss of the judge with plain Gram matrices."""
     objective = results.setting.base.objective()
     loss = objective.loss.model_copy(update={"channel_balance": 0.0})
     return build_objective(objective.model_copy(update={"loss": loss}))[0].to(results.device)
@@ -131,7 +131,7 @@ def mean_style(results: Results, loss: PerceptualLoss, painter: Painter) -> floa
 
 
 def _measured(results: Results, arm: str, plain: PerceptualLoss) -> dict[str, list[float]]:
-    """The values of an arm's networks in the judge's measure, by seed."""
+    """Return the judge's measurements of an arm's networks, by seed."""
     found: dict[str, list[float]] = {name: [] for name in (*COMPARED, PLAIN)}
     for seed in range(len(results.setting.seeds)):
         generator = results.generator(arm, seed)
