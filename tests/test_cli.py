@@ -703,7 +703,8 @@ def test_info_tells_what_the_model_file_says(trained: Path, call: Call) -> None:
 def test_info_tells_it_as_json(trained: Path, call: Call) -> None:
     facts = json.loads(call("info", trained / "runs" / "tiny", "--json").out)
     assert facts["style"] == "tiny"
-    assert facts["generator"] == {"name": "johnson", "norm": "instance", "width": 4, "padding": "reflection"}
+    network = {"name": "johnson", "norm": "instance", "width": 4, "padding": "reflection", "noise_seed": 0}
+    assert facts["generator"] == network
     assert facts["step"] in (2, 4)
     assert facts["validation"].keys() == {
         "content/relu2_1", "style/relu1_1", "style/relu2_1", "content", "style", "tv", "total",
