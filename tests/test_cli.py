@@ -171,7 +171,7 @@ def test_train_says_where_to_put_the_vgg_weights_that_cannot_be_downloaded(
     def probe(url: str, timeout_s: float) -> None:
         raise OSError("no route to host")
 
-    monkeypatch.setattr("stylize.losses.vgg_weights._probe", probe)
+    monkeypatch.setattr("stylize.losses.vgg_weights.check_connection", probe)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     write_config(tmp_path, {"loss.vgg": "imagenet"})
     assert refusal("train", "--config", "a.yaml") == (

@@ -66,7 +66,8 @@ def test_an_unknown_norm_is_refused_as_the_design_says() -> None:
     [
         (
             {"generator.nrom": "batch"},
-            "generator.nrom: unknown key, must be one of 'name', 'noise_seed', 'norm', 'padding', 'width'. Did you mean 'norm'?",
+            "generator.nrom: unknown key, must be one of 'name', 'noise_seed', 'norm', 'padding', 'width'. "
+            "Did you mean 'norm'?",
         ),
         (
             {"trian": {}},

@@ -23,8 +23,9 @@ from stylize.losses.terms import LossConfig
 from stylize.models.file import ModelCard, load_model
 from stylize.models.find import MODEL_NAME, find_model
 from stylize.pictures.find import find_images
-from stylize.pictures.picture import Picture, limited_size
-from stylize.pictures.reading import read_header, read_raster
+from stylize.pictures.formats import listed_suffixes
+from stylize.pictures.picture import Picture, limited_size, to_tensor
+from stylize.pictures.reading import open_picture, read_header
 from stylize.system.compute import Compute
 
 logger = logging.getLogger("stylize")
@@ -101,7 +102,7 @@ def find_pairs(content: Path, pictures: Mapping[str, Path] | None, count: int) -
         raise StylizeError(f"--content: {content} must be a folder of photographs that exists")
     files = find_images(content, recursive=False)
     if not files:
-        raise StylizeError(f"--content: {content} holds no image files (jpg, png, webp, tiff, gif, bmp)")
+        raise StylizeError(f"--content: {content} holds no image files ({listed_suffixes()})")
     pairs = [Pair(file) for file in files] if pictures is None else _paired(content, files, pictures)
     if len(pairs) > count:
         logger.info("of %d photographs the first %d by name; --photographs takes more", len(pairs), count)
@@ -189,8 +190,8 @@ def read_photographs(pairs: Sequence[Pair], size_px: int, device: torch.device) 
 
 
 def _read(path: Path, size_px: int) -> Tensor:
-    with read_raster(path, max_size_px=size_px) as raster:
-        return raster.picture().rgb
+    with open_picture(path) as picture:
+        return to_tensor(picture.read_rgb(limited_size(picture.header.size, size_px)))
 
 
 def _fitted(picture: Tensor, photograph: Tensor) -> Tensor:
