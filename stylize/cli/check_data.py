@@ -14,10 +14,15 @@ from stylize.errors import StylizeError
 @click.command(name="check-data")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @click.option(
-    "--resize", type=click.IntRange(16), default=288, show_default=True, help="The config's content.resize, px."
+    "--resize",
+    type=click.IntRange(16),
+    default=288,
+    show_default=True,
+    metavar="PX",
+    help="Shorter side to which the training resizes photographs (content.resize).",
 )
 def check_data(folder: Path, resize: int) -> None:
-    """Tell what a training run would find in a folder of photographs."""
+    """Check a folder of photographs: decode every file as a training would."""
     from tqdm import tqdm
 
     from stylize.pictures.find import find_images
