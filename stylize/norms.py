@@ -3,15 +3,14 @@
 Every layer computes `y = γ (x − μ)/√(σ² + ε) + β`; the kinds differ in the set of values over which μ and σ² are
 taken. All of them follow from the statistics of the images' channels, so one reduction and one multiply-add serve every
 kind, in any memory layout. A layer can record these statistics, and can be given others in place of an image's own:
-modes of the same class (`recording`, `frozen`).
+modes of the same class (`recording`, `frozen`; see `stylize.generators.statistics`).
 
 To add a kind: write the class, add its line to `NORMS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -309,39 +308,3 @@ def standardizing(statistics: Statistics, eps: float) -> tuple[Tensor, Tensor]:
     """Return `(a, b)` such that `a x + b` is `(x − μ)/√(σ² + ε)`."""
     inverse = torch.rsqrt(statistics.variance + eps)
     return inverse, -statistics.mean * inverse
-
-
-@contextmanager
-def recorded_statistics(module: nn.Module) -> Iterator[dict[str, Statistics]]:
-    """Let every norm in `module` record its instance statistics within the block.
-
-    Afterwards the dict holds those of the last forward pass, by the norms' names.
-    """
-    layers = {n: m for n, m in module.named_modules() if isinstance(m, Norm)}
-    statistics: dict[str, Statistics] = {}
-    for layer in layers.values():
-        layer.recording = True
-    try:
-        yield statistics
-        statistics.update({n: m.recorded for n, m in layers.items() if m.recorded is not None})
-    finally:
-        for layer in layers.values():
-            layer.recording, layer.recorded = False, None
-
-
-@contextmanager
-def frozen_statistics(module: nn.Module, statistics: Mapping[str, Statistics]) -> Iterator[None]:
-    """Let the norms named in `statistics` use these in place of the images' own within the block.
-
-    Raises:
-        StylizeError: A name is not a norm of `module`.
-    """
-    layers = {n: m for n, m in module.named_modules() if isinstance(m, Norm)}
-    chosen = [(pick(layers, name, "frozen statistics"), given) for name, given in statistics.items()]
-    for layer, given in chosen:
-        layer.frozen = given
-    try:
-        yield
-    finally:
-        for layer, _ in chosen:
-            layer.frozen = None

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from stylize.errors import StylizeError
 from stylize.generators import GENERATORS, GeneratorConfig, build_generator
+from stylize.generators.statistics import frozen_statistics, recorded_statistics
 from stylize.norms import (
     NORMS,
     BatchInstanceNorm,
@@ -16,8 +17,6 @@ from stylize.norms import (
     NoNorm,
     Norm,
     build_norm,
-    frozen_statistics,
-    recorded_statistics,
 )
 from stylize.ops import Statistics, batch_statistics, instance_statistics
 

@@ -31,11 +31,12 @@ from stylize.evaluation.borders import border_mask, border_scores
 from stylize.evaluation.contrast import change_contrast, equalize_luminance, luminance
 from stylize.evaluation.statistics import Table, confidence
 from stylize.generators import GeneratorConfig, build_generator
+from stylize.generators.statistics import frozen_statistics
 from stylize.losses.perceptual import PerceptualLoss
 from stylize.losses.terms import LossConfig, correlation
 from stylize.losses.vgg import VGG19
 from stylize.losses.vgg_weights import encode_compact, load_vgg, randomize_
-from stylize.norms import BatchInstanceNorm, frozen_statistics
+from stylize.norms import BatchInstanceNorm
 from stylize.studies.comparisons import STUDIES, generators, loss_networks
 from stylize.studies.comparisons.frozen import average_statistics
 from stylize.studies.comparisons.gates import gates_of, prune_

@@ -7,7 +7,7 @@ import torch
 from stylize.evaluation.evaluate import Painter
 from stylize.evaluation.statistics import spread
 from stylize.generators import Generator
-from stylize.norms import frozen_statistics, recorded_statistics
+from stylize.generators.statistics import frozen_statistics, recorded_statistics
 from stylize.ops import Statistics
 from stylize.pictures.find import find_images
 from stylize.studies.findings import Finding
