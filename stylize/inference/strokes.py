@@ -12,12 +12,11 @@ from torch.nn import functional as F
 
 from stylize.errors import StylizeError
 from stylize.generators import MIN_SIZE_PX
+from stylize.pictures.picture import LUMA
 
 LARGEST_SCALE = 8
 USUAL_CROPS = 3  # pictures of up to this many times the training crop have strokes like the samples of the training
 
-# ITU-R BT.601; the guide of the filter.
-LUMA = (0.299, 0.587, 0.114)
 # Variance of the guide below which its texture is taken as grain.
 REGULARIZATION = 3e-4
 PAINTED_VARIANCE = 1e-4

@@ -14,11 +14,11 @@ from stylize.generators import Generator
 from stylize.inference.options import PaintOptions
 from stylize.inference.painter import Painter, Shape, TorchPainter
 from stylize.inference.strokes import enlarged, shrunk_size
-from stylize.pictures.picture import Picture, limited_size
+from stylize.pictures.picture import LUMA, Picture, limited_size
 from stylize.system.compute import Compute
 
 # Luma and chroma of ITU-R BT.601, full range, as JPEG uses them.
-RGB_TO_YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+RGB_TO_YCC = (LUMA, (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 
 
 class Stylizer:
