@@ -20,6 +20,7 @@ import torch
 from stylize.build import Run, build_run
 from stylize.config import RunConfig, load_config
 from stylize.errors import StylizeError
+from stylize.losses.summary import held_out_text
 from stylize.system import distributed
 from stylize.system.files import LOCK_NAME, FolderLock, remove_leftovers, write_atomically
 from stylize.system.memory import keep_freed_memory
@@ -316,11 +317,7 @@ def _report(result: RunResult, run: Run) -> None:
     if not result.model.exists():
         raise StylizeError(f"{result.folder}: no model could be written; make room, and train some more with --resume")
     if progress.validation:
-        logger.info(
-            "best at step %d: held-out style %.4f (photographs: %.4f), content %.4f (correlation %.3f)",
-            progress.best_step,
-            *(progress.validation[k] for k in ("style", "style_of_photographs", "content", "content_correlation")),
-        )  # fmt: skip
+        logger.info("best at step %d: held-out %s", progress.best_step, held_out_text(progress.validation))
 
 
 def _report_waiting(share: float, run: Run) -> None:

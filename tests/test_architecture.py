@@ -65,7 +65,7 @@ MAY_IMPORT = {
         "training",
         "config",
     },
-    "stylize.run": {"errors", "system", "training", "config", "build"},
+    "stylize.run": {"losses", "errors", "system", "training", "config", "build"},
     "stylize.evaluation": {
         "errors",
         "system",

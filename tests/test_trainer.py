@@ -133,8 +133,11 @@ def test_a_loss_that_is_not_finite_is_named_before_anything_is_updated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = build(tmp_path, {"generator.norm": "none"}).trainer
-    before, style = weights(trainer), trainer.loss._style
-    monkeypatch.setattr(trainer.loss, "_style", lambda tap, f: style(tap, f) * (math.nan if tap == "relu1_1" else 1))
+    before, style = weights(trainer), trainer.loss.terms["style"]
+    at_layer = style.at_layer
+    monkeypatch.setattr(
+        style, "at_layer", lambda tap, batch: at_layer(tap, batch) * (math.nan if tap == "relu1_1" else 1)
+    )
     with pytest.raises(NotFinite) as caught:
         trainer.step(batch_of(trainer))
     assert str(caught.value) == "the loss is not finite (style/relu1_1, style)"

@@ -348,7 +348,7 @@ def test_compact_is_the_student_in_the_package(compact: VGG19) -> None:
     assert loaded.weights == "compact (VGG-19's student)"
     assert loaded.vgg.widths == (4, 4, 6)
     assert loaded.vgg.pooling == "average"
-    assert not loaded.vgg.features["0"].replicates
+    assert loaded.vgg.features["0"].geometry.border == "constant"
     assert torch.equal(loaded.vgg.features["0"].weight, compact.features["0"].weight.half().float())
 
 
