@@ -1,7 +1,11 @@
 import logging
+import os
 
 import pytest
 import torch
+
+# Commands compute on the CPU, also on a machine with a GPU, where `auto` would be another device and bfloat16.
+os.environ.setdefault("STYLIZE_DEVICE", "cpu")
 
 
 @pytest.fixture(autouse=True)

@@ -450,6 +450,7 @@ def test_a_checkpoint_without_its_parts_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STYLIZE_DEVICE", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(StylizeError) as caught:
@@ -461,6 +462,11 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device("auto") == CUDA
     assert choose_device("cpu") == CPU
+    monkeypatch.setenv("STYLIZE_DEVICE", "cpu")
+    assert choose_device("auto") == CPU
+    monkeypatch.setenv("STYLIZE_DEVICE", "tpu")
+    with pytest.raises(StylizeError, match=r"^STYLIZE_DEVICE: got 'tpu', which torch does not find here; usable: "):
+        choose_device("auto")
 
 
 @pytest.mark.parametrize("hardware", [True, False])

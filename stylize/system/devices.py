@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from stylize.errors import StylizeError
 from stylize.system.memory import available_bytes, own_bytes
 
 CPU = torch.device("cpu")
+VARIABLE = "STYLIZE_DEVICE"
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; `auto`: CUDA, else MPS, else CPU.
+    """Return the device of that name; `auto`: that of the variable `STYLIZE_DEVICE`, else CUDA, else MPS, else CPU.
 
     Raises:
         StylizeError: torch does not find the device.
@@ -21,11 +24,14 @@ def choose_device(name: str) -> torch.device:
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
+    place = "--device"
+    if name == "auto" and VARIABLE in os.environ:
+        name, place = os.environ[VARIABLE], VARIABLE
     if name == "auto":
         name = next(kind for kind, there in present.items() if there)
-    if not present[name]:
+    if not present.get(name, False):
         usable = ", ".join(f"'{kind}'" for kind, there in present.items() if there)
-        raise StylizeError(f"--device: got '{name}', which torch does not find here; usable: {usable}")
+        raise StylizeError(f"{place}: got '{name}', which torch does not find here; usable: {usable}")
     return torch.device(name)
 
 
