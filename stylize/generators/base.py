@@ -161,7 +161,7 @@ class Generator(nn.Module):
         """Paint images whose size was checked, `(N, 3, H, W)` → `(N, 3, H, W)`."""
         height, width = x.shape[-2], x.shape[-1]
         stages = self.stages(height, width)
-        if stages is None:
+        if stages is None:  # abstract: each network is one of the two
             raise NotImplementedError(f"{type(self).__name__} must override stages or paint")
         return run_stages(stages, x)[..., :height, :width]
 

@@ -55,7 +55,7 @@ def _exact_device(device: str | torch.device) -> torch.device:
     try:
         exact = torch.device(device)
         torch.empty(0, device=exact)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises, by kind of device
         reason = str(error).strip().partition("\n")[0]
         raise StylizeError(f"device: got '{device}', which PyTorch cannot use here ({reason})") from error
     return exact

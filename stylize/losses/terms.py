@@ -124,7 +124,7 @@ class LayerTerm(Term):
 
     def at_layer(self, layer: str, batch: Batch) -> Tensor:
         """Return the term at one layer, a scalar."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: each term of features is this function
 
     def forward(self, batch: Batch) -> TermValue:
         """Return the term of a batch, and its layers."""
