@@ -1,5 +1,7 @@
 """The one choice of device, precision and layout, and what follows from it."""
 
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
 from torch import nn
@@ -18,9 +20,9 @@ def test_a_choice_by_name_refuses_a_device_that_is_not_there(monkeypatch: pytest
         Compute.choose("cuda")
 
 
-def test_only_an_eager_cpu_in_float32_takes_images_one_by_one() -> None:
-    assert CPU.image_by_image
-    for other in (CUDA, MPS, Compute(CPU.device, "bf16"), Compute(CPU.device, compiled=True)):
+def test_only_an_eager_cpu_takes_images_one_by_one() -> None:
+    assert CPU.image_by_image and Compute(CPU.device, "bf16").image_by_image
+    for other in (CUDA, MPS, Compute(CPU.device, compiled=True)):
         assert not other.image_by_image
 
 
@@ -31,12 +33,53 @@ def test_a_module_is_placed_in_the_layout_of_the_device() -> None:
     assert MPS.memory_format == torch.contiguous_format
 
 
-def test_autocast_follows_the_precision() -> None:
-    a = torch.ones(2, 2)
-    with CPU.autocast():
-        assert (a @ a).dtype == torch.float32
-    with Compute(CPU.device, "bf16").autocast():
-        assert (a @ a).dtype == torch.bfloat16
+def test_a_network_gets_images_in_the_type_of_its_maps_and_in_the_layout_of_the_device() -> None:
+    images = torch.rand(2, 3, 4, 5)
+    found = Compute(CPU.device, "bf16").network_input(images)
+    assert found.dtype == torch.bfloat16 and found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(CPU.network_input(images), images)
+    assert torch.equal(found, images.bfloat16())
+
+
+@pytest.fixture
+def switches() -> Iterator[Callable[[], tuple[bool, ...]]]:
+    """What torch's switches say; unchanged after the test."""
+
+    def present() -> tuple[bool, ...]:
+        return (
+            torch.backends.cudnn.allow_tf32,
+            torch.backends.cuda.matmul.allow_tf32,
+            torch.are_deterministic_algorithms_enabled(),
+            torch.backends.cudnn.benchmark,
+        )
+
+    before = present()
+    yield present
+    assert present() == before
+
+
+def test_float32_on_cuda_is_float32_and_a_rounded_precision_allows_rounded_products(
+    switches: Callable[[], tuple[bool, ...]],
+) -> None:
+    with Compute(CUDA.device, "fp32").context():
+        assert switches() == (False, False, False, False)
+    with Compute(CUDA.device, "bf16", tuned=True).context():
+        assert switches() == (True, True, False, True)
+    with Compute(CUDA.device, "bf16", deterministic=True, tuned=True).context():
+        assert switches() == (True, True, True, False)
+    before = switches()
+    with Compute(CPU.device, "bf16", deterministic=True).context():
+        assert switches() == before
+
+
+def test_of_overlapping_computations_the_strictest_wish_holds(switches: Callable[[], tuple[bool, ...]]) -> None:
+    exact, fast = Compute(CUDA.device, "fp32").context(), Compute(CUDA.device, "bf16").context()
+    fast.__enter__()
+    exact.__enter__()
+    assert not switches()[0]
+    fast.__exit__(None, None, None)  # not in the order of entry, as threads leave
+    assert not switches()[0]
+    exact.__exit__(None, None, None)
 
 
 def test_what_is_not_compiled_is_the_function_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from copy import deepcopy
 
 import pytest
 import torch
@@ -332,11 +333,12 @@ def test_gradient_flows_to_the_stylized_picture_only(vgg: VGG19) -> None:
     assert all(p.grad is None for p in vgg.parameters())
 
 
-def test_terms_are_float32_under_autocast_and_close(vgg: VGG19) -> None:
-    loss, stylized, content = PerceptualLoss(vgg, config(), [photos(1)[0]]), photos(), photos()
+def test_terms_of_a_network_in_bfloat16_are_float32_and_close(vgg: VGG19) -> None:
+    loss, stylized, content = PerceptualLoss(deepcopy(vgg), config(), [photos(1)[0]]), photos(), photos()
     expected = loss(stylized, content)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        actual = loss(stylized, content)
+    loss.hold_in(torch.bfloat16)
+    actual = loss(stylized, content)
+    assert {features.dtype for features in loss.vgg(content, ["relu1_1"]).values()} == {torch.bfloat16}
     assert {term.dtype for term in actual.values()} == {torch.float32}
     for name in ("content", "total"):
         torch.testing.assert_close(actual[name], expected[name], rtol=0.05, atol=0)

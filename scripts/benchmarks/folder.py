@@ -98,7 +98,7 @@ class FolderPlayer:
 
     @torch.inference_mode()
     def _by_network(self, batch: Tensor) -> Tensor:
-        with self.stylizer.autocast():
+        with self.stylizer.context():
             painted: Tensor = self.stylizer.generator(batch)
         return painted
 

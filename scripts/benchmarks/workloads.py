@@ -162,7 +162,7 @@ class StripsApply(Workload):
         painted = torch.empty(self.photograph.shape[1:])
         height, device = painted.shape[1], self.photograph.device
         painter = StripPainter(self.stages, self.plan, self._rows, height, device, self.stylizer.dtype)
-        with self.stylizer.autocast(), painter:
+        with self.stylizer.context(), painter:
             for _ in painter.measure():
                 pass
             for first, strip in painter.strips():

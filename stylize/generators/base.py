@@ -67,6 +67,7 @@ class Stage(NamedTuple):
         activation: Pointwise function if there is no norm, called like `torch.sigmoid(x, out=…)`, or None.
         residual_of: Number of the stage whose result is added at the end, or None.
         upsampling: Filter with which the input is upsampled to `size` first, or None.
+        full_precision: Whether the stage computes in float32 even after maps of bfloat16.
     """
 
     conv: RowConvolution
@@ -76,6 +77,7 @@ class Stage(NamedTuple):
     activation: Callable[..., Tensor] | None = None
     residual_of: int | None = None
     upsampling: Upsampling | None = None
+    full_precision: bool = False
 
     @property
     def geometry(self) -> Geometry:
@@ -110,6 +112,8 @@ def run_stages(stages: Sequence[Stage], x: Tensor) -> Tensor:
     uses = Counter(stage.residual_of for stage in stages)
     kept: dict[int, Tensor] = {}
     for i, stage in enumerate(stages):
+        if stage.full_precision:
+            x = ops.widened(x)
         x = stage.finished_(stage.conv(x, stage.geometry))
         if stage.residual_of is not None:
             residual = kept[stage.residual_of]
@@ -135,6 +139,9 @@ def check_size(height: int, width: int) -> None:
 class Generator(nn.Module):
     """A feed-forward network that paints: RGB `(N, 3, H, W)` in [0, 1] → the same shape and range.
 
+    The maps have the type of the input: float32, bfloat16 or float16. The last convolution and what follows it are in
+    float32: in bfloat16 neighbouring values of bright pixels are a whole grey level apart.
+
     A network describes itself once. Most override `stages`, which serves training, painting as a whole, and painting in
     strips of rows. A network that is not a chain of stages overrides `paint`.
 
@@ -142,7 +149,7 @@ class Generator(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Paint a batch of images.
+        """Paint a batch of images; the result is float32 (of float64: float64).
 
         Raises:
             StylizeError: The images are smaller than `MIN_SIZE_PX` in a direction.
@@ -164,6 +171,16 @@ class Generator(nn.Module):
         if stages is None:  # abstract: each network is one of the two
             raise NotImplementedError(f"{type(self).__name__} must override stages or paint")
         return run_stages(stages, x)[..., :height, :width]
+
+    def hold_in(self, dtype: torch.dtype) -> None:
+        """Hold the weights of all convolutions but the last in this type, for inference in it.
+
+        Weights of another type than the maps are cast at every use: a training keeps them in float32.
+        """
+        last = getattr(self, "to_rgb", None)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and module is not last:
+                module.to(dtype)
 
     def seed_noise(self, seed: int) -> None:
         """Paint with other noise in `eval()`.

@@ -56,7 +56,7 @@ class JohnsonGenerator(Generator):
         return [
             *self._down(full, half),
             *self._up(half, full, "bilinear"),
-            Stage(self.to_rgb, full, activation=torch.sigmoid),
+            Stage(self.to_rgb, full, activation=torch.sigmoid, full_precision=True),
         ]
 
     def _down(self, full: tuple[int, int], half: tuple[int, int]) -> list[Stage]:

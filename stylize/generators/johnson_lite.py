@@ -30,7 +30,7 @@ class SeparableConv2d(nn.Module):
     ) -> None:
         super().__init__()
         self.depthwise = PaddedConv2d(in_channels, in_channels, kernel_px, config, stride=stride, depthwise=True)
-        self.pointwise = nn.Conv2d(in_channels, out_channels, 1)
+        self.pointwise = Pointwise(in_channels, out_channels, 1)
         self.geometry = self.depthwise.geometry
         self.out_channels = out_channels
 
@@ -55,3 +55,12 @@ class SeparableConv2d(nn.Module):
     def multiplications(self) -> int:
         """Multiplications for each pixel of the result."""
         return self.depthwise.weight.numel() + self.pointwise.weight.numel()
+
+
+class Pointwise(nn.Conv2d):
+    """A convolution of one pixel; its weights are cast to the type of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve `x`, `(N, C, H, W)`."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return nn.functional.conv2d(x, self.weight.to(x.dtype), bias)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from stylize import ops
 from stylize.generators.base import Generator, NetworkConfig, PaddedConv2d
 from stylize.norms import build_norm
 from stylize.ops import upsample_to
@@ -45,7 +46,7 @@ class TextureNetwork(Generator):
         deep = self.branches[0](inputs[0])
         for join, branch, level in zip(self.joins, self.branches[1:], inputs[1:], strict=True):
             deep = join(upsample_to(deep, (level.shape[-2], level.shape[-1])), branch(level))
-        return torch.sigmoid(self.to_rgb(deep))
+        return torch.sigmoid(self.to_rgb(ops.widened(deep)))
 
     def seed_noise(self, seed: int) -> None:
         """Paint with the noise of this seed in `eval()`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -140,9 +139,12 @@ def _paint_strips(stylizer: Stylizer, frame: _Frame, room: MemoryBudget) -> None
     plan = choose_plan(stages, room, stylizer.dtype)
     _tell(plan, size)
     work = 1 + plan.effort  # the sweeps before the last one, about, and that
-    rgb = partial(frame.rgb, stylizer.device)
+
+    def rgb(first: int, last: int) -> Tensor:
+        return stylizer.compute.network_input(frame.rgb(stylizer.device, first, last))
+
     with (
-        stylizer.autocast(),
+        stylizer.context(),
         StripPainter(stages, plan, rgb, frame.height, stylizer.device, stylizer.dtype) as painter,
     ):
         for share in painter.measure():

@@ -70,6 +70,7 @@ class TorchPainter:
         # Frozen weights are transformed for Winograd's algorithm once, others anew for every picture.
         self.generator = generator.to(compute.device).eval().requires_grad_(False)
         self.generator.to(memory_format=compute.memory_format)
+        self.generator.hold_in(compute.dtype)
         self.compute = compute
         self.compiled = frozenset(compiled)
         self._stages: dict[tuple[int, int], list[Stage] | None] = {}
@@ -84,8 +85,8 @@ class TorchPainter:
 
     def paint(self, photographs: Tensor) -> Tensor:
         """Paint photographs of one size; see `Painter`."""
-        with self.compute.autocast():
-            return self._network(photographs).float()
+        with self.compute.context():
+            return self._network(self.compute.network_input(photographs))
 
     def bytes_for(self, size: tuple[int, int]) -> int:
         """Estimated device memory in bytes for one picture; see `Painter`."""
@@ -114,7 +115,7 @@ class TorchPainter:
         check_size(height, width)
         if self._compiled_network is not None and Shape(count, width, height) in self.compiled:
             try:
-                return self._compiled_network(photographs.contiguous(memory_format=self.compute.memory_format))
+                return self._compiled_network(photographs)
             except RuntimeError as error:  # torch.compile raises it for whatever its compiler lacks
                 self._compiled_network = None
                 reason = str(error).strip().partition("\n")[0]
@@ -123,5 +124,5 @@ class TorchPainter:
         if stages is not None:
             pictures = [paint_whole(stages, photograph[None]) for photograph in photographs]
             return pictures[0] if count == 1 else torch.cat(pictures)
-        painted: Tensor = self.generator(photographs.contiguous(memory_format=self.compute.memory_format))
+        painted: Tensor = self.generator(photographs)
         return painted

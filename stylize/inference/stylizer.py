@@ -124,9 +124,9 @@ class Stylizer:
         """The type of the network's maps."""
         return self.compute.dtype
 
-    def autocast(self) -> AbstractContextManager[object]:
-        """A context in which the network computes in its precision."""
-        return self.compute.autocast()
+    def context(self) -> AbstractContextManager[object]:
+        """A context in which the network computes; see `Compute.context`."""
+        return self.compute.context()
 
 
 def finished(photographs: Tensor, painted: Tensor, options: PaintOptions) -> Tensor:

@@ -45,6 +45,10 @@ class PerceptualLoss(nn.Module):
         weights = torch.tensor(style_image_weights or [1.0] * len(styles))
         self._remember_styles(styles, weights / weights.sum())
 
+    def hold_in(self, dtype: torch.dtype) -> None:
+        """Hold the frozen network, and its maps, in this type; what the terms remember of the styles stays float32."""
+        self.vgg.hold_in(dtype)
+
     def _remember_styles(self, styles: Sequence[Tensor], shares: Tensor) -> None:
         of_images = [self._style_targets(style) for style in styles]
         for name, first in of_images[0].items():

@@ -109,7 +109,7 @@ class VGG19(nn.Module):
             taps: Names such as `relu2_2`.
 
         Returns:
-            `{tap: (N, C, H / 2^k, W / 2^k)}`, k poolings deep, in channels-last layout.
+            `{tap: (N, C, H / 2^k, W / 2^k)}`, k poolings deep, in the type of the weights and the layout of the device.
 
         Raises:
             StylizeError: A tap that VGG-19 does not have, or that lies deeper than this network was cut.
@@ -119,7 +119,9 @@ class VGG19(nn.Module):
         if depth > len(self.features):
             last = LAYERS[len(self.features) - 1].tap
             raise StylizeError(f"got the tap {LAYERS[depth - 1].tap}, must be no deeper than {last}")
-        found, x = {}, ((image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        normalized = (image - self.mean) / self.std
+        first = last_convolution(self.features[LAYERS[0].key])
+        found, x = {}, normalized.to(first.weight.dtype, memory_format=ops.preferred_layout(image))
         for layer in LAYERS[:depth]:
             if layer.pool_before:
                 x = self.pool(x)
@@ -128,6 +130,10 @@ class VGG19(nn.Module):
             if layer.tap in wanted:
                 found[layer.tap] = x
         return found
+
+    def hold_in(self, dtype: torch.dtype) -> None:
+        """Hold the weights, and so the maps, in this type; images are still normalized in their own."""
+        self.features.to(dtype)
 
     def pool(self, x: Tensor) -> Tensor:
         """One value of 2×2 px: `(N, C, H, W)` to `(N, C, H // 2, W // 2)`."""

@@ -6,7 +6,7 @@ imported when they are first needed.
 """
 
 from stylize.ops.convolution import conv2d, conv2d_rows
-from stylize.ops.dispatch import cpu_kernels, kernel_calls, reference
+from stylize.ops.dispatch import cpu_kernels, kernel_calls, preferred_layout, reference, widened
 from stylize.ops.geometry import Border, Geometry, Upsampling, Window
 from stylize.ops.gram import gram_matrix
 from stylize.ops.loading import load_kernels
@@ -37,7 +37,9 @@ __all__ = [
     "max_pool2x2",
     "normalize",
     "pad",
+    "preferred_layout",
     "reference",
     "strip_rows",
     "upsample_to",
+    "widened",
 ]

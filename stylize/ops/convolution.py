@@ -19,8 +19,8 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, *
 
     Args:
         x: `(N, C, H, W)`.
-        weight: `(K, C, k, k)`; `(C, 1, k, k)` for a depthwise convolution.
-        bias: `(K,)`, or None.
+        weight: `(K, C, k, k)`; `(C, 1, k, k)` for a depthwise convolution. It is cast to the type of `x`.
+        bias: `(K,)`, or None; likewise.
         geometry: Kernel size, stride, padding, upsampling.
         relu: Whether to apply ReLU to the result.
 
@@ -32,6 +32,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, *
         ValueError: The shapes do not fit together.
     """
     _check(x.shape, weight, bias, geometry)
+    weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     if _has_kernel(x, weight, bias):
         from stylize.ops.cpu import conv
 
@@ -72,6 +73,8 @@ def conv2d_rows(
     shape = (last - first, geometry.result_size(window.shape)[1], len(weight))
     _check((1, window.shape[2], *window.shape[:2]), weight, bias, geometry)
     check_out(out, shape, window.values)
+    dtype = window.values.dtype
+    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     if _has_kernel(as_maps(window.values), weight, bias):
         from stylize.ops.cpu import conv
 

@@ -13,6 +13,8 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from stylize.system.devices import choose_memory_format
+
 logger = logging.getLogger("stylize")
 
 VARIABLE = "STYLIZE_REFERENCE"
@@ -86,6 +88,20 @@ def _has_numba() -> bool:
 def on_cpu(x: Tensor) -> bool:
     """Return whether a tensor is in the host's memory."""
     return x.device.type == "cpu"
+
+
+def preferred_layout(x: Tensor) -> torch.memory_format:
+    """Return the memory layout that the convolutions of the device of `x` prefer."""
+    return choose_memory_format(x.device)
+
+
+def widened(x: Tensor) -> Tensor:
+    """Return `x` with at least the precision of float32.
+
+    >>> widened(torch.zeros(1, dtype=torch.bfloat16)).dtype, widened(torch.zeros(1, dtype=torch.float64)).dtype
+    (torch.float32, torch.float64)
+    """
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stylize.errors import StylizeError
-from stylize.ops.dispatch import count_kernel_call, cpu_kernels
+from stylize.ops.dispatch import count_kernel_call, cpu_kernels, widened
 from stylize.ops.moments import Statistics, merged
 
 Coefficients = Callable[[Statistics], tuple[Tensor, Tensor]]
@@ -69,7 +69,12 @@ def affine(x: Tensor, factor: Tensor, offset: Tensor, *, relu: bool = False, out
             count_kernel_call()
             result = norm.multiply_add(x, factor, offset)
             return torch.relu_(result) if relu else result
-    factor, offset = (t[:, :, None, None].to(x.dtype) for t in (factor, offset))
+    factor, offset = factor[:, :, None, None], offset[:, :, None, None]
+    if widened(x) is not x:  # the coefficients stay in float32: rounded, they would move a channel as a whole
+        result = torch.addcmul(offset, x, factor)
+        result = (torch.relu_(result) if relu else result).to(x.dtype)
+        return result if out is None or torch.is_grad_enabled() else out.copy_(result)
+    factor, offset = factor.to(x.dtype), offset.to(x.dtype)
     result = torch.addcmul(offset, x, factor, out=None if torch.is_grad_enabled() else out)
     return torch.relu_(result) if relu else result
 
@@ -88,7 +93,7 @@ def instance_statistics(x: Tensor) -> Statistics:
         if norm.is_supported(x):
             count_kernel_call()
             return norm.instance_statistics(x)
-    variance, mean = torch.var_mean(x if x.dtype == torch.float64 else x.float(), (2, 3), correction=0)
+    variance, mean = torch.var_mean(widened(x), (2, 3), correction=0)
     return Statistics(mean, variance)
 
 

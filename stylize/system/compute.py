@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from stylize.system.compiler import choose_compile, keep_compiled_code
 from stylize.system.devices import choose_device, choose_memory_format, choose_precision
+from stylize.system.numerics import Numerics, numerics
 
 logger = logging.getLogger("stylize")
 
@@ -24,6 +25,7 @@ Module = TypeVar("Module", bound=nn.Module)
 WORKERS_THAT_SERVE_A_GPU = 8
 # A GPU is busy with so many pixels at a time; smaller pictures are painted several together.
 PIXELS_TOGETHER = 1 << 20
+MAP_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,17 @@ class Compute:
 
     Attributes:
         device: Where networks compute.
-        precision: `fp32`, or `bf16` for autocast to bfloat16.
+        precision: `fp32`, `bf16` or `fp16`: the type of the networks' maps.
         compiled: Whether the training step goes through `torch.compile`.
+        deterministic: Whether CUDA computes the same bits at every run.
+        tuned: Whether cuDNN tries its algorithms; pays where shapes repeat.
     """
 
     device: torch.device
     precision: str = "fp32"
     compiled: bool = False
+    deterministic: bool = False
+    tuned: bool = False
 
     @classmethod
     def choose(cls, device: str = "auto", precision: str = "auto") -> Compute:
@@ -85,16 +91,28 @@ class Compute:
     @property
     def dtype(self) -> torch.dtype:
         """The type of the networks' maps."""
-        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+        return MAP_TYPES[self.precision]
 
     @property
     def memory_format(self) -> torch.memory_format:
         """The memory layout that the device's convolutions prefer."""
         return choose_memory_format(self.device)
 
-    def autocast(self) -> AbstractContextManager[object]:
-        """A context in which networks compute in the precision."""
-        return nullcontext() if self.precision == "fp32" else torch.autocast(self.kind, dtype=self.dtype)
+    def context(self) -> AbstractContextManager[object]:
+        """A context for all that networks compute, forward and backward: how exactly CUDA's libraries do it.
+
+        In fp32 their products are float32's own; else what stays in float32 may be rounded to TensorFloat-32.
+        """
+        if self.kind != "cuda":
+            return nullcontext()
+        return numerics(Numerics(self.precision != "fp32", self.deterministic, self.tuned))
+
+    def network_input(self, images: Tensor) -> Tensor:
+        """Return images as a network takes them: on the device, in the type of its maps, in its memory layout.
+
+        A network computes in the type of its input.
+        """
+        return images.to(self.device, self.dtype, memory_format=self.memory_format)
 
     @property
     def has_own_memory(self) -> bool:
@@ -109,7 +127,7 @@ class Compute:
     @property
     def image_by_image(self) -> bool:
         """Whether the loss takes one image after the other, so that the maps of one at a time fill the cache."""
-        return self.kind == "cpu" and self.precision == "fp32" and not self.compiled
+        return self.kind == "cpu" and not self.compiled
 
     @property
     def copies_in_background(self) -> bool:

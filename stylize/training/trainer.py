@@ -117,6 +117,7 @@ class Trainer:
     ) -> None:
         self.generator = compute.place(generator)
         self.loss = compute.place(loss)
+        loss.hold_in(compute.dtype)
         self.batches = batches
         self.validation = list(validation)
         self.config = config
@@ -192,8 +193,8 @@ class Trainer:
         return rate
 
     def _forward(self, content: Tensor) -> dict[str, Tensor]:
-        with self.compute.autocast():
-            stylized = self._network(content)
+        with self.compute.context():
+            stylized = self._network(self.compute.network_input(content))
             if self.compute.image_by_image:
                 return self.loss.by_image(stylized, content)
             terms: dict[str, Tensor] = self.loss(stylized, content)
@@ -202,7 +203,8 @@ class Trainer:
     def _backward(self, total: Tensor) -> Tensor:
         """Compute the gradients and return their norm."""
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(total)
+        with self.compute.context():
+            torch.autograd.backward(total)
         return torch.nn.utils.clip_grad_norm_(self.generator.parameters(), math.inf)
 
     def _step_or_skip(self, batch: Tensor, monitor: Monitor) -> None:
@@ -280,15 +282,15 @@ class Trainer:
     def _measure(self, photograph: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Return a stylized held-out photograph, on the CPU, and its terms. The host waits for the device."""
         content = self._to_device(photograph[None])
-        with self.compute.autocast():
-            stylized = self.generator(content)
+        with self.compute.context():
+            stylized = self.generator(self.compute.network_input(content))
             terms = self.loss.measure(stylized, content)
-        return stylized[0].float().cpu(), {name: term.item() for name, term in terms.items()}
+        return stylized[0].cpu(), {name: term.item() for name, term in terms.items()}
 
     @cached_property
     def style_of_photographs(self) -> float:
         """The style term of the unstylized held-out photographs, for comparison. The host waits for the device."""
-        with torch.no_grad(), self.compute.autocast():
+        with torch.no_grad(), self.compute.context():
             contents = [self._to_device(image[None]) for image in distributed.share(self.validation)]
             own = [float(self.loss(content, content)["style"]) for content in contents]
         return fmean(distributed.gather_interleaved(own))
