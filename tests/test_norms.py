@@ -1,10 +1,12 @@
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stylize import ops
 from stylize.errors import StylizeError
 from stylize.generators import GENERATORS, GeneratorConfig, build_generator
 from stylize.generators.statistics import frozen_statistics, recorded_statistics
@@ -432,3 +434,21 @@ def test_batch_statistics_are_mean_and_variance_over_the_batch(offset: float) ->
     assert_close(batch.mean[0], x.mean((0, 2, 3)))
     expected = x.double().var((0, 2, 3), correction=0).float()
     torch.testing.assert_close(batch.variance[0], expected, atol=0, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "plain"])
+@pytest.mark.parametrize("name", [name for name in NORMS if name != "none"])
+def test_coefficients_stay_float32_for_maps_of_bfloat16(name: str, kernels: bool) -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(2, 32, 9, 8) + 50).bfloat16().contiguous(memory_format=torch.channels_last)
+    norm, exact = build_norm(name, 32), build_norm(name, 32).double()
+    calls = ops.kernel_calls()
+    with nullcontext() if kernels else ops.reference():
+        found = norm(x)
+    expected = exact(x.double())
+    assert (ops.kernel_calls() > calls) == (kernels and name != "batch")  # alone, batch norm is torch's own
+    assert found.dtype == torch.bfloat16
+    # 50 channel deviations away from zero: an offset rounded to bfloat16 would be off by up to 0.13
+    assert float((found.double() - expected).detach().abs().max()) < 0.01
+    with torch.no_grad(), nullcontext() if kernels else ops.reference():
+        assert float((norm.normalize_(x.clone()).double() - expected).detach().abs().max()) < 0.01

@@ -17,7 +17,7 @@ from stylize.ops.cpu import winograd
 from stylize.ops.cpu.compile import compiled
 from stylize.ops.cpu.simd import LANES
 from stylize.ops.limits import limits
-from stylize.ops.padding import replicate_border
+from stylize.ops.padding import pad
 from stylize.system.threads import in_threads
 
 BORDERS: tuple[Border, ...] = ("reflect", "replicate", "constant")
@@ -366,12 +366,29 @@ def test_normalizing_in_place_needs_no_second_map(channels: int) -> None:
     assert NORMS["instance"](channels).eval().normalize_(x).data_ptr() == x.data_ptr()
 
 
-@pytest.mark.parametrize("size", ((5, 7), (1, 4), (1, 1)))
-def test_the_border_is_replicated_forward_and_backward(size: tuple[int, int]) -> None:
-    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
-    expected = F.pad(x, (1, 1, 1, 1), mode="replicate")
-    torch.testing.assert_close(replicate_border(x), expected)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("border", "border_px", "size"),
+    [
+        ("replicate", 1, (5, 7)),
+        ("replicate", 2, (1, 4)),
+        ("replicate", 1, (1, 1)),
+        ("reflect", 1, (5, 7)),
+        ("reflect", 4, (5, 9)),
+        ("constant", 1, (3, 4)),
+    ],
+)
+def test_maps_are_padded_in_their_layout_forward_and_backward(
+    border: Border, border_px: int, size: tuple[int, int], layout: torch.memory_format
+) -> None:
+    x = torch.randn(2, 3, *size, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    expected = F.pad(x, (border_px,) * 4, mode=border)
+    padded = pad(x, border_px, border)
+    assert torch.equal(padded, expected)
+    assert size == (1, 1) or padded.is_contiguous(memory_format=layout)  # maps of one pixel are both
+    with torch.no_grad():
+        assert torch.equal(pad(x, border_px, border), expected)
     weights = torch.randn_like(expected)
-    theirs, ours = (torch.autograd.grad((y * weights).sum(), x)[0] for y in (expected, replicate_border(x)))
+    theirs, ours = (torch.autograd.grad((y * weights).sum(), x)[0] for y in (expected, padded))
     torch.testing.assert_close(ours, theirs)
-    assert torch.autograd.gradgradcheck(lambda y: replicate_border(y).square(), (x,))
+    assert torch.autograd.gradgradcheck(lambda y: pad(y, border_px, border).square(), (x,))

@@ -93,6 +93,19 @@ def test_multiply_add_and_its_gradients_equal_those_of_float64(x: Tensor, affine
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
 
 
+def test_maps_of_bfloat16_give_the_numbers_of_float32_rounded_once(x: Tensor, affine: Affine) -> None:
+    half, towards = x.bfloat16(), draw_towards(x).bfloat16()
+    full = half.float()
+    slope, constant = torch.randn_like(affine.factor), torch.randn_like(affine.factor)
+    for a, b in zip(measure(half), measure(full), strict=True):
+        assert a.dtype == torch.float32 and torch.equal(a, b)
+    for a, b in zip(affine.sums(half, towards), affine.sums(full, towards.float()), strict=True):
+        assert a.dtype == torch.float32 and torch.equal(a, b)
+    assert torch.equal(affine(half), affine(full).bfloat16())
+    gradient = affine.gradient(full, towards.float(), slope, constant)
+    assert torch.equal(affine.gradient(half, towards, slope, constant), gradient.bfloat16())
+
+
 def test_multiply_add_in_place_gives_the_same(x: Tensor, affine: Affine) -> None:
     expected = affine(x)
     assert affine(x, out=x) is x

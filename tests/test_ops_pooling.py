@@ -40,6 +40,20 @@ def test_result_and_gradient_are_those_of_torch(shape: tuple[int, ...], layout: 
     assert torch.equal(own.grad, plain.grad)
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_maps_of_bfloat16_are_pooled_by_the_kernel_with_the_same_numbers(shape: tuple[int, ...]) -> None:
+    x = draw_maps(shape).bfloat16()
+    half, full = x.clone().requires_grad_(), x.float().requires_grad_()
+    calls = ops.kernel_calls()
+    found, expected = ops.max_pool2x2(half), ops.max_pool2x2(full)
+    assert ops.kernel_calls() == calls + 2
+    assert torch.equal(found, expected.bfloat16())
+    towards = torch.randn(expected.shape).bfloat16()
+    torch.autograd.backward([found, expected], [towards, towards.float()])
+    assert half.grad is not None and full.grad is not None
+    assert torch.equal(half.grad, full.grad.bfloat16())
+
+
 @pytest.mark.parametrize("place", range(4))
 def test_what_is_no_number_stays(place: int) -> None:
     x = draw_maps((1, LANES, 4, 4))

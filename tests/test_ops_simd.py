@@ -4,6 +4,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from stylize.ops.cpu.compile import LANES
 from stylize.ops.cpu.simd import larger, largest, load, splat, store, where_equal, where_positive
@@ -48,6 +49,23 @@ def test_vectors_compute_value_by_value(factor: Any, layout: str) -> None:
     np.testing.assert_array_equal(out[:, 0, 1 : LANES + 1], np.stack(expected))
     out[:, 0, 1 : LANES + 1] = before[:, 0, 1 : LANES + 1]
     np.testing.assert_array_equal(out, before)  # nothing else was written
+
+
+@numba.njit
+def copy(source: Any, target: Any) -> None:
+    store(target, 0, 0, 0, load(source, 0, 0, 0))
+
+
+def test_bfloat16_is_loaded_exactly_and_rounded_as_torch_rounds() -> None:
+    special = [0.0, -0.0, 1.0, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, -1 - 3 * 2**-9, 3.4e38, 1e-40, np.inf]
+    drawn = np.random.default_rng(0).normal(size=(50, LANES)).astype(np.float32)
+    values = np.concatenate([np.resize(np.float32([*special, -np.inf, np.nan, -np.nan]), (7, LANES)), drawn])
+    for row in values:
+        expected = torch.from_numpy(row.copy()).bfloat16()
+        bits, back = np.zeros((1, 1, LANES), np.uint16), np.zeros((1, 1, LANES), np.float32)
+        copy(row[None, None], bits)
+        copy(bits, back)
+        np.testing.assert_array_equal(back[0, 0], expected.float().numpy())
 
 
 def test_other_sums_stay_what_they_are() -> None:

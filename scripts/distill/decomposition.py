@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from stylize.losses.vgg import LAYERS, VGG19, last_convolution
 from stylize.ops import gram_matrix
-from stylize.ops.padding import replicate_border
+from stylize.ops.padding import pad
 
 PIXELS = 400  # of each picture and layer
 RIDGE = 1e-5  # relative to the inputs' mean energy; keeps the teacher's weights where pictures give no information
@@ -96,7 +96,7 @@ def _moments(inputs: Sequence[Tensor], responses: Sequence[Tensor], weight: Tens
     xs, ys = [], []
     for maps, response in zip(inputs, responses, strict=True):
         pixels = torch.randperm(maps[0, 0].numel(), generator=draw)[:PIXELS].to(maps.device)
-        xs.append(F.unfold(replicate_border(maps), 3)[..., pixels].transpose(0, 1).flatten(1))
+        xs.append(F.unfold(pad(maps, 1, "replicate"), 3)[..., pixels].transpose(0, 1).flatten(1))
         ys.append(response.flatten(2)[..., pixels].transpose(0, 1).flatten(1))
     x, y = (torch.cat(parts, 1) for parts in (xs, ys))
     mean_x, mean_y = (values.mean(1, dtype=torch.float64) for values in (x, y))

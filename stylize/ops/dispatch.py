@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from threading import Lock
@@ -17,6 +17,7 @@ from stylize.system.devices import choose_memory_format
 
 logger = logging.getLogger("stylize")
 
+MAP_TYPES = (torch.float32, torch.bfloat16)  # of the kernels of norms and pooling; convolutions have float32 alone
 VARIABLE = "STYLIZE_REFERENCE"
 
 
@@ -32,14 +33,18 @@ class _Switch:
 _switch = _Switch()
 
 
-def cpu_kernels(*tensors: Tensor | None) -> bool:
-    """Return whether the compiled kernels serve these tensors: float32 on a CPU, without autocast or `torch.compile`.
+def cpu_kernels(*tensors: Tensor | None, types: Collection[torch.dtype] = (torch.float32,)) -> bool:
+    """Return whether the compiled kernels serve these tensors: on a CPU, without autocast or `torch.compile`.
 
     Every operation of this package asks this, and adds what its own kernel needs of shapes and strides.
+
+    Args:
+        tensors: The operation's tensors; None is passed over.
+        types: The types that the kernel has.
     """
     if torch.compiler.is_compiling() or _switch.references or torch.is_autocast_enabled("cpu"):
         return False
-    served = all(t is None or (t.device.type == "cpu" and t.dtype == torch.float32) for t in tensors)
+    served = all(t is None or (t.device.type == "cpu" and t.dtype in types) for t in tensors)
     return served and _has_numba()
 
 
@@ -102,6 +107,12 @@ def widened(x: Tensor) -> Tensor:
     (torch.float32, torch.float64)
     """
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def multiplies_into_float32(x: Tensor) -> bool:
+    """Return whether torch multiplies matrices of the type of `x` into float32 results, by `out_dtype`."""
+    half = x.dtype in (torch.bfloat16, torch.float16)
+    return half and x.device.type == "cuda" and hasattr(torch.ops.aten.bmm, "dtype")
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stylize.errors import StylizeError
-from stylize.ops.dispatch import count_kernel_call, cpu_kernels, widened
+from stylize.ops.dispatch import MAP_TYPES, count_kernel_call, cpu_kernels, widened
 from stylize.ops.moments import Statistics, merged
 
 Coefficients = Callable[[Statistics], tuple[Tensor, Tensor]]
@@ -58,14 +58,14 @@ def affine(x: Tensor, factor: Tensor, offset: Tensor, *, relu: bool = False, out
         out: See `normalize`.
     """
     _check_out(out, x)
-    if cpu_kernels(x, factor, offset):
+    if cpu_kernels(x, types=MAP_TYPES) and cpu_kernels(factor, offset):
         from stylize.ops.cpu import norm
 
         same_layout = out is None or out.stride() == x.stride()
         if not torch.is_grad_enabled() and norm.is_vectorized(x) and same_layout:
             count_kernel_call()
             return norm.affine(x, factor, offset, relu, out)
-        if torch.is_grad_enabled() and norm.is_supported(x) and factor.shape == x.shape[:2]:
+        if torch.is_grad_enabled() and norm.is_supported(x) and factor.shape == x.shape[:2] and cpu_kernels(x):
             count_kernel_call()
             result = norm.multiply_add(x, factor, offset)
             return torch.relu_(result) if relu else result
@@ -87,7 +87,7 @@ def instance_statistics(x: Tensor) -> Statistics:
     """
     if x.shape[-2] * x.shape[-1] == 1:
         raise StylizeError("normalization: got maps of 1×1, must be larger: there is nothing to take a variance of")
-    if cpu_kernels(x):
+    if cpu_kernels(x, types=MAP_TYPES):
         from stylize.ops.cpu import norm
 
         if norm.is_supported(x):
@@ -99,7 +99,7 @@ def instance_statistics(x: Tensor) -> Statistics:
 
 def fuses_norms(x: Tensor) -> bool:
     """Return whether a kernel normalizes `x` `(N, C, H, W)` and rectifies it in one pass, forward and backward."""
-    if not cpu_kernels(x):
+    if not cpu_kernels(x, types=MAP_TYPES):
         return False
     from stylize.ops.cpu import norm
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stylize.ops.geometry import Border, Upsampling, scale_factors
+from stylize.ops.geometry import Border, Geometry, Upsampling, scale_factors
 
 
 def upsample_to(x: Tensor, size: tuple[int, int], upsampling: Upsampling = "bilinear") -> Tensor:
@@ -33,51 +35,76 @@ def upsample_to(x: Tensor, size: tuple[int, int], upsampling: Upsampling = "bili
 
 
 def pad(x: Tensor, border_px: int, border: Border) -> Tensor:
-    """Pad all four sides of `x` `(N, C, H, W)`.
+    """Pad all four sides of `x` `(N, C, H, W)`; the layout stays.
 
-    Differs: from `torch.nn.functional.pad` for replication of one px and while compiling: torch.compile cannot lower
-        the backward pass of torch's own on CPUs.
+    Differs: from `torch.nn.functional.pad`, which makes channels-last maps contiguous on GPUs, whose gradient is not
+        deterministic there, and whose gradient of replication torch.compile cannot lower.
     """
     if not border_px:
         return x
-    if border != "replicate" or (border_px > 1 and not torch.compiler.is_compiling()):
+    if border == "constant" or (border == "reflect" and torch.compiler.is_compiling()):
         return F.pad(x, (border_px,) * 4, border)
-    for _ in range(border_px):
-        x = replicate_border(x)
-    return x
-
-
-def replicate_border(x: Tensor) -> Tensor:
-    """Pad with one more pixel on every side, equal to its neighbour: `(…, H, W)` → `(…, H + 2, W + 2)`."""
-    bordered: Tensor = _ReplicateBorder.apply(x)
-    return bordered
+    if not torch.is_grad_enabled():
+        return _padded(x, border_px, border)
+    padded: Tensor = _Pad.apply(x, border_px, border)
+    return padded
 
 
 def layout(x: Tensor) -> torch.memory_format:
     """Return channels-last for channels-last maps, else contiguous."""
-    return torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    return torch.channels_last if _is_by_pixel(x) else torch.contiguous_format
 
 
-class _ReplicateBorder(torch.autograd.Function):
-    # One copy each way. torch.cat and slices would make two, and four for the gradient, each filled with zeros first.
+def _is_by_pixel(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _padded(x: Tensor, border_px: int, border: Border) -> Tensor:
+    if not _is_by_pixel(x):
+        return F.pad(x, (border_px,) * 4, border)
+    # By one kernel: height and width of volumes whose last side are the channels.
+    volumes = x.permute(0, 2, 3, 1)[:, None]
+    padded = F.pad(volumes, (0, 0, *(border_px,) * 4), border)
+    return padded[:, 0].permute(0, 3, 1, 2)
+
+
+class _Pad(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        bordered = torch.empty(
-            (*x.shape[:-2], height + 2, width + 2), dtype=x.dtype, device=x.device, memory_format=layout(x)
-        )
-        bordered[..., 1:-1, 1:-1] = x
-        bordered[..., 0, 1:-1], bordered[..., -1, 1:-1] = x[..., 0, :], x[..., -1, :]
-        bordered[..., 0], bordered[..., -1] = bordered[..., 1], bordered[..., -2]
-        return bordered
+    def forward(ctx: Any, x: Tensor, border_px: int, border: Border) -> Tensor:
+        ctx.border_px, ctx.border = border_px, border
+        if not torch.compiler.is_compiling():
+            return _padded(x, border_px, border)
+        for _ in range(border_px):
+            x = torch.cat([x[..., :1, :], x, x[..., -1:, :]], -2)
+            x = torch.cat([x[..., :1], x, x[..., -1:]], -1)
+        return x
 
     @staticmethod
-    def backward(ctx: object, *gradients: Tensor) -> Tensor:
-        (g,) = gradients
-        inner = g[..., 1:-1, 1:-1].clone(memory_format=layout(g))
-        for row in (0, -1):
-            inner[..., row, :] += g[..., row, 1:-1]
-            inner[..., :, row] += g[..., 1:-1, row]
-            for column in (0, -1):
-                inner[..., row, column] += g[..., row, column]
-        return inner
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return unpadded(gradients[0], ctx.border_px, ctx.border), None, None
+
+
+def unpadded(gradient: Tensor, border_px: int, border: Border) -> Tensor:
+    """Return the gradient of `x` `(N, C, H, W)` from that of `pad(x)`, summed in a fixed order.
+
+    One copy and an addition for each row and column of the border: `torch.cat` and slices would make two copies, and
+    four more of zeros.
+    """
+    inner = Geometry(2 * border_px + 1, 1, border)
+    height, width = (side - 2 * border_px for side in gradient.shape[-2:])
+    columns = gradient[..., border_px : border_px + width].clone(memory_format=layout(gradient))
+    for column in outside(width, border_px):
+        columns[..., inner.inside(column, width)] += gradient[..., column + border_px]
+    rows = columns[..., border_px : border_px + height, :]
+    for row in outside(height, border_px):
+        rows[..., inner.inside(row, height), :] += columns[..., row + border_px, :]
+    return rows
+
+
+def outside(length: int, border_px: int) -> tuple[int, ...]:
+    """Return the positions of the padding of a side of this length.
+
+    >>> outside(5, 2)
+    (-2, -1, 5, 6)
+    """
+    return (*range(-border_px, 0), *range(length, length + border_px))

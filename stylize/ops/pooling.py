@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from stylize.ops.dispatch import count_kernel_call, cpu_kernels
+from stylize.ops.dispatch import MAP_TYPES, count_kernel_call, cpu_kernels
 
 
 def max_pool2x2(x: Tensor) -> Tensor:
@@ -14,7 +14,7 @@ def max_pool2x2(x: Tensor) -> Tensor:
     The kernel can be differentiated once. It gives the gradient to the first of several that are the largest, by row,
     then by column.
     """
-    if cpu_kernels(x):
+    if cpu_kernels(x, types=MAP_TYPES):
         from stylize.ops.cpu import max_pool
 
         if max_pool.is_supported(x):

@@ -8,6 +8,7 @@ from torch import Tensor
 from stylize.ops.dispatch import on_cpu
 from stylize.ops.geometry import Geometry, Window, scale_factors, source_rows
 from stylize.ops.limits import TILE_PX, limits
+from stylize.ops.padding import outside
 from stylize.system.scratch import SCRATCH
 
 aten = torch.ops.aten
@@ -62,15 +63,6 @@ def upsampled_rows(window: Window, geometry: Geometry, low: int, high: int) -> T
     else:
         aten.upsample_nearest2d.out(maps, size, *factors, out=resized)
     return by_pixel(resized)[0, low - offset : high - offset, :width]
-
-
-def outside(length: int, border_px: int) -> tuple[int, ...]:
-    """Return the positions of the padding of a side of this length.
-
-    >>> outside(5, 2)
-    (-2, -1, 5, 6)
-    """
-    return (*range(-border_px, 0), *range(length, length + border_px))
 
 
 def strip_rows(shape: tuple[int, int, int], geometry: Geometry, values_per_px: int) -> int:

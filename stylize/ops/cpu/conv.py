@@ -25,7 +25,8 @@ from stylize.ops.cpu.matmul import in_panels, multiply
 from stylize.ops.cpu.winograd import PaddedImages, Winograd, winograd_of
 from stylize.ops.geometry import Geometry, Window, scale_factors, whole
 from stylize.ops.limits import limits
-from stylize.ops.rows import as_maps, by_pixel, outside, padded_rows, scratch, strip_rows, upsampled_rows
+from stylize.ops.padding import outside
+from stylize.ops.rows import as_maps, by_pixel, padded_rows, scratch, strip_rows, upsampled_rows
 from stylize.system.threads import in_threads
 
 aten = torch.ops.aten

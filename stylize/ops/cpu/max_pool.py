@@ -1,4 +1,4 @@
-"""Max pooling of 2×2 px of channels-last maps on a CPU, compiled, with its gradient.
+"""Max pooling of 2×2 px of channels-last maps, float32 or bfloat16, on a CPU, compiled, with its gradient.
 
 The backward pass finds the largest of the four again in the maps, which the layer before keeps anyway; torch's saves 8
 bytes for each value of the result, and fills the gradient with zeros before it writes to it.
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from stylize.ops.cpu.compile import LANES, Values, compiled
-from stylize.ops.cpu.norm import is_vectorized_by_pixel
+from stylize.ops.cpu.norm import is_vectorized_by_pixel, values_of
 from stylize.ops.cpu.simd import largest, load, splat, store, where_equal
 from stylize.system.threads import in_threads
 
@@ -35,7 +35,9 @@ class _MaxPool2x2(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         count, channels, height, width = x.shape
-        result = torch.empty((count, channels, height // 2, width // 2), memory_format=torch.channels_last)
+        result = torch.empty(
+            (count, channels, height // 2, width // 2), dtype=x.dtype, memory_format=torch.channels_last
+        )
         maps, target = _by_image(x), _by_image(result)
         threads = torch.get_num_threads()
         in_threads(lambda t: _pool(maps, t, threads, target), threads)
@@ -58,8 +60,7 @@ class _MaxPool2x2(torch.autograd.Function):
 
 def _by_image(x: Tensor) -> Values:
     """View channels-last maps `(N, C, H, W)` as `(N, H, W, C)`."""
-    view: Values = x.detach().permute(0, 2, 3, 1).numpy()
-    return view
+    return values_of(x.permute(0, 2, 3, 1))
 
 
 # A thread takes every `threads`-th row of the result.
@@ -97,6 +98,6 @@ def _pool_back(x: Values, gradient: Values, thread: int, threads: int, result: V
                 left = where_equal(r, most, zero, left)
                 store(out, 2 * y + 1, 2 * column + 1, c, where_equal(s, most, left, zero))
         if x.shape[2] > 2 * width:  # an odd column
-            out[2 * y : 2 * y + 2, 2 * width] = 0.0
+            out[2 * y : 2 * y + 2, 2 * width] = 0
         if y + 1 == height and x.shape[1] > 2 * height:
-            out[2 * height] = 0.0
+            out[2 * height] = 0

@@ -1,10 +1,12 @@
-"""Norms of float32 maps on a CPU: statistics, multiply-add with ReLU, and their gradients.
+"""Norms of float32 or bfloat16 maps on a CPU: statistics, multiply-add with ReLU, and their gradients.
 
 Every value is read once for the statistics, and once more for the multiply-add, which writes it; the gradient of both
 reads the maps and the result's gradient once for two sums by channel, and once more for what it writes. ReLU costs
 nothing more: its mask is computed anew.
 
 Floor: these 3 and 5 passes through memory. The library's own steps, one after the other, are 5 and 12.
+
+Statistics, coefficients and sums are float32 for both types of maps; a result is rounded once, when it is stored.
 
 The kernels are for channels-last maps. A channel of contiguous maps is treated as an image of its own whose pixels are
 vectors: their lanes are its channels, which are reduced to one afterwards.
@@ -35,7 +37,12 @@ Coefficients = Callable[[Statistics], tuple[Tensor, Tensor]]
 
 
 def is_supported(x: Tensor) -> bool:
-    """Return whether torch's reductions can be avoided for `x`: dense maps `(N, C, H, W)` of more than one pixel."""
+    """Return whether `instance_statistics` takes `x`: dense maps `(N, C, H, W)` of more than one pixel.
+
+    Maps of bfloat16 must be vectorized: torch's batch norm would round their statistics.
+    """
+    if x.dtype != torch.float32:
+        return is_vectorized(x) and x.shape[-2:].numel() > 1
     dense = x.dim() == 4 and (x.is_contiguous(memory_format=torch.channels_last) or x.is_contiguous())
     return dense and x.shape[-2:].numel() > 1
 
@@ -221,7 +228,8 @@ class _InstanceStatistics(torch.autograd.Function):
         count = x.shape[-2] * x.shape[-1]
         of_mean, of_variance = gradients
         factor = of_variance * (2 / count)
-        return multiply_add(x, factor, of_mean / count - factor * mean)
+        constant = of_mean / count - factor * mean
+        return multiply_add(x, factor, constant) if x.dtype == torch.float32 else Affine(factor, constant)(x)
 
 
 class _MultiplyAdd(torch.autograd.Function):
@@ -246,20 +254,24 @@ class _MultiplyAdd(torch.autograd.Function):
         return of_x, of_factor, of_offset
 
 
-def load_kernels() -> None:
-    """Load the compiled functions of inference, or compile them."""
-    maps = torch.zeros(1, LANES, 1, 2).contiguous(memory_format=torch.channels_last)
+def load_kernels(dtype: torch.dtype = torch.float32) -> None:
+    """Load the compiled functions of inference for maps of this type, or compile them."""
+    maps = torch.zeros(1, LANES, 1, 2, dtype=dtype).contiguous(memory_format=torch.channels_last)
     Affine(*measure(maps))(maps)
+
+
+def values_of(x: Tensor) -> Values:
+    """View maps as an array of their values, those of bfloat16 by their bits; see `stylize.ops.cpu.simd`."""
+    x = x.detach()
+    view: Values = (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
+    return view
 
 
 def _by_image(x: Tensor) -> Values:
     """View `(N, C, H, W)` as `(N, H·W, C)` where it is channels-last, else, with L lanes, as `(N·C, H·W/L, L)`."""
-    x = x.detach()
     if is_vectorized_by_pixel(x):
-        view: Values = x.permute(0, 2, 3, 1).reshape(len(x), -1, x.shape[1]).numpy()
-    else:
-        view = x.reshape(len(x) * x.shape[1], -1, LANES).numpy()
-    return view
+        return values_of(x.permute(0, 2, 3, 1).reshape(len(x), -1, x.shape[1]))
+    return values_of(x.reshape(len(x) * x.shape[1], -1, LANES))
 
 
 def _by_channel(values: Tensor, x: Tensor) -> Values:

@@ -3,6 +3,9 @@
 Compilers vectorize loops only where they can prove that nothing overlaps, which they often cannot. `load` and `store`
 address arrays of three dimensions, the last of them contiguous; vectors are added, subtracted and multiplied lane by
 lane, or multiplied by a number.
+
+Arrays are of float32, or of uint16 that hold the bits of bfloat16: its values are the upper halves of float32's, so
+they are widened in a register when they are loaded, and rounded to the nearest, ties to even, when they are stored.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from numba.extending import intrinsic, models, overload, register_model
 from stylize.ops.cpu.compile import LANES
 
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
+_WORDS, _HALVES = (ir.VectorType(ir.IntType(bits), LANES) for bits in (32, 16))
+_QUIET_NAN = 0x7FC0  # of bfloat16
 _FUSED = ("contract",)  # product and sum may be fused, with one rounding
 
 
@@ -42,9 +47,14 @@ def _typed_load(typing: Any, array: Any, i: Any, j: Any, k: Any) -> Any:
     """Return the vector that begins at `array[i, j, k]`."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        loaded = builder.load(_place(context, builder, signature, arguments))
-        loaded.align = 4
-        return loaded
+        place = _place(context, builder, signature, arguments)
+        if signature.args[0].dtype == types.float32:
+            loaded = builder.load(place)
+            loaded.align = 4
+            return loaded
+        halves = builder.load(builder.bitcast(place, _HALVES.as_pointer()))
+        halves.align = 2
+        return builder.bitcast(builder.shl(builder.zext(halves, _WORDS), _each(16)), _VECTOR)
 
     return VECTOR(array, types.intp, types.intp, types.intp), generate
 
@@ -53,7 +63,11 @@ def _typed_store(typing: Any, array: Any, i: Any, j: Any, k: Any, vector: Any) -
     """Store a vector from `array[i, j, k]` on."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        builder.store(arguments[4], _place(context, builder, signature, arguments)).align = 4
+        place = _place(context, builder, signature, arguments)
+        if signature.args[0].dtype == types.float32:
+            builder.store(arguments[4], place).align = 4
+        else:
+            builder.store(_rounded(builder, arguments[4]), builder.bitcast(place, _HALVES.as_pointer())).align = 2
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.intp, types.intp, VECTOR), generate
@@ -119,6 +133,19 @@ larger: Any = intrinsic(_typed_larger)
 largest: Any = intrinsic(_typed_largest)
 where_equal: Any = intrinsic(_typed_where_equal)
 where_positive: Any = intrinsic(_typed_where_positive)
+
+
+def _each(number: int, kind: Any = _WORDS) -> ir.Constant:
+    return ir.Constant(kind, [number] * LANES)
+
+
+def _rounded(builder: ir.IRBuilder, vector: Any) -> Any:
+    """Return the bits of the vector's values in bfloat16; NaN stays NaN."""
+    word = builder.bitcast(vector, _WORDS)
+    odd = builder.and_(builder.lshr(word, _each(16)), _each(1))
+    nearest = builder.lshr(builder.add(word, builder.add(odd, _each(0x7FFF))), _each(16))
+    is_nan = builder.fcmp_unordered("uno", vector, vector)
+    return builder.trunc(builder.select(is_nan, _each(_QUIET_NAN), nearest), _HALVES)
 
 
 def _place(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
