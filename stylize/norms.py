@@ -85,7 +85,13 @@ class Norm(nn.Module):
         return self._normalized(x)
 
     def normalize_(
-        self, x: Tensor, *, relu: bool = False, out: Tensor | None = None, instance: Statistics | None = None
+        self,
+        x: Tensor,
+        *,
+        relu: bool = False,
+        out: Tensor | None = None,
+        instance: Statistics | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
         """Like `forward`, then optional ReLU, reusing memory in inference. Always use the returned tensor.
 
@@ -94,10 +100,11 @@ class Norm(nn.Module):
             relu: Whether to apply ReLU.
             out: Memory of the shape of `x` that may be used for the result; None: that of `x`.
             instance: Instance statistics to use in place of the images' own, or None.
+            dtype: Type of the result; None: that of `x`.
         """
         if torch.is_grad_enabled() or self.training:
-            return self._normalized(x, relu, None, instance)
-        return self._normalized(x, relu, x if out is None else out, instance)
+            return self._normalized(x, relu, None, instance, dtype)
+        return self._normalized(x, relu, x if out is None else out, instance, dtype)
 
     def project_(self) -> None:
         """Put the parameters back into their range; called after every optimizer step."""
@@ -115,7 +122,12 @@ class Norm(nn.Module):
         return f"{self.num_channels}, {flags}, eps={self.eps}"
 
     def _normalized(
-        self, x: Tensor, relu: bool = False, out: Tensor | None = None, instance: Statistics | None = None
+        self,
+        x: Tensor,
+        relu: bool = False,
+        out: Tensor | None = None,
+        instance: Statistics | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
         if x.dim() != 4:
             raise StylizeError(f"{type(self).__name__}: got an input of shape {tuple(x.shape)}, must be (N, C, H, W)")
@@ -124,10 +136,12 @@ class Norm(nn.Module):
         if instance is None and (self.training or self.needs_images):
             if not self.recording:
                 parameters = tuple(self.parameters(recurse=False))
-                return ops.normalize(x, lambda own: self._affine(own, pixels), parameters, relu=relu, out=out)
+                return ops.normalize(
+                    x, lambda own: self._affine(own, pixels), parameters, relu=relu, out=out, dtype=dtype
+                )
             instance = ops.instance_statistics(x)
             self.recorded = Statistics(*(s.detach().clone() for s in instance))
-        return ops.affine(x, *self._affine(instance or NOTHING, pixels), relu=relu, out=out)
+        return ops.affine(x, *self._affine(instance or NOTHING, pixels), relu=relu, out=out, dtype=dtype)
 
     def _affine(self, instance: Statistics, pixels: int) -> tuple[Tensor, Tensor]:
         """Return the coefficients with γ and β."""
@@ -220,13 +234,19 @@ class BatchNorm(RunningNorm):
         )
 
     def normalize_(
-        self, x: Tensor, *, relu: bool = False, out: Tensor | None = None, instance: Statistics | None = None
+        self,
+        x: Tensor,
+        *,
+        relu: bool = False,
+        out: Tensor | None = None,
+        instance: Statistics | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
         fused = self.training and ops.fuses_norms(x)
         if instance is None and not fused and (self.training or torch.is_grad_enabled()):
             normalized = self(x)
-            return torch.relu_(normalized) if relu else normalized
-        return super().normalize_(x, relu=relu, out=out, instance=instance)
+            return (torch.relu_(normalized) if relu else normalized).to(dtype or x.dtype)
+        return super().normalize_(x, relu=relu, out=out, instance=instance, dtype=dtype)
 
 
 class BatchInstanceNorm(RunningNorm):
@@ -280,9 +300,15 @@ class NoNorm(Norm):
         return x
 
     def normalize_(
-        self, x: Tensor, *, relu: bool = False, out: Tensor | None = None, instance: Statistics | None = None
+        self,
+        x: Tensor,
+        *,
+        relu: bool = False,
+        out: Tensor | None = None,
+        instance: Statistics | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
-        result = x if out is None else out.copy_(x)
+        result = (x if out is None else out.copy_(x)).to(dtype or x.dtype)
         return torch.relu_(result) if relu else result
 
 

@@ -67,7 +67,7 @@ class Stage(NamedTuple):
         activation: Pointwise function if there is no norm, called like `torch.sigmoid(x, out=…)`, or None.
         residual_of: Number of the stage whose result is added at the end, or None.
         upsampling: Filter with which the input is upsampled to `size` first, or None.
-        full_precision: Whether the stage computes in float32 even after maps of bfloat16.
+        full_precision: Whether the stage computes in float32 though other maps are bfloat16: the first and the last.
     """
 
     conv: RowConvolution
@@ -91,30 +91,43 @@ class Stage(NamedTuple):
         """Whether the norm uses statistics of the whole image."""
         return self.norm is not None and self.norm.needs_images
 
-    def finished_(self, x: Tensor, out: Tensor | None = None, instance: Statistics | None = None) -> Tensor:
+    def finished_(
+        self,
+        x: Tensor,
+        out: Tensor | None = None,
+        instance: Statistics | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
         """Normalize and activate the convolution's result `(N, C, H, W)`, in inference in place or into `out`.
 
         Args:
             x: The result. Always use the returned tensor.
             out: Memory of its shape, or None.
             instance: Instance statistics of the whole image for the norm; None: use those of `x`.
+            dtype: Type of the result; None: that of `x`.
         """
         if self.norm is not None:
-            return self.norm.normalize_(x, relu=self.relu, out=out, instance=instance)
-        result = x if out is None else out.copy_(x)
+            return self.norm.normalize_(x, relu=self.relu, out=out, instance=instance, dtype=dtype)
+        result = (x if out is None else out.copy_(x)).to(dtype or x.dtype)
         if self.activation is None:
             return result
         return self.activation(result) if torch.is_grad_enabled() else self.activation(result, out=result)
 
 
-def run_stages(stages: Sequence[Stage], x: Tensor) -> Tensor:
-    """Run all stages on images `(N, 3, H, W)`; results for residual connections are kept until they are added."""
+def run_stages(stages: Sequence[Stage], x: Tensor, maps: torch.dtype | None = None) -> Tensor:
+    """Run all stages on images `(N, 3, H, W)`; results for residual connections are kept until they are added.
+
+    Args:
+        stages: The network.
+        x: The images.
+        maps: Type of every result but the last; None: that of the images.
+    """
     uses = Counter(stage.residual_of for stage in stages)
     kept: dict[int, Tensor] = {}
     for i, stage in enumerate(stages):
         if stage.full_precision:
             x = ops.widened(x)
-        x = stage.finished_(stage.conv(x, stage.geometry))
+        x = stage.finished_(stage.conv(x, stage.geometry), dtype=maps if i + 1 < len(stages) else None)
         if stage.residual_of is not None:
             residual = kept[stage.residual_of]
             x = x + residual if torch.is_grad_enabled() else x.add_(residual)
@@ -139,17 +152,23 @@ def check_size(height: int, width: int) -> None:
 class Generator(nn.Module):
     """A feed-forward network that paints: RGB `(N, 3, H, W)` in [0, 1] → the same shape and range.
 
-    The maps have the type of the input: float32, bfloat16 or float16. The last convolution and what follows it are in
-    float32: in bfloat16 neighbouring values of bright pixels are a whole grey level apart.
+    The maps have the type `maps`, bfloat16 or float16, or that of the images. In float32 are always the first
+    convolution until it is normalized, for the small contrasts of an even picture drown in the rounding of their mean;
+    and the last convolution with what follows it: neighbouring bright values of bfloat16 are a grey level apart.
 
     A network describes itself once. Most override `stages`, which serves training, painting as a whole, and painting in
     strips of rows. A network that is not a chain of stages overrides `paint`.
 
     The output has the size of the input, for every height and width of at least `MIN_SIZE_PX`.
+
+    Attributes:
+        maps: Type of the maps; None: that of the images.
     """
 
+    maps: torch.dtype | None = None
+
     def forward(self, x: Tensor) -> Tensor:
-        """Paint a batch of images; the result is float32 (of float64: float64).
+        """Paint a batch of images; the result has their type.
 
         Raises:
             StylizeError: The images are smaller than `MIN_SIZE_PX` in a direction.
@@ -170,17 +189,28 @@ class Generator(nn.Module):
         stages = self.stages(height, width)
         if stages is None:  # abstract: each network is one of the two
             raise NotImplementedError(f"{type(self).__name__} must override stages or paint")
-        return run_stages(stages, x)[..., :height, :width]
+        return run_stages(stages, x, self.maps)[..., :height, :width]
 
     def hold_in(self, dtype: torch.dtype) -> None:
-        """Hold the weights of all convolutions but the last in this type, for inference in it.
+        """Compute with maps of this type, and hold the weights of the convolutions between in it, for inference.
 
-        Weights of another type than the maps are cast at every use: a training keeps them in float32.
+        Weights of another type than their maps are cast at every use: a training keeps them in float32.
         """
-        last = getattr(self, "to_rgb", None)
+        self.maps = None if dtype == torch.float32 else dtype
+        full = self.full_precision_layers()
         for module in self.modules():
-            if isinstance(module, nn.Conv2d) and module is not last:
+            if isinstance(module, nn.Conv2d) and module not in full:
                 module.to(dtype)
+
+    def full_precision_layers(self) -> set[nn.Module]:
+        """Return the convolutions that compute in float32 whatever the type of the maps."""
+        stages = self.stages(MIN_SIZE_PX, MIN_SIZE_PX) or []
+        return {
+            module
+            for stage in stages
+            if stage.full_precision and isinstance(stage.conv, nn.Module)
+            for module in stage.conv.modules()
+        }
 
     def seed_noise(self, seed: int) -> None:
         """Paint with other noise in `eval()`.

@@ -64,6 +64,7 @@ class JohnsonGenerator(Generator):
         quarter = halved(half)
         layers = cast("list[ConvNormReLU]", list(self.encode))
         stages = [layer.stage(size) for layer, size in zip(layers, (full, half, quarter), strict=True)]
+        stages[0] = stages[0]._replace(full_precision=True)
         for block in cast("list[ResidualBlock]", list(self.blocks)):
             stages += block.stages(quarter, residual_of=len(stages) - 1)
         return stages

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -43,10 +45,16 @@ class TextureNetwork(Generator):
         sizes = pyramid_sizes(x.shape[-2], x.shape[-1])
         generator = None if self.training else torch.Generator().manual_seed(self.noise_seed)
         inputs = [self._with_noise(resize_to(x, size), generator) for size in reversed(sizes)]
-        deep = self.branches[0](inputs[0])
-        for join, branch, level in zip(self.joins, self.branches[1:], inputs[1:], strict=True):
-            deep = join(upsample_to(deep, (level.shape[-2], level.shape[-1])), branch(level))
+        maps = self.maps or x.dtype
+        branches = cast("list[nn.Sequential]", list(self.branches))
+        deep = branched(branches[0], inputs[0], maps)
+        for join, branch, level in zip(self.joins, branches[1:], inputs[1:], strict=True):
+            deep = join(upsample_to(deep, (level.shape[-2], level.shape[-1])), branched(branch, level, maps))
         return torch.sigmoid(self.to_rgb(ops.widened(deep)))
+
+    def full_precision_layers(self) -> set[nn.Module]:
+        first = [cast(nn.Sequential, branch)[0] for branch in self.branches]
+        return {*first, self.to_rgb}
 
     def seed_noise(self, seed: int) -> None:
         """Paint with the noise of this seed in `eval()`."""
@@ -93,6 +101,15 @@ def conv_block(in_channels: int, out_channels: int, config: NetworkConfig) -> nn
         ]
         in_channels = out_channels
     return nn.Sequential(*layers)
+
+
+def branched(block: nn.Sequential, image: Tensor, maps: torch.dtype) -> Tensor:
+    """Run a block on an image; from the first norm's result on the maps have the type `maps`."""
+    convolution, norm, *rest = block
+    x = norm(convolution(image)).to(maps)
+    for layer in rest:
+        x = layer(x)
+    return cast(Tensor, x)
 
 
 def pyramid_sizes(height: int, width: int) -> list[tuple[int, int]]:

@@ -125,7 +125,7 @@ class StripPainter:
             if stage.needs_images:
                 statistics.add(convolved)
             if target is not None:
-                target.put(first, convolved)
+                target.put(first, convolved.to(self.dtype))
             yield convolved.shape[2] / height
         if stage.needs_images:
             self._statistics[sweep.stage] = statistics.result()
@@ -180,12 +180,16 @@ class StripPainter:
         x = self._convolved(i, first, last)
         instance = self._statistics.get(i)
         if kept is None:
-            x = stage.finished_(x, instance=instance)
+            x = stage.finished_(x, instance=instance, dtype=self._type_of(i))
         else:  # kept maps must stay as they are
             out = self._room(stage, last - first)
             target = torch.empty_like(x) if out is None else out[None].permute(0, 3, 1, 2)
-            x = stage.finished_(x, target, instance)
+            x = stage.finished_(x, target, instance, self._type_of(i))
         return x if stage.residual_of is None else x.add_(self._result(stage.residual_of, first, last))
+
+    def _type_of(self, i: int) -> torch.dtype | None:
+        """Return the type of the result of stage `i`; None: that of its convolution."""
+        return self.dtype if i + 1 < len(self.stages) else None
 
     def _room(self, stage: Stage, rows: int) -> Tensor | None:
         """Return memory for rows of a stage's maps, `(rows, W, C)`; None: torch allocates it."""

@@ -21,6 +21,7 @@ def normalize(
     *,
     relu: bool = False,
     out: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Return `factor · x + offset` by coefficients that are functions of the images' own statistics.
 
@@ -30,24 +31,38 @@ def normalize(
         parameters: All tensors with a gradient that `coefficients` uses.
         relu: Whether to apply ReLU to the result.
         out: Memory that may be used for the result, without a gradient; it may be `x`. Always use the returned tensor.
+        dtype: Type of the result; None: that of `x`.
 
     Returns:
-        The shape, type and layout of `x`.
+        The shape and layout of `x`.
 
     Raises:
         StylizeError: The maps are 1×1: there is nothing to normalize over.
         ValueError: `out` has another shape or type than `x`.
     """
     _check_out(out, x)
-    if torch.is_grad_enabled() and fuses_norms(x) and x.shape[-2:].numel() > 1:
+    fuses = torch.is_grad_enabled() and fuses_norms(x) and (dtype or x.dtype) in MAP_TYPES
+    if fuses and x.shape[-2:].numel() > 1:
         from stylize.ops.cpu import norm
 
         count_kernel_call()
-        return norm.normalize(x, coefficients, parameters, relu)
-    return affine(x, *coefficients(instance_statistics(x)), relu=relu, out=out)
+        return norm.normalize(x, coefficients, parameters, relu, dtype or x.dtype)
+    wide = x if cpu_kernels(x, types=MAP_TYPES) else widened(x)  # once for both operations
+    if wide is x:
+        return affine(x, *coefficients(instance_statistics(x)), relu=relu, out=out, dtype=dtype)
+    result = affine(wide, *coefficients(instance_statistics(wide)), relu=relu, out=wide)
+    return _stored(result, None if torch.is_grad_enabled() else out, dtype or x.dtype)
 
 
-def affine(x: Tensor, factor: Tensor, offset: Tensor, *, relu: bool = False, out: Tensor | None = None) -> Tensor:
+def affine(
+    x: Tensor,
+    factor: Tensor,
+    offset: Tensor,
+    *,
+    relu: bool = False,
+    out: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
     """Return `factor · x + offset` and apply ReLU if asked.
 
     Args:
@@ -56,27 +71,32 @@ def affine(x: Tensor, factor: Tensor, offset: Tensor, *, relu: bool = False, out
         offset: `(N or 1, C)`.
         relu: Whether to apply ReLU.
         out: See `normalize`.
+        dtype: Likewise.
     """
     _check_out(out, x)
-    if cpu_kernels(x, types=MAP_TYPES) and cpu_kernels(factor, offset):
+    dtype = dtype or x.dtype
+    if out is not None and (dtype != x.dtype or torch.is_grad_enabled()):
+        out = None
+    if cpu_kernels(x, types=MAP_TYPES) and cpu_kernels(factor, offset) and dtype in MAP_TYPES:
         from stylize.ops.cpu import norm
 
         same_layout = out is None or out.stride() == x.stride()
         if not torch.is_grad_enabled() and norm.is_vectorized(x) and same_layout:
             count_kernel_call()
-            return norm.affine(x, factor, offset, relu, out)
+            return norm.affine(x, factor, offset, relu, torch.empty_like(x, dtype=dtype) if out is None else out)
         if torch.is_grad_enabled() and norm.is_supported(x) and factor.shape == x.shape[:2] and cpu_kernels(x):
             count_kernel_call()
             result = norm.multiply_add(x, factor, offset)
-            return torch.relu_(result) if relu else result
-    factor, offset = factor[:, :, None, None], offset[:, :, None, None]
-    if widened(x) is not x:  # the coefficients stay in float32: rounded, they would move a channel as a whole
-        result = torch.addcmul(offset, x, factor)
-        result = (torch.relu_(result) if relu else result).to(x.dtype)
-        return result if out is None or torch.is_grad_enabled() else out.copy_(result)
-    factor, offset = factor.to(x.dtype), offset.to(x.dtype)
-    result = torch.addcmul(offset, x, factor, out=None if torch.is_grad_enabled() else out)
-    return torch.relu_(result) if relu else result
+            return (torch.relu_(result) if relu else result).to(dtype)
+    wide = widened(x)  # so are the coefficients: rounded, they would move a channel as a whole
+    room = out if wide is x else None if torch.is_grad_enabled() else wide
+    factor, offset = (t[:, :, None, None].to(wide.dtype) for t in (factor, offset))
+    result = torch.addcmul(offset, wide, factor, out=room)
+    return _stored(torch.relu_(result) if relu else result, out, dtype)
+
+
+def _stored(result: Tensor, out: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return result.to(dtype) if out is None or out is result else out.copy_(result)
 
 
 def instance_statistics(x: Tensor) -> Statistics:

@@ -108,11 +108,8 @@ class Compute:
         return numerics(Numerics(self.precision != "fp32", self.deterministic, self.tuned))
 
     def network_input(self, images: Tensor) -> Tensor:
-        """Return images as a network takes them: on the device, in the type of its maps, in its memory layout.
-
-        A network computes in the type of its input.
-        """
-        return images.to(self.device, self.dtype, memory_format=self.memory_format)
+        """Return images as a network takes them: on the device, in its memory layout."""
+        return images.to(self.device, memory_format=self.memory_format)
 
     @property
     def has_own_memory(self) -> bool:

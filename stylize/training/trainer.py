@@ -116,6 +116,7 @@ class Trainer:
         save_best: Callable[[Progress], None],
     ) -> None:
         self.generator = compute.place(generator)
+        generator.maps = None if compute.dtype == torch.float32 else compute.dtype
         self.loss = compute.place(loss)
         loss.hold_in(compute.dtype)
         self.batches = batches

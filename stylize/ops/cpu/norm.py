@@ -59,13 +59,15 @@ def is_vectorized_by_pixel(x: Tensor) -> bool:
     return channels_last and x.shape[1] % LANES == 0 and x.numel() > 0
 
 
-def normalize(x: Tensor, coefficients: Coefficients, parameters: Sequence[Tensor], relu: bool) -> Tensor:
+def normalize(
+    x: Tensor, coefficients: Coefficients, parameters: Sequence[Tensor], relu: bool, dtype: torch.dtype
+) -> Tensor:
     """See `stylize.ops.normalization.normalize`; for vectorized maps, with a gradient."""
-    result: Tensor = _Normalize.apply(x, coefficients, relu, *parameters)
+    result: Tensor = _Normalize.apply(x, coefficients, relu, dtype, *parameters)
     return result
 
 
-def affine(x: Tensor, factor: Tensor, offset: Tensor, relu: bool, out: Tensor | None) -> Tensor:
+def affine(x: Tensor, factor: Tensor, offset: Tensor, relu: bool, out: Tensor) -> Tensor:
     """See `stylize.ops.normalization.affine`; for vectorized maps, without a gradient."""
     shape = len(x), x.shape[1]
     return Affine(factor.expand(shape), offset.expand(shape), relu)(x, out)
@@ -100,7 +102,10 @@ class Affine(NamedTuple):
         return 0.0 if self.relu else -math.inf
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """Apply to vectorized maps `(N, C, H, W)`; the result is written to `out`, which may be `x`, or allocated."""
+        """Apply to vectorized maps `(N, C, H, W)`.
+
+        The result is written to `out`, of any type of maps, which may be `x`; or to new memory, of the type of `x`.
+        """
         result = torch.empty_like(x) if out is None else out
         maps, target = _by_image(x), _by_image(result)
         factor, offset = _by_channel(self.factor, x), _by_channel(self.offset, x)
@@ -167,6 +172,7 @@ class _Normalize(torch.autograd.Function):
         x: Tensor,
         coefficients: Coefficients,
         relu: bool,
+        dtype: torch.dtype,
         *parameters: Tensor,
     ) -> Tensor:
         instance = Statistics(*measure(x))
@@ -176,7 +182,7 @@ class _Normalize(torch.autograd.Function):
             factor, offset = (c.expand(instance.mean.shape) for c in coefficients(instance))
         ctx.instance, ctx.parameters, ctx.affine = instance, parameters, Affine(factor, offset, relu)
         ctx.save_for_backward(x)
-        result: Tensor = ctx.affine(x)
+        result: Tensor = ctx.affine(x, torch.empty_like(x, dtype=dtype))
         return result
 
     @staticmethod
@@ -195,7 +201,7 @@ class _Normalize(torch.autograd.Function):
             pixels = x.shape[2] * x.shape[3]
             slope = of_variance * (2 / pixels)
             of_x = ctx.affine.gradient(x, gradient, slope, of_mean / pixels - slope * ctx.instance.mean)
-        return of_x, None, None, *(next(found) if p.requires_grad else None for p in ctx.parameters)
+        return of_x, None, None, None, *(next(found) if p.requires_grad else None for p in ctx.parameters)
 
 
 def _image_statistics(image: Tensor) -> Statistics:
