@@ -32,7 +32,8 @@ def load(model: str | os.PathLike[str], *, device: str | torch.device = "auto", 
     Args:
         model: Path of a model file or a run folder, or the name of a built-in style.
         device: `auto` (CUDA, else MPS, else CPU), or a device of PyTorch, such as `cpu` or `cuda:1`.
-        precision: Floating-point precision of the network; `auto`: bf16 on GPUs that multiply it in hardware.
+        precision: Floating-point precision of the network; `auto`: bf16, or else fp16, where the device has
+            matrix units for it, and fp32 where it has none.
 
     Returns:
         The model, ready to paint.
@@ -40,7 +41,7 @@ def load(model: str | os.PathLike[str], *, device: str | torch.device = "auto", 
     Raises:
         StylizeError: There is no such model, its file is damaged, or PyTorch does not find the device.
 
-    >>> load("stained_glass", device="cpu")
+    >>> load("stained_glass", device="cpu", precision="fp32")
     <stylize.Model 'stained_glass': johnson, instance norm, width 16, on cpu in fp32>
     """
     from stylize.inference.model import Model, choose_compute

@@ -4,8 +4,9 @@ import os
 import pytest
 import torch
 
-# Commands compute on the CPU, also on a machine with a GPU, where `auto` would be another device and bfloat16.
+# Commands compute on the CPU in float32, also on a machine with a GPU or with matrix units.
 os.environ.setdefault("STYLIZE_DEVICE", "cpu")
+os.environ.setdefault("STYLIZE_PRECISION", "fp32")
 
 
 @pytest.fixture(autouse=True)

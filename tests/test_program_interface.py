@@ -234,7 +234,7 @@ def test_a_model_is_found_by_name_file_and_run_folder(tmp_path: Path) -> None:
     ("arguments", "message"),
     (
         ({"model": "stained_gloss"}, "model: got 'stained_gloss', must be a model file, a run folder, or a built-in"),
-        ({"precision": "fp8"}, "precision: got 'fp8', must be one of 'auto', 'bf16', 'fp32'."),
+        ({"precision": "fp8"}, "precision: got 'fp8', must be one of 'auto', 'bf16', 'fp16', 'fp32'."),
         ({"device": "cuda"}, "device: got 'cuda', which torch does not find here; usable: 'cpu'"),
         ({"device": "gpu"}, "device: got 'gpu', which PyTorch cannot use here ("),
     ),

@@ -25,7 +25,14 @@ from stylize.pictures.picture import to_bytes
 from stylize.pictures.reading import read_rgb
 from stylize.system.compiler import choose_compile, has_compiler
 from stylize.system.compute import Compute
-from stylize.system.devices import CPU, choose_device, choose_memory_format, choose_precision
+from stylize.system.devices import (
+    CPU,
+    choose_device,
+    choose_memory_format,
+    choose_precision,
+    has_bf16_matrix_units,
+    has_fp16_matrix_units,
+)
 from stylize.training.checkpoint import (
     checkpoint_path,
     checkpoints,
@@ -469,18 +476,51 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
         choose_device("auto")
 
 
-@pytest.mark.parametrize("hardware", [True, False])
-def test_automatic_precision_is_bf16_on_gpus_that_multiply_it_and_says_so(
-    hardware: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("device", "units", "training", "inference"),
+    [
+        (CUDA, {"bf16", "fp16"}, "bf16", "bf16"),
+        (CUDA, {"fp16"}, "fp32", "fp16"),  # T4, V100
+        (CUDA, set(), "fp32", "fp32"),
+        (CPU, {"bf16"}, "bf16", "bf16"),
+        (CPU, set(), "fp32", "fp32"),
+    ],
+)
+def test_automatic_precision_is_that_of_the_matrix_units(
+    device: torch.device, units: set[str], training: str, inference: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stylize.system.devices.multiplies_bf16", lambda device: hardware)
-    assert choose_precision("auto", CUDA) == ("bf16" if hardware else "fp32")
-    assert choose_precision("auto", CPU) == "fp32"
-    assert choose_precision("fp32", CUDA) == "fp32"
-    assert choose_precision("bf16", CPU) == "bf16"
+    monkeypatch.delenv("STYLIZE_PRECISION")
+    for kind in ("bf16", "fp16"):
+        has = kind in units
+        monkeypatch.setattr(f"stylize.system.devices.has_{kind}_matrix_units", lambda device, has=has: has)
+    assert choose_precision("auto", device) == training
+    assert choose_precision("auto", device, inference=True) == inference
+    assert choose_precision("fp32", device) == "fp32"
+    assert choose_precision("bf16", device) == "bf16"
+
+
+def test_matrix_units_are_known_by_what_torch_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    for found in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda found=found: found)
+        assert has_bf16_matrix_units(CPU) == found
+    for capability, found in (((7, 0), True), ((6, 1), False)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, capability=capability: capability)
+        assert has_fp16_matrix_units(CUDA) == found
+    assert not has_fp16_matrix_units(CPU)
+
+
+def test_a_variable_says_what_automatic_precision_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("STYLIZE_PRECISION", "bf16")
     with caplog.at_level(logging.INFO, "stylize"):
-        assert build(tmp_path, {"train.precision": "auto"}).trainer.compute.precision == "fp32"
-    assert caplog.messages == ["train.precision: auto on cpu is fp32"]
+        trainer = build(tmp_path, {"train.precision": "auto"}).trainer
+    assert trainer.compute.precision == "bf16" and trainer.generator.maps == torch.bfloat16
+    assert caplog.messages[0] == "train.precision: auto on cpu is bf16"
+    monkeypatch.setenv("STYLIZE_PRECISION", "fp16")
+    assert choose_precision("auto", CPU, inference=True) == "fp16"
+    with pytest.raises(StylizeError, match=r"^STYLIZE_PRECISION: got 'fp16', must be one of 'bf16', 'fp32'"):
+        choose_precision("auto", CPU)
 
 
 def test_memory_format_follows_the_device() -> None:

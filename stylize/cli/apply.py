@@ -70,10 +70,10 @@ logger = logging.getLogger("stylize")
 )
 @click.option(
     "--precision",
-    type=click.Choice(["auto", "fp32", "bf16"]),
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
     default="auto",
     show_default=True,
-    help="Floating-point precision of the network.",
+    help="Floating-point precision of the network; auto: bf16 or fp16 where the device has matrix units for it.",
 )
 @click.option(
     "--compile",

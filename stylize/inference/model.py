@@ -28,7 +28,7 @@ from stylize.system.compute import Compute
 from stylize.system.devices import choose_device, choose_precision
 from stylize.system.places import temporary_folder
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 NAMED_DEVICES = ("auto", "cpu", "cuda", "mps")
 ImageT = TypeVar("ImageT", Image.Image, NDArray[np.uint8], Tensor)
 
@@ -41,7 +41,7 @@ def choose_compute(device: str | torch.device, precision: str) -> Compute:
     """
     pick(dict.fromkeys(get_args(Precision)), str(precision), "precision")
     found = _device_by_name(device) if device in NAMED_DEVICES else _exact_device(device)
-    return Compute(found, choose_precision(precision, found))
+    return Compute(found, choose_precision(precision, found, inference=True))
 
 
 def _device_by_name(name: str | torch.device) -> torch.device:

@@ -50,20 +50,20 @@ class Compute:
 
     @classmethod
     def choose(cls, device: str = "auto", precision: str = "auto") -> Compute:
-        """The choice for a device and a precision by name.
+        """The choice for inference, for a device and a precision by name.
 
         Args:
             device: `auto`, `cpu`, `cuda` or `mps`; `auto`: CUDA, else MPS, else CPU.
-            precision: `auto`, `fp32` or `bf16`; `auto`: bf16 on GPUs that multiply it in hardware.
+            precision: `auto`, `fp32`, `bf16` or `fp16`; see `choose_precision`.
 
         Raises:
             StylizeError: torch does not find the device.
 
-        >>> Compute.choose("cpu").precision
-        'fp32'
+        >>> Compute.choose("cpu", "bf16").dtype
+        torch.bfloat16
         """
         found = choose_device(device)
-        return cls(found, choose_precision(precision, found))
+        return cls(found, choose_precision(precision, found, inference=True))
 
     @classmethod
     def for_training(cls, device: torch.device, precision: str, compile_step: str, steps: int) -> Compute:

@@ -6,11 +6,15 @@ import os
 
 import torch
 
-from stylize.errors import StylizeError
+from stylize.errors import StylizeError, pick
 from stylize.system.memory import available_bytes, own_bytes
 
 CPU = torch.device("cpu")
 VARIABLE = "STYLIZE_DEVICE"
+PRECISION_VARIABLE = "STYLIZE_PRECISION"
+TRAINING_PRECISIONS = ("fp32", "bf16")
+PRECISIONS = (*TRAINING_PRECISIONS, "fp16")
+OLDEST_WITH_FP16_UNITS = (7, 0)  # compute capability
 
 
 def choose_device(name: str) -> torch.device:
@@ -35,15 +39,42 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def choose_precision(name: str, device: torch.device) -> str:
-    """`fp32` or `bf16`; `auto`: bf16 on GPUs that multiply it in hardware.
+def choose_precision(name: str, device: torch.device, *, inference: bool = False) -> str:
+    """Return `fp32`, `bf16` or `fp16`: the name itself, or what `auto` means.
 
-    On a CPU fp32 is exact, needs no compiler, and with the convolutions of `stylize.ops` is the faster of the two even
-    where AVX-512 multiplies bf16 (`scripts/benchmark.py`).
+    `auto` is that of the variable `STYLIZE_PRECISION`, if it is set. Else it is bf16 where the device has matrix units
+    for it; fp16 for inference on GPUs that only have those for fp16; and fp32. Without matrix units a CPU is faster in
+    fp32, by the convolutions of `stylize.ops`, even where AVX-512 multiplies bf16 (`scripts/benchmark.py`).
+
+    Args:
+        name: `auto`, `fp32`, `bf16` or `fp16`.
+        device: The device.
+        inference: Whether nothing is trained: float16 would need gradients to be scaled.
+
+    Raises:
+        StylizeError: The variable holds another name.
     """
     if name != "auto":
         return name
-    return "bf16" if device.type != "cpu" and multiplies_bf16(device) else "fp32"
+    wish = os.environ.get(PRECISION_VARIABLE, "auto")
+    if wish != "auto":
+        allowed = PRECISIONS if inference else TRAINING_PRECISIONS
+        return pick({name: name for name in allowed}, wish, PRECISION_VARIABLE)
+    if has_bf16_matrix_units(device):
+        return "bf16"
+    return "fp16" if inference and has_fp16_matrix_units(device) else "fp32"
+
+
+def has_bf16_matrix_units(device: torch.device) -> bool:
+    """Whether the device multiplies matrices of bf16 several times as fast as those of float32."""
+    if device.type == "cuda":
+        return multiplies_bf16(device)
+    return device.type == "cpu" and bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+
+
+def has_fp16_matrix_units(device: torch.device) -> bool:
+    """Whether the device multiplies matrices of fp16 several times as fast as those of float32."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= OLDEST_WITH_FP16_UNITS
 
 
 def multiplies_bf16(device: torch.device) -> bool:
