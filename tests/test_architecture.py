@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "stylize.version": set(),
     "stylize.system": {"errors", "system"},
     "stylize.ops": {"errors", "system", "ops"},
+    "stylize.ops.gpu": set(),
     "stylize.ops.cpu": {
         "errors",
         "system",

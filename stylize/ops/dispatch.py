@@ -5,20 +5,25 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from threading import Lock
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from stylize.system.compiler import has_compiler
 from stylize.system.devices import choose_memory_format
 
 logger = logging.getLogger("stylize")
 
 MAP_TYPES = (torch.float32, torch.bfloat16)  # of the kernels of norms and pooling; convolutions have float32 alone
+GPU_MAP_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 VARIABLE = "STYLIZE_REFERENCE"
+
+Result = TypeVar("Result")
 
 
 class _Switch:
@@ -28,6 +33,7 @@ class _Switch:
         self.lock = Lock()
         self.references = int(os.environ.get(VARIABLE, "") not in ("", "0"))
         self.kernel_calls = 0
+        self.gpu_failed = False
 
 
 _switch = _Switch()
@@ -46,6 +52,38 @@ def cpu_kernels(*tensors: Tensor | None, types: Collection[torch.dtype] = (torch
         return False
     served = all(t is None or (t.device.type == "cpu" and t.dtype in types) for t in tensors)
     return served and _has_numba()
+
+
+def gpu_kernels(x: Tensor) -> bool:
+    """Return whether the GPU's kernels serve `x`: floating point on CUDA with Triton, without gradient and compilation.
+
+    With them `torch.compile` makes its own of plain PyTorch.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or _switch.references or _switch.gpu_failed:
+        return False
+    return x.device.type == "cuda" and x.dtype in GPU_MAP_TYPES and _has_triton(x.device)
+
+
+def try_gpu_kernel(kernel: Callable[[], Result]) -> Result | None:
+    """Call a kernel; if it cannot be compiled or started, say so once, and leave all further work to plain PyTorch.
+
+    Returns:
+        Its result; None: it failed.
+
+    Raises:
+        torch.OutOfMemoryError: The device has too little memory.
+    """
+    try:
+        result = kernel()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of Triton, of its compilers, or of the driver
+        _switch.gpu_failed = True
+        reason = str(error).strip().partition("\n")[0]
+        logger.warning("the kernels for GPUs failed (%s): computing by plain PyTorch, which takes longer", reason)
+        return None
+    count_kernel_call()
+    return result
 
 
 def count_kernel_call() -> None:
@@ -80,6 +118,11 @@ def reference() -> Iterator[None]:
 def is_reference() -> bool:
     """Return whether all kernels are turned off."""
     return _switch.references > 0
+
+
+@lru_cache
+def _has_triton(device: torch.device) -> bool:
+    return has_compiler(device)
 
 
 @lru_cache(1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stylize.errors import StylizeError
-from stylize.ops.dispatch import MAP_TYPES, count_kernel_call, cpu_kernels, widened
+from stylize.ops.dispatch import MAP_TYPES, count_kernel_call, cpu_kernels, gpu_kernels, try_gpu_kernel, widened
 from stylize.ops.moments import Statistics, merged
 
 Coefficients = Callable[[Statistics], tuple[Tensor, Tensor]]
@@ -47,11 +47,11 @@ def normalize(
 
         count_kernel_call()
         return norm.normalize(x, coefficients, parameters, relu, dtype or x.dtype)
-    wide = x if cpu_kernels(x, types=MAP_TYPES) else widened(x)  # once for both operations
+    wide = x if cpu_kernels(x, types=MAP_TYPES) or gpu_kernels(x) else widened(x)  # once for both operations
     if wide is x:
         return affine(x, *coefficients(instance_statistics(x)), relu=relu, out=out, dtype=dtype)
     result = affine(wide, *coefficients(instance_statistics(wide)), relu=relu, out=wide)
-    return _stored(result, None if torch.is_grad_enabled() else out, dtype or x.dtype)
+    return _stored(result, _usable(out, x, dtype), dtype or x.dtype)
 
 
 def affine(
@@ -75,8 +75,7 @@ def affine(
     """
     _check_out(out, x)
     dtype = dtype or x.dtype
-    if out is not None and (dtype != x.dtype or torch.is_grad_enabled()):
-        out = None
+    out = _usable(out, x, dtype)
     if cpu_kernels(x, types=MAP_TYPES) and cpu_kernels(factor, offset) and dtype in MAP_TYPES:
         from stylize.ops.cpu import norm
 
@@ -88,11 +87,24 @@ def affine(
             count_kernel_call()
             result = norm.multiply_add(x, factor, offset)
             return (torch.relu_(result) if relu else result).to(dtype)
+    if gpu_kernels(x):
+        from stylize.ops.gpu import norm as gpu_norm
+
+        target = torch.empty_like(x, dtype=dtype) if out is None else out
+        if gpu_norm.is_supported(x) and target.stride() == x.stride():
+            written = try_gpu_kernel(lambda: gpu_norm.affine(x, factor, offset, relu, target))
+            if written is not None:
+                return written
     wide = widened(x)  # so are the coefficients: rounded, they would move a channel as a whole
     room = out if wide is x else None if torch.is_grad_enabled() else wide
     factor, offset = (t[:, :, None, None].to(wide.dtype) for t in (factor, offset))
     result = torch.addcmul(offset, wide, factor, out=room)
     return _stored(torch.relu_(result) if relu else result, out, dtype)
+
+
+def _usable(out: Tensor | None, x: Tensor, dtype: torch.dtype | None) -> Tensor | None:
+    """Return the memory for a result of this type, unless it is of another type, or has to be differentiated."""
+    return None if torch.is_grad_enabled() or dtype not in (None, x.dtype) else out
 
 
 def _stored(result: Tensor, out: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -113,6 +125,12 @@ def instance_statistics(x: Tensor) -> Statistics:
         if norm.is_supported(x):
             count_kernel_call()
             return norm.instance_statistics(x)
+    if gpu_kernels(x):
+        from stylize.ops.gpu import norm as gpu_norm
+
+        measured = try_gpu_kernel(lambda: gpu_norm.measure(x)) if gpu_norm.is_supported(x) else None
+        if measured is not None:
+            return Statistics(*measured)
     variance, mean = torch.var_mean(widened(x), (2, 3), correction=0)
     return Statistics(mean, variance)
 
