@@ -392,3 +392,21 @@ def test_maps_are_padded_in_their_layout_forward_and_backward(
     theirs, ours = (torch.autograd.grad((y * weights).sum(), x)[0] for y in (expected, padded))
     torch.testing.assert_close(ours, theirs)
     assert torch.autograd.gradgradcheck(lambda y: pad(y, border_px, border).square(), (x,))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("shape", "size"), [((5, 7), (10, 14)), ((5, 7), (9, 13)), ((1, 4), (2, 8)), ((4, 4), (4, 8)), ((3, 1), (6, 2))]
+)
+def test_upsampling_has_the_gradient_of_torch(
+    shape: tuple[int, int], size: tuple[int, int], layout: torch.memory_format
+) -> None:
+    x = torch.randn(2, 3, *shape, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    factors = tuple(2.0 if a < b else 1.0 for a, b in zip(shape, size, strict=True))
+    plain = F.interpolate(x, scale_factor=factors, mode="bilinear", align_corners=False)
+    expected, found = plain[..., : size[0], : size[1]], upsample_to(x, size)
+    assert torch.equal(found, expected)
+    weights = torch.randn_like(found)
+    ours, theirs = (torch.autograd.grad((y * weights).sum(), x)[0] for y in (found, expected))
+    torch.testing.assert_close(ours, theirs)
+    assert torch.autograd.gradgradcheck(lambda y: upsample_to(y, size).square(), (x,))

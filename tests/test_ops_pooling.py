@@ -40,6 +40,19 @@ def test_result_and_gradient_are_those_of_torch(shape: tuple[int, ...], layout: 
     assert torch.equal(own.grad, plain.grad)
 
 
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 3, 5, 4)], ids=str)
+def test_without_the_kernel_result_and_gradient_are_those_of_torch(shape: tuple[int, ...]) -> None:
+    x = draw_maps(shape)
+    own, plain = (x.clone(memory_format=torch.channels_last).requires_grad_() for _ in range(2))
+    with ops.reference():
+        found = ops.max_pool2x2(own)
+    expected = F.max_pool2d(plain, 2)
+    towards = torch.randn(expected.shape)
+    torch.autograd.backward([found, expected], [towards, towards])
+    assert own.grad is not None and plain.grad is not None
+    assert torch.equal(found, expected) and torch.equal(own.grad, plain.grad)
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_maps_of_bfloat16_are_pooled_by_the_kernel_with_the_same_numbers(shape: tuple[int, ...]) -> None:
     x = draw_maps(shape).bfloat16()
