@@ -134,7 +134,7 @@ class Enlargement:
         self.linear = torch.cat([*_range(painted), _box(_gain(guide, painted))])
         self.columns = _both_taps(size[0], photograph.shape[-1], 0, size[0], painted.device)
 
-    def whole(self, photograph: Tensor, pixels: int) -> Tensor:
+    def whole(self, photograph: Tensor, pixels: int = STRIP_PIXELS) -> Tensor:
         """Enlarge the whole picture, so many pixels at a time: `(3, H, W)` → the same shape."""
         width, height = self.size
         painted = torch.empty_like(photograph, memory_format=torch.contiguous_format)
