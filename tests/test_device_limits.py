@@ -170,7 +170,7 @@ def test_a_strip_on_a_device_takes_no_more_than_its_estimate(monkeypatch: pytest
     plan = plans.plans_of(stages, torch.bfloat16)[0]._replace(strip_px=64, place=DEVICE)
     estimate = plans.working_bytes(plan, stages, torch.bfloat16, DEVICE)
     peak = strip_peak_bytes(stages, plan)
-    assert peak <= estimate <= 1.5 * peak + plans.WORKSPACE_BYTES
+    assert peak <= estimate - plans.WORKSPACE_BYTES <= 1.3 * peak
 
 
 def strip_peak_bytes(stages: list[Stage], plan: plans.Plan) -> int:
@@ -191,8 +191,10 @@ def strip_peak_bytes(stages: list[Stage], plan: plans.Plan) -> int:
             torch.bfloat16,
         ) as painter,
     ):
-        list(painter.measure())
-        list(painter.strips())
+        for _ in painter.measure():
+            pass
+        for _ in painter.strips():
+            pass
     return live.peak_bytes - plan.kept_bytes
 
 

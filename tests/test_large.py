@@ -334,7 +334,8 @@ def test_a_whole_picture_for_which_a_device_has_no_memory_is_painted_in_strips(
     cli.main([*arguments, "strips.png"], standalone_mode=False)
     assert "the memory of cpu does not suffice for the whole picture" in caplog.messages
     strips, whole = (np.asarray(Image.open(name)).astype(int) for name in ("strips.png", "whole.png"))
-    assert np.abs(strips - whole).max() <= (1 if scale == "1" else 3)  # the small photograph has 8 bits in a file
+    difference = np.abs(strips - whole)
+    assert difference.max() <= 1 if scale == "1" else difference.mean() < 5  # a file is shrunk by another filter
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc to read the peak from")

@@ -311,6 +311,7 @@ class _Step(NamedTuple):
         rows: Rows of the result.
         below: Rows of what it reads.
         waiting: Values that wait to be written meanwhile.
+        previous: Values of the strip before, which whoever took it may still have.
         channels: Channels of what it reads.
     """
 
@@ -319,6 +320,7 @@ class _Step(NamedTuple):
     rows: int
     below: int
     waiting: int
+    previous: int
     channels: int
 
     @property
@@ -338,13 +340,14 @@ def _steps(plan: Plan, stages: Sequence[Stage]) -> Iterator[_Step]:
     kept = {sweep.stage for sweep in plan.sweeps if sweep.keeps}
     for i in (*(sweep.stage for sweep in plan.sweeps), len(stages) - 1):
         rows = stage_rows(stages, i, plan.strip_px)
-        waiting = rows * _row_values(stages[i]) if i in kept else 0
+        previous = rows * _row_values(stages[i])
+        waiting = previous if i in kept else 0
         for j in _chain(kept, i):
             before, below = stages[max(j - 1, 0)], rows
             if j > 0:
                 first, last = stages[j].geometry.needed_rows(0, rows, before.size[0])
                 below = min(last - first + stages[j].geometry.border_px, before.size[0])
-            yield _Step(stages[j], before, rows, below, waiting, before.conv.out_channels if j else RGB)
+            yield _Step(stages[j], before, rows, below, waiting, previous, before.conv.out_channels if j else RGB)
             rows = below
 
 
@@ -374,7 +377,7 @@ def _plain_bytes(step: _Step, dtype: torch.dtype) -> int:
     convolving = read * (dtype.itemsize + widened) + (copies * step.padded + step.result) * computed
     maps = 2 if step.stage.residual_of is None else 3
     finishing = step.result * (maps * computed + (FLOAT_BYTES if computed != FLOAT_BYTES else 0))
-    return step.waiting * dtype.itemsize + max(convolving, finishing)
+    return step.previous * dtype.itemsize + max(convolving, finishing)
 
 
 def largest_values(plan: Plan, stages: Sequence[Stage]) -> int:
