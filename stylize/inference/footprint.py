@@ -26,24 +26,21 @@ class Footprint(NamedTuple):
 
 
 @torch.no_grad()
-def footprint(network: nn.Module, dtype: torch.dtype = torch.float32) -> Footprint:
+def footprint(network: nn.Module) -> Footprint:
     """Return what the maps of a network take.
 
     The network runs on the meta device, where tensors have shapes but no memory. Counted is what plain PyTorch holds at
     once, in the types that it has: the image, all maps that are alive, and the operation's result.
 
     Args:
-        network: The network, with the weights in the type in which it paints.
-        dtype: Type of the image.
+        network: The network, with weights and maps in the types in which it paints.
 
     >>> footprint(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 1, 1)))
     Footprint(bytes_per_px=48.0, values_per_px=8.0)
     """
     # A copy: the network may be painting in other threads.
     copied = copy.deepcopy(network, {id(t): _on_meta(t) for t in (*network.parameters(), *network.buffers())})
-    image = torch.empty(1, 3, SIDE_PX, SIDE_PX, dtype=dtype, device="meta").contiguous(
-        memory_format=torch.channels_last
-    )
+    image = torch.empty(1, 3, SIDE_PX, SIDE_PX, device="meta").contiguous(memory_format=torch.channels_last)
     with _LiveMaps(image) as live:
         copied(image)
     return Footprint(live.peak_bytes / SIDE_PX**2, live.largest / SIDE_PX**2)

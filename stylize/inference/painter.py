@@ -125,7 +125,7 @@ class TorchPainter:
     @cached_property
     def footprint(self) -> Footprint:
         """What the maps of the network take where it is not painted by stages."""
-        return footprint(self.generator, self.compute.dtype)
+        return footprint(self.generator)
 
     def stages(self, size: tuple[int, int]) -> list[Stage] | None:
         """The stages of the generator for this width and height; built once a size."""

@@ -25,7 +25,7 @@ PAINTED_VARIANCE = 1e-4
 STEEPNESS = 2.5
 MARGIN_PX = 7  # 2 for the splines, the rest for the consecutive filters of 3×3 px
 STRIP_PIXELS = 1 << 18  # values of this many pixels stay in the cache of a CPU
-DEVICE_STRIP_PIXELS = 1 << 21  # and these keep a GPU busy
+DEVICE_STRIP_PIXELS = 1 << 20  # and these keep a GPU busy
 
 
 def shrunk_size(size: tuple[int, int], scale: float) -> tuple[int, int]:

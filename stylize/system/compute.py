@@ -116,7 +116,9 @@ class Compute:
 
     def exact_context(self) -> AbstractContextManager[object]:
         """A context for what must be as exact as float32 in any precision, such as colors; also within `context`."""
-        return numerics(Numerics()) if self.kind == "cuda" else nullcontext()
+        if self.kind != "cuda":
+            return nullcontext()
+        return numerics(Numerics(False, self.deterministic, self.tuned))
 
     def network_input(self, images: Tensor) -> Tensor:
         """Return images as a network takes them: on the device, in its memory layout."""
