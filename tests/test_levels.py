@@ -45,16 +45,17 @@ def pins(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     places: set[int] = set()
     sizes: list[int] = []
 
-    def pin(values: Tensor) -> Tensor:
-        if values.data_ptr() in places:
-            return values
-        copied = values.clone()
-        places.add(copied.data_ptr())
-        sizes.append(copied.numel())
-        return copied
+    empty = torch.empty
+
+    def room(*shape: Any, pin_memory: bool = False, **options: Any) -> Tensor:
+        made = empty(*shape, **options)
+        if pin_memory:
+            places.add(made.data_ptr())
+            sizes.append(made.numel())
+        return made
 
     monkeypatch.setattr(levels, "pins_memory", lambda device: device == DEVICE)
-    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch, "empty", room)
     monkeypatch.setattr(torch.Tensor, "is_pinned", lambda values: values.data_ptr() in places)
     yield sizes
 
@@ -138,3 +139,25 @@ def test_a_cpu_gets_the_tensor_itself() -> None:
     values = torch.zeros(3, dtype=torch.uint16)
     assert levels_to_device(values, CPU) is values
     assert pinned(values, CPU) is values
+
+
+def test_where_the_system_pins_no_memory_copies_go_on_without_and_that_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    empty = torch.empty
+
+    def without(*shape: Any, pin_memory: bool = False, **options: Any) -> Tensor:
+        if pin_memory:
+            raise RuntimeError("CUDA error: OS call failed\nand much about it")
+        return empty(*shape, **options)
+
+    levels._tell_without_pinning.cache_clear()
+    monkeypatch.setattr(levels, "pins_memory", lambda device: True)
+    monkeypatch.setattr(levels, "has_own_memory", lambda device: True)
+    monkeypatch.setattr(torch, "empty", without)
+    values = torch.arange(6, dtype=torch.uint8)
+    assert pinned(values, DEVICE) is values
+    assert torch.equal(levels_to_host(values.float(), torch.uint8), values)
+    assert caplog.messages == [
+        "no memory can be pinned (CUDA error: OS call failed): copies to and from the device take longer"
+    ]

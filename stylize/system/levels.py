@@ -5,10 +5,17 @@
 
 from __future__ import annotations
 
+import logging
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 from stylize.system.devices import has_own_memory, pins_memory
+
+logger = logging.getLogger("stylize")
 
 # Larger ones stay in pageable memory: torch keeps what it pinned, and the system cannot use it for others.
 PINNED_BYTES = 2**28
@@ -16,9 +23,26 @@ PINNED_BYTES = 2**28
 
 def pinned(values: Tensor, device: torch.device) -> Tensor:
     """Return values of the host in pinned memory, where the device copies faster from there; else the tensor itself."""
-    if not pins_memory(device) or values.nbytes > PINNED_BYTES:
+    if not pins_memory(device) or values.is_pinned():
         return values
-    return values.contiguous().pin_memory()
+    room = _pinned_room(values.shape, values.dtype)
+    return values if room is None else room.copy_(values)
+
+
+def _pinned_room(shape: Sequence[int], dtype: torch.dtype) -> Tensor | None:
+    """Return uninitialized pinned memory; None where it would be too much, or the system gives none."""
+    if math.prod(shape) * dtype.itemsize > PINNED_BYTES:
+        return None
+    try:
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+    except RuntimeError as error:
+        _tell_without_pinning(str(error).strip().partition("\n")[0])
+        return None
+
+
+@lru_cache(1)
+def _tell_without_pinning(reason: str) -> None:
+    logger.warning("no memory can be pinned (%s): copies to and from the device take longer", reason)
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
@@ -62,8 +86,9 @@ def levels_to_host(levels: Tensor, dtype: torch.dtype) -> Tensor:
         return levels.to(dtype)
     narrow = levels.to(torch.uint8) if dtype == torch.uint8 else signed(levels.to(torch.int32))
     narrow = narrow.contiguous()
-    pins = pins_memory(levels.device) and narrow.nbytes <= PINNED_BYTES
-    host = torch.empty(narrow.shape, dtype=narrow.dtype, pin_memory=pins)
+    host = _pinned_room(narrow.shape, narrow.dtype) if pins_memory(levels.device) else None
+    if host is None:
+        host = torch.empty(narrow.shape, dtype=narrow.dtype)
     return host.copy_(narrow).view(dtype)
 
 
