@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fixtures_runs import picture
+from PIL import Image
 from torch import Tensor
 
 from stylize.errors import StylizeError
@@ -112,7 +114,9 @@ def test_stages_are_built_once_a_size_and_files_opened_once(
 ) -> None:
     work = jobs(tmp_path, ((48, 40), (64, 32), (48, 40), (64, 32)))
     paint = PaintOptions(stroke_scale=stroke_scale)
-    assert all(item.error is None for item in paint_files(work, torch_stylizer(), options(tmp_path, paint=paint)))
+    stylizer = torch_stylizer()
+    calls.clear()
+    assert all(item.error is None for item in paint_files(work, stylizer, options(tmp_path, paint=paint)))
     sizes = ("24×20", "32×16") if stroke_scale == 2 else ("48×40", "64×32")
     assert calls == {f"file {i}.png": 1 for i in range(4)} | {f"stages of {size}": 1 for size in sizes}
 
@@ -150,3 +154,28 @@ def test_outputs_are_planned_beside_photographs_or_in_a_folder(tmp_path: Path) -
     with pytest.raises(StylizeError, match=r"holds no images$"):
         (tmp_path / "empty").mkdir()
         plan_jobs([tmp_path / "empty"], None, "dots", recursive=True)
+
+
+# A device with memory of its own
+
+
+@pytest.mark.parametrize("case", ("whole", "in strips", "large strokes", "large strokes in strips"))
+def test_files_by_way_of_a_device_are_as_on_a_cpu(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = jobs(tmp_path, ((48, 40), (48, 40), (64, 32)))
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 48, 4), np.uint8)).save(work[1].source)
+    paint = PaintOptions(strength=0.7, keep_colors=True, stroke_scale=2 if "strokes" in case else 1)
+    if "strips" in case:
+        monkeypatch.setattr("stylize.inference.file_painter.fits_whole", lambda *arguments: False)
+    written, stylizer = [], torch_stylizer()
+    for device in ("cpu", "another"):
+        if device == "another":  # what follows is handled as if the processor's memory were a device's
+            monkeypatch.setattr("stylize.system.levels.has_own_memory", lambda device: True)
+            monkeypatch.setattr(Compute, "leaves_cores_idle", True)
+            monkeypatch.setattr(Compute, "file_threads", 2)
+            monkeypatch.setattr(Compute, "pictures_together", lambda self, size: 2)
+        items = list(paint_files(work, stylizer, options(tmp_path, paint=paint)))
+        assert [item.error for item in items] == [None] * 3
+        written.append([job.target.read_bytes() for job in work])
+        for job in work:
+            job.target.unlink()
+    assert written[0] == written[1]

@@ -266,8 +266,9 @@ def test_a_network_that_is_no_chain_has_no_stages() -> None:
 # Memory of a device
 
 
+@pytest.mark.parametrize("error", (torch.OutOfMemoryError("full"), RuntimeError("MPS backend out of memory (…)")))
 def test_where_memory_is_exhausted_strips_become_lower(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    error: RuntimeError, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     generator, image = random_generator("johnson", "instance"), torch.rand(1, 3, 150, 40)
     stages = stages_of(generator, image)
@@ -276,7 +277,7 @@ def test_where_memory_is_exhausted_strips_become_lower(
 
     def scarce(self: object, window: object, asked: tuple[int, int], *others: object) -> Tensor:
         if asked[1] - asked[0] > 40:
-            raise torch.OutOfMemoryError("out of memory")
+            raise error
         painted: Tensor = rows(self, window, asked, *others)  # type: ignore[arg-type]
         return painted
 

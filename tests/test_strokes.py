@@ -95,12 +95,11 @@ def test_a_constant_photograph_adds_nothing() -> None:
 
 @pytest.mark.parametrize("rows", [1, 7, 40])
 @pytest.mark.parametrize("size", [(83, 61), (160, 61), (17, 120)])
-def test_strips_are_the_whole_bit_for_bit(rows: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stylize.inference.strokes.STRIP_PIXELS", 1000)
+def test_strips_are_the_whole_bit_for_bit(rows: int, size: tuple[int, int]) -> None:
     width, height = size
     photograph = torch.rand(height, width, 3).permute(2, 0, 1)
     enlargement = Enlargement(torch.rand(3, 25, 30), torch.rand(3, 25, 30), size)
-    whole = enlargement.whole(photograph)
+    whole = enlargement.whole(photograph, 1000)
     strips = [
         enlargement.rows(photograph[:, first : first + rows], first, min(first + rows, height))
         for first in range(0, height, rows)

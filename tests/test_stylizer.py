@@ -18,7 +18,14 @@ from stylize.generators import GeneratorConfig, build_generator
 from stylize.inference.compilation import choose_shapes
 from stylize.inference.options import PaintOptions
 from stylize.inference.painter import Shape
-from stylize.inference.pipeline import WorkItem, ahead, ahead_if_small, behind_if_small, grouped
+from stylize.inference.pipeline import (
+    WorkItem,
+    ahead_if_small,
+    behind_if_small,
+    grouped,
+    read_by_threads,
+    written_by_threads,
+)
 from stylize.inference.stylizer import Stylizer
 from stylize.norms import NORMS
 from stylize.ops.cpu import winograd
@@ -135,30 +142,104 @@ def test_weights_are_transformed_once_for_all_pictures(monkeypatch: pytest.Monke
 # Beside each other
 
 
-def test_the_next_item_is_made_while_one_is_in_use() -> None:
-    made = [threading.Event() for _ in range(3)]
-
-    def making() -> Iterator[int]:
-        for i, event in enumerate(made):
-            event.set()
-            yield i
-
-    items = ahead(making())
-    assert next(items) == 0
-    assert made[1].wait(60)
-    assert not made[2].wait(0.05)
-    assert list(items) == [1, 2]
+def small_item(name: object, width: int = 24) -> WorkItem:
+    return WorkItem(Path(str(name)), Path("-"), raster_of(pictures(1, width), Metadata()))
 
 
-def test_what_fails_in_the_making_is_raised_in_its_turn() -> None:
-    def making() -> Iterator[int]:
-        yield 0
-        raise ValueError("of the second")
+def test_several_threads_read_at_a_time_and_the_order_stays() -> None:
+    all_read = threading.Barrier(3)
 
-    items = ahead(making())
+    def read(number: int) -> int:
+        all_read.wait(60)
+        return number
+
+    assert list(read_by_threads(range(9), read, lambda number: 10, threads=3)) == list(range(9))
+
+
+def test_several_threads_write_at_a_time_and_the_order_stays() -> None:
+    all_write = threading.Barrier(3)
+
+    def write(item: WorkItem) -> None:
+        all_write.wait(60)
+
+    written = written_by_threads((small_item(i) for i in range(9)), write, threads=3)
+    assert [item.source.name for item in written] == [str(i) for i in range(9)]
+
+
+def test_no_more_than_two_small_pictures_a_thread_are_read_ahead_and_wait_to_be_written() -> None:
+    read: list[int] = []
+    items = read_by_threads(range(40), lambda i: read.append(i) or i, lambda i: 10, threads=3)
+    for i in items:
+        assert i < len(read) <= i + 1 + 2 * 3
+    may_write = threading.Event()
+    made: list[int] = []
+
+    def making() -> Iterator[WorkItem]:
+        for i in range(20):
+            made.append(i)
+            if i == 7:  # the eighth comes only when one of the first has been written
+                may_write.set()
+            yield small_item(i)
+
+    def write(item: WorkItem) -> None:
+        may_write.wait(0.2)
+
+    written = written_by_threads(making(), write, threads=3)
+    next(written)
+    assert len(made) <= 8
+    assert len(list(written)) == 19
+
+
+def test_of_pictures_larger_than_all_that_may_wait_one_is_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stylize.inference.pipeline.SMALL_PIXELS", 10)  # 60 pixels may wait
+    sizes = [10, 20, 30, 1000, 1000, 70, 10, 10]
+    read: list[int] = []
+    left: list[int] = []
+    for i in read_by_threads(range(8), lambda i: read.append(i) or i, lambda i: sizes[i], threads=3):
+        left.append(i)
+        waiting = [sizes[j] for j in set(read) - set(left)]
+        assert sum(waiting) <= 60 or len(waiting) == 1
+    assert left == list(range(8))
+
+
+def test_a_picture_larger_than_all_that_may_wait_is_written_before_the_next_but_one_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("stylize.inference.pipeline.SMALL_PIXELS", 100)  # 24×20 and 50×20 are above 200
+    told: list[str] = []
+
+    def making() -> Iterator[WorkItem]:
+        for i in range(5):
+            told.append(f"made {i}")
+            yield small_item(i)
+
+    list(written_by_threads(making(), lambda item: told.append(f"written {item.source}"), threads=1))
+    for i in range(3):
+        assert told.index(f"written {i}") < told.index(f"made {i + 2}")
+
+
+def test_what_fails_in_a_thread_is_raised_in_its_turn() -> None:
+    def fail(number: int) -> int:
+        if number == 1:
+            raise ValueError("of the second")
+        return number
+
+    items = read_by_threads(range(30), fail, lambda number: 10, threads=2)
     assert next(items) == 0
     with pytest.raises(ValueError, match="of the second"):
         next(items)
+    written = written_by_threads((small_item(i) for i in range(9)), lambda item: fail(int(item.source.name)), threads=2)
+    assert next(written).source.name == "0"
+    with pytest.raises(ValueError, match="of the second"):
+        next(written)
+
+
+def test_a_device_that_leaves_cores_idle_has_half_of_them_for_reading_and_half_for_writing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for cores, threads in ((1, 1), (2, 1), (16, 8)):
+        monkeypatch.setattr("stylize.system.compute.usable_cores", lambda cores=cores: cores)
+        assert (Compute(CUDA).file_threads, Compute(CPU).file_threads) == (threads, 1)
 
 
 def test_a_small_photograph_is_read_while_another_is_in_use_and_a_large_one_in_its_turn() -> None:
@@ -254,6 +335,7 @@ def paint_folder(output: str, *options: str) -> str:
 def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Compute, "pictures_together", lambda self, size: 2)
     monkeypatch.setattr(Compute, "leaves_cores_idle", True)
+    monkeypatch.setattr(Compute, "file_threads", 3)
 
 
 def test_a_folder_painted_in_batches_and_threads_is_as_painted_one_by_one(
@@ -414,6 +496,29 @@ def test_a_compilation_that_fails_is_told_and_painting_goes_on(
     assert caplog.messages == ["--compile: compilation failed (no header); painting without"]
     assert torch.equal(painted[0], Stylizer(generator, Compute(CPU))(photograph).rgb)
     assert torch.equal(*painted)
+
+
+@pytest.mark.parametrize("error", (torch.OutOfMemoryError("full"), RuntimeError("MPS backend out of memory")))
+def test_a_compiled_network_without_memory_is_no_failed_compilation(
+    error: RuntimeError, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[int] = []
+
+    def compiled(network: torch.nn.Module, dynamic: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+        def fail_once(photographs: torch.Tensor) -> torch.Tensor:
+            calls.append(len(photographs))
+            if len(calls) == 1:
+                raise error
+            return photographs.clone()
+
+        return fail_once
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    stylizer = Stylizer(build_generator(GeneratorConfig(width=4)), Compute(CPU), compiled=[Shape(1, 24, 20)])
+    with pytest.raises(type(error)):
+        stylizer(pictures(1)[0])
+    stylizer(pictures(1)[0])
+    assert (calls, caplog.messages) == ([1, 1], [])
 
 
 @pytest.mark.usefixtures("compiler")

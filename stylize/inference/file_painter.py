@@ -6,13 +6,12 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
+from threading import Lock
 
 from stylize.errors import StylizeError
 from stylize.inference.large import fits_whole, paint_large, raster_place
 from stylize.inference.options import PaintOptions
-from stylize.inference.pipeline import WorkItem, is_small_size
+from stylize.inference.pipeline import WorkItem
 from stylize.inference.plans import MemoryBudget
 from stylize.inference.strokes import advised_scale, shrunk_size
 from stylize.inference.stylizer import Stylizer
@@ -20,6 +19,7 @@ from stylize.pictures.formats import format_of
 from stylize.pictures.picture import limited_size
 from stylize.pictures.raster import Raster, raster_of
 from stylize.pictures.writing import write_raster
+from stylize.system.devices import is_out_of_memory
 from stylize.system.places import check_replaceable, make_parent
 from stylize.system.row_store import RowStore
 
@@ -63,14 +63,15 @@ class FilePainter:
         self.options = options
         self.on_progress = on_progress
         self._advisor = StrokeScaleAdvisor(options.crop_px, options.paint.stroke_scale)
+        self._targets: dict[Path, Lock] = {}
 
-    def is_small(self, item: WorkItem) -> bool:
-        """Whether the photograph may be in memory beside others, by the header of its file."""
+    def pixels(self, item: WorkItem) -> int:
+        """Pixels of the photograph, by the header of its file."""
         try:
             header = item.open(self.options.max_pixels).header
         except StylizeError:  # `read` meets it again and reports it
-            return True
-        return is_small_size(header.size, header.frames)
+            return 0
+        return header.size[0] * header.size[1] * header.frames
 
     def read(self, item: WorkItem) -> WorkItem:
         """Read the photograph at the size that is painted, after checking that its target can be written."""
@@ -92,9 +93,17 @@ class FilePainter:
         item.in_strips = not self._fits_whole(item.source, size)
         folder = raster_place(photograph.header.bytes_of(size), budget)
         item.raster = photograph.read(max_size_px=paint.max_size_px, folder=folder)
-        if item.in_strips and paint.stroke_scale != 1:
-            item.small = photograph.read(max_size_px=max(shrunk_size(size, paint.stroke_scale)), folder=folder)
+        if not item.in_strips:
+            item.raster = item.raster.ready_for(self.stylizer.device)
+        elif paint.stroke_scale != 1:
+            item.small = self._read_small(item, size)
         self._advisor.consider(item.source, size)
+
+    def _read_small(self, item: WorkItem, size: tuple[int, int]) -> Raster:
+        """Read the photograph, which is painted at this size, at the one that its strokes ask for."""
+        photograph = item.open(self.options.max_pixels)
+        folder = raster_place(photograph.header.bytes_of(size), self.options.budget)
+        return photograph.read(max_size_px=max(shrunk_size(size, self.options.paint.stroke_scale)), folder=folder)
 
     def _fits_whole(self, source: Path, size: tuple[int, int]) -> bool:
         try:
@@ -121,7 +130,7 @@ class FilePainter:
     def _paint_together_(self, items: list[WorkItem]) -> bool:
         """Paint a batch; return whether that succeeded."""
         try:
-            photographs = [_photograph(item).picture() for item in items]
+            photographs = [_photograph(item).picture(device=self.stylizer.device) for item in items]
             pictures = self.stylizer.paint_many(photographs, self.options.paint)
         except (StylizeError, RuntimeError) as error:  # too small, or the device has too little memory
             reason = str(error).strip().partition("\n")[0]
@@ -138,31 +147,41 @@ class FilePainter:
         painted = None if item.in_strips else self._painted_whole(photograph)
         if painted is None:
             paint, budget = self.options.paint, self.options.budget
+            if paint.stroke_scale != 1 and item.small is None:
+                item.small = self._read_small(item, photograph.size)
+                item.close_file()
             painted = paint_large(self.stylizer, photograph, item.small, paint, budget, self.on_progress)
         return painted
 
     def _painted_whole(self, photograph: Raster) -> Raster | None:
         """Every frame, painted as a whole; None where the device has less memory than was estimated."""
-        painted = RowStore(photograph.rows.shape, photograph.rows.dtype)
         try:
+            if photograph.frames == 1:
+                return self._painted_frame(photograph, 0)
+            painted = RowStore(photograph.rows.shape, photograph.rows.dtype)
             for frame in range(photograph.frames):
-                picture = self.stylizer(photograph.picture(frame), self.options.paint)
-                with raster_of([picture], photograph.metadata) as one:
+                with self._painted_frame(photograph, frame) as one:
                     painted.write(frame * one.rows.shape[0], one.rows.read(0, one.rows.shape[0]))
-        except torch.OutOfMemoryError:
-            if self.options.paint.stroke_scale != 1:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
                 raise
             logger.warning("the memory of %s does not suffice for the whole picture", self.stylizer.device)
             return None
         return Raster(painted, photograph.frames, photograph.metadata)
+
+    def _painted_frame(self, photograph: Raster, frame: int) -> Raster:
+        picture = self.stylizer(photograph.picture(frame, self.stylizer.device), self.options.paint)
+        return raster_of([picture], photograph.metadata)
 
     def write(self, item: WorkItem) -> None:
         """Write the stylized picture and free it."""
         if item.raster is None:
             return
         try:
-            check_replaceable(item.target, self.options.overwrite)  # the same photograph may have been given twice
-            write_raster(item.target, item.raster, quality=self.options.quality)
+            # The same photograph may have been given twice, and another thread may be writing its picture.
+            with self._targets.setdefault(item.target, Lock()):
+                check_replaceable(item.target, self.options.overwrite)
+                write_raster(item.target, item.raster, quality=self.options.quality)
         except StylizeError as error:
             item.error = error
         finally:
@@ -180,20 +199,22 @@ class StrokeScaleAdvisor:
     def __init__(self, crop_px: int | None, scale: float) -> None:
         self.crop_px = crop_px
         self.scale = scale
+        self._lock = Lock()
 
     def consider(self, source: Path, size: tuple[int, int]) -> None:
         """Advise a larger stroke scale if this picture, of this width and height in px, is the first to need one."""
-        if self.crop_px is None:
-            return
-        advised = advised_scale(size, self.crop_px, self.scale)
-        if advised is None:
-            return
-        side_px = max(size) / self.scale
-        logger.info(
-            "%s: %.0f px are %.0f times the %d px that the model was trained on; "
-            "--stroke-scale %d paints larger strokes", source, side_px, side_px / self.crop_px, self.crop_px, advised,
-        )  # fmt: skip
-        self.crop_px = None
+        with self._lock:  # files are read in several threads
+            if self.crop_px is None:
+                return
+            advised = advised_scale(size, self.crop_px, self.scale)
+            if advised is None:
+                return
+            side_px = max(size) / self.scale
+            logger.info(
+                "%s: %.0f px are %.0f times the %d px that the model was trained on; --stroke-scale %d paints larger "
+                "strokes", source, side_px, side_px / self.crop_px, self.crop_px, advised,
+            )  # fmt: skip
+            self.crop_px = None
 
 
 def _photograph(item: WorkItem) -> Raster:

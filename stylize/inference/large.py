@@ -12,13 +12,15 @@ from torch import Tensor
 from stylize.errors import StylizeError
 from stylize.generators.base import Stage, check_size
 from stylize.inference.options import PaintOptions
-from stylize.inference.plans import GIB, MemoryBudget, Plan, choose_plan
+from stylize.inference.plans import GIB, RGB, WORKSPACE_SHARE, MemoryBudget, Plan, choose_plan
 from stylize.inference.strips import StripPainter
 from stylize.inference.strokes import Band, Enlargement, shrunk_size, small_rows
 from stylize.inference.stylizer import Stylizer, finished
 from stylize.pictures.picture import Picture
 from stylize.pictures.raster import Metadata, Raster, raster_of
+from stylize.system.compute import Compute
 from stylize.system.devices import CPU
+from stylize.system.levels import levels_to_device, levels_to_host
 from stylize.system.row_store import RowStore
 
 logger = logging.getLogger("stylize")
@@ -44,10 +46,20 @@ def fits_whole(stylizer: Stylizer, size: tuple[int, int], paint: PaintOptions, r
         needed += ENLARGED_BYTES * width * height
     fits = needed <= room.device_bytes
     logger.debug(
-        "%d×%d px as a whole would take about %.2f GiB of the %.2f that there are: %s", width, height, needed / GIB,
+        "%d×%d px as a whole would take about %.2f GiB%s of the %.2f that there are: %s", width, height, needed / GIB,
+        f", {WORKSPACE_SHARE:.0%} for workspaces," if stylizer.compute.has_own_memory else "",
         room.device_bytes / GIB, "whole" if fits else "in strips",
     )  # fmt: skip
-    return fits
+    return fits and _can_index(stylizer, size, small)
+
+
+def _can_index(stylizer: Stylizer, size: tuple[int, int], small: tuple[int, int]) -> bool:
+    """Whether the device can index all that is computed of a picture which is painted at the size `small`."""
+    most = stylizer.compute.indexable_values
+    can = stylizer.can_index(small) and (most is None or RGB * size[0] * size[1] <= most)
+    if not can:
+        logger.debug("%d×%d px as a whole have more values than %s can index: in strips", *size, stylizer.device)
+    return can
 
 
 def raster_place(raster_bytes: int, room: MemoryBudget) -> Path | None:
@@ -84,7 +96,9 @@ def paint_large(
     painted = Raster(RowStore(rows.shape, rows.dtype, place, direct=False), photograph.frames, photograph.metadata)
     try:
         for frame in range(photograph.frames):
-            of_frame = _Frame(photograph, painted, frame, paint, lambda share: told(share / photograph.frames))
+            of_frame = _Frame(
+                photograph, painted, frame, paint, lambda share: told(share / photograph.frames), stylizer.compute
+            )
             if small is None:
                 _paint_strips(stylizer, of_frame, room)
             else:
@@ -107,7 +121,9 @@ def _beside(taken_bytes: int, room: MemoryBudget) -> MemoryBudget:
 class _Frame:
     """A frame of a photograph and of the painted picture, by rows."""
 
-    def __init__(self, photograph: Raster, painted: Raster, frame: int, paint: PaintOptions, told: Told) -> None:
+    def __init__(
+        self, photograph: Raster, painted: Raster, frame: int, paint: PaintOptions, told: Told, compute: Compute
+    ) -> None:
         self.photograph = photograph.rows
         self.painted = painted.rows
         self.width, self.height = photograph.size
@@ -117,20 +133,25 @@ class _Frame:
         self.has_alpha = painted.has_alpha
         self.paint = paint
         self.told = told
+        self.compute = compute
+        self.device = compute.device
 
-    def rgb(self, device: torch.device, first: int, last: int) -> Tensor:
-        """The photograph's rows from `first` to before `last`: `(1, 3, rows, W)` in [0, 1]."""
-        rows = self.photograph.read(self.above + first, self.above + last)[..., :3]
-        return rows.to(device).float().div_(self.white)[None].permute(0, 3, 1, 2)
+    def rgb(self, first: int, last: int) -> Tensor:
+        """The photograph's rows from `first` to before `last`, on the device: `(1, 3, rows, W)` in [0, 1]."""
+        rows = self.photograph.read(self.above + first, self.above + last)[..., :RGB]
+        return levels_to_device(rows, self.device).float().div_(self.white)[None].permute(0, 3, 1, 2)
 
     def write(self, first: int, painted: Tensor) -> None:
         """Finish and write painted rows `(1, 3, rows, W)`; the transparency is the photograph's."""
         last = first + painted.shape[2]
-        photograph = self.rgb(painted.device, first, last)
-        levels = finished(photograph, painted.float(), self.paint).mul_(self.painted_white).round_()
-        rgb = levels[0].permute(1, 2, 0).cpu().to(torch.int32).to(self.painted.dtype)
-        alpha = [self.photograph.read(self.above + first, self.above + last)[..., 3:]] if self.has_alpha else []
-        self.painted.write(self.painted_above + first, torch.cat([rgb, *alpha], dim=2))
+        photograph = self.rgb(first, last) if self.paint.needs_photograph else painted
+        with self.compute.exact_context():
+            values = finished(photograph, painted.float(), self.paint).mul_(self.painted_white).round_()
+        rgb = levels_to_host(values[0].permute(1, 2, 0), self.painted.dtype)
+        if self.has_alpha:
+            alpha = self.photograph.read(self.above + first, self.above + last)[..., RGB:]
+            rgb = torch.cat([rgb, alpha], dim=2)
+        self.painted.write(self.painted_above + first, rgb)
 
 
 def _paint_strips(stylizer: Stylizer, frame: _Frame, room: MemoryBudget) -> None:
@@ -141,7 +162,7 @@ def _paint_strips(stylizer: Stylizer, frame: _Frame, room: MemoryBudget) -> None
     work = 1 + plan.effort  # the sweeps before the last one, about, and that
 
     def rgb(first: int, last: int) -> Tensor:
-        return stylizer.compute.network_input(frame.rgb(stylizer.device, first, last))
+        return stylizer.compute.network_input(frame.rgb(first, last))
 
     with (
         stylizer.context(),
@@ -158,6 +179,12 @@ def _stages(stylizer: Stylizer, size: tuple[int, int]) -> list[Stage]:
     width, height = size
     check_size(height, width)
     stages = stylizer.torch_painter.stages(size)
+    if stages is None and not stylizer.can_index(size):
+        raise StylizeError(
+            f"a picture of {width}×{height} px has maps of more values than the {stylizer.compute.indexable_values} "
+            f"that {stylizer.device} can index, and this generator cannot paint in strips; --max-size shrinks the "
+            "picture"
+        )
     if stages is None:
         needed = stylizer.bytes_for(size) / GIB
         raise StylizeError(
@@ -179,11 +206,13 @@ def _painted_small(stylizer: Stylizer, small: Raster, frame: int, room: MemoryBu
     """A frame at the size of the strokes, painted, as a whole or in strips: in 16 bits, without transparency."""
     width, height = small.size
     if fits_whole(stylizer, small.size, PaintOptions(), room):
-        return raster_of([Picture(stylizer(small.picture(frame)).rgb)], Metadata(bits=16))
+        return raster_of([Picture(stylizer(small.picture(frame, stylizer.device)).rgb)], Metadata(bits=16))
     place = None if small.rows.in_memory else room.folder
     painted = Raster(RowStore((height, width, 3), torch.uint16, place, direct=False), 1, Metadata(bits=16))
     try:
-        _paint_strips(stylizer, _Frame(small, painted, frame, PaintOptions(), lambda share: None), room)
+        _paint_strips(
+            stylizer, _Frame(small, painted, frame, PaintOptions(), lambda share: None, stylizer.compute), room
+        )
     except BaseException:
         painted.close()
         raise
@@ -193,17 +222,17 @@ def _painted_small(stylizer: Stylizer, small: Raster, frame: int, room: MemoryBu
 def _enlarge(small: Raster, painted_small: Raster, index: int, frame: _Frame) -> None:
     """Enlarge a frame, number `index` of the small photograph, in bands."""
     height = small.size[1]
-    of_small = _Frame(small, painted_small, index, PaintOptions(), lambda share: None)
-    of_painted = _Frame(painted_small, painted_small, 0, PaintOptions(), lambda share: None)
+    of_small = _Frame(small, painted_small, index, PaintOptions(), lambda share: None, frame.compute)
+    of_painted = _Frame(painted_small, painted_small, 0, PaintOptions(), lambda share: None, frame.compute)
     step = max(1, STRIP_PIXELS // frame.width)
     for first in range(0, frame.height, step):
         last = min(frame.height, first + step)
         low, high = small_rows(first, last, frame.height, height)
         enlargement = Enlargement(
-            of_small.rgb(CPU, low, high)[0],
-            of_painted.rgb(CPU, low, high)[0],
+            of_small.rgb(low, high)[0],
+            of_painted.rgb(low, high)[0],
             (frame.width, frame.height),
             Band(low, height),
         )
-        frame.write(first, enlargement.rows(frame.rgb(CPU, first, last)[0], first, last)[None])
+        frame.write(first, enlargement.rows(frame.rgb(first, last)[0], first, last)[None])
         frame.told((last - first) / frame.height)

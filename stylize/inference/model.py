@@ -118,7 +118,7 @@ class Model:
         torch.Size([2, 3, 24, 32])
         """
         options = PaintOptions(strength, keep_colors, max_size, stroke_scale)
-        pixels = pixels_of(image)
+        pixels = pixels_of(image, self._stylizer.device)
         height, width = pixels.rgb.shape[-2:]
         size = limited_size((width, height), max_size)
         check_size(size[1], size[0])

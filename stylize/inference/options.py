@@ -35,6 +35,11 @@ class PaintOptions:
     max_size_px: int | None = None
     stroke_scale: float = 1.0
 
+    @property
+    def needs_photograph(self) -> bool:
+        """Whether the result is made of the photograph, too, once it is painted at full size."""
+        return self.keep_colors or self.strength != 1
+
     def __post_init__(self) -> None:
         _check_number("strength", self.strength, 0, 1)
         _check_number("stroke_scale", self.stroke_scale, 1, LARGEST_SCALE)

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from stylize import ops
+from stylize.errors import StylizeError
 from stylize.generators import Generator
 from stylize.generators.base import Stage, check_size
-from stylize.inference.footprint import peak_values_per_px
+from stylize.inference.footprint import Footprint, footprint
 from stylize.inference.plans import whole_bytes
 from stylize.inference.whole import layout_of, paint_whole
 from stylize.system.compute import Compute
+from stylize.system.devices import is_out_of_memory
 from stylize.system.memory import return_freed_memory
 
 logger = logging.getLogger("stylize")
@@ -84,21 +86,46 @@ class TorchPainter:
         )
 
     def paint(self, photographs: Tensor) -> Tensor:
-        """Paint photographs of one size; see `Painter`."""
+        """Paint photographs of one size; see `Painter`.
+
+        Raises:
+            StylizeError: A photograph is smaller than the network can take, or its maps have more values than the
+                device can index.
+        """
+        count, _, height, width = photographs.shape
+        check_size(height, width)
+        together = self.indexable_pictures((width, height))
+        if together == 0:
+            raise StylizeError(
+                f"got an image of {width}×{height} px, whose maps have more values than the "
+                f"{self.compute.indexable_values} that {self.compute.device} can index; files of this size are painted "
+                "in strips, and max_size shrinks an image"
+            )
         with self.compute.context():
-            return self._network(self.compute.network_input(photographs))
+            if together is None or count <= together:
+                return self._network(self.compute.network_input(photographs))
+            parts = torch.split(photographs, together)
+            return torch.cat([self._network(self.compute.network_input(part)) for part in parts])
 
     def bytes_for(self, size: tuple[int, int]) -> int:
         """Estimated device memory in bytes for one picture; see `Painter`."""
         width, height = size
         stages = self.stages(size) if self.compute.by_stages else None
-        values_per_px = self.values_per_px if stages is None else layout_of(stages).values / (width * height)
-        return whole_bytes(values_per_px, size, self.compute.dtype)
+        if stages is None:
+            bytes_per_px = self.footprint.bytes_per_px
+        else:
+            bytes_per_px = layout_of(stages).values * self.compute.dtype.itemsize / (width * height)
+        return whole_bytes(bytes_per_px, size, self.compute.device)
+
+    def indexable_pictures(self, size: tuple[int, int]) -> int | None:
+        """How many pictures of this width and height have maps together that the device can index; None: any number."""
+        most = self.compute.indexable_values
+        return None if most is None else int(most // (self.footprint.values_per_px * size[0] * size[1]))
 
     @cached_property
-    def values_per_px(self) -> float:
-        """Values a pixel of a picture that the network holds at most; see `peak_values_per_px`."""
-        return peak_values_per_px(self.generator)
+    def footprint(self) -> Footprint:
+        """What the maps of the network take where it is not painted by stages."""
+        return footprint(self.generator)
 
     def stages(self, size: tuple[int, int]) -> list[Stage] | None:
         """The stages of the generator for this width and height; built once a size."""
@@ -112,11 +139,12 @@ class TorchPainter:
 
     def _network(self, photographs: Tensor) -> Tensor:
         count, _, height, width = photographs.shape
-        check_size(height, width)
         if self._compiled_network is not None and Shape(count, width, height) in self.compiled:
             try:
                 return self._compiled_network(photographs)
             except RuntimeError as error:  # torch.compile raises it for whatever its compiler lacks
+                if is_out_of_memory(error):
+                    raise
                 self._compiled_network = None
                 reason = str(error).strip().partition("\n")[0]
                 logger.warning("--compile: compilation failed (%s); painting without", reason)

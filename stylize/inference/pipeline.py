@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -18,7 +19,8 @@ from stylize.system.threads import single_core_threads
 
 T = TypeVar("T")
 
-SMALL_PIXELS = 1 << 22
+SMALL_PIXELS = 1 << 22  # a picture with no more may be in memory beside others
+PICTURES_A_THREAD = 2  # so many small ones wait for their turn
 
 
 @dataclass
@@ -61,6 +63,11 @@ class WorkItem:
         self.opened = None
 
     @property
+    def raster_pixels(self) -> int:
+        """Pixels of the raster, all frames together; 0 without one."""
+        return 0 if self.raster is None else self.raster.rows.shape[0] * self.raster.rows.shape[1]
+
+    @property
     def batch_size(self) -> tuple[int, int] | None:
         """Width and height that a batch with this picture must have; None if it is painted by itself."""
         if self.raster is None or self.in_strips or self.raster.frames > 1:
@@ -79,11 +86,11 @@ class WorkItem:
 class Worker(Protocol):
     """What is done with work items; a failure is kept in the item.
 
-    `read` and `write` may run in threads beside `paint`.
+    `pixels`, `read` and `write` may run in threads beside `paint`, several at a time.
     """
 
-    def is_small(self, item: WorkItem) -> bool:
-        """Whether the photograph may be in memory beside others."""
+    def pixels(self, item: WorkItem) -> int:
+        """Pixels of the photograph, all frames together; 0 where it cannot be read."""
 
     def read(self, item: WorkItem) -> WorkItem:
         """Read the photograph; return the item."""
@@ -98,22 +105,21 @@ class Worker(Protocol):
 def process(items: Iterable[WorkItem], worker: Worker, compute: Compute) -> Iterator[WorkItem]:
     """Read, paint and write pictures in their order; one that fails does not stop the others.
 
-    Where painting leaves the cores idle, the next batch is read and painted in threads while this one is written: up to
-    three batches are in memory. Elsewhere a picture is painted while the one before it is written and the next one is
-    read, if these are small: painting has the cores but waits for no file. Of pictures that are not small only one is
-    in memory.
+    Where painting leaves the cores idle, threads read the next pictures and write the last ones: of both as many pixels
+    are in memory as two small pictures a thread have, or one picture with more. Elsewhere a picture is painted while
+    the one before it is written and the next one is read, if these are small: painting has the cores but waits for no
+    file. Of pictures that are not small only one is in memory.
 
     Returns:
         The items as they are written.
     """
     if compute.leaves_cores_idle:
-        batches = ahead(grouped(map(worker.read, items), compute))
-        for batch in ahead(_painted(batches, worker)):
-            for item in batch:
-                worker.write(item)
-                yield item
+        threads = compute.file_threads
+        batches = grouped(read_by_threads(items, worker.read, worker.pixels, threads), compute)
+        painted = (item for batch in _painted(batches, worker) for item in batch)
+        yield from written_by_threads(painted, worker.write, threads)
         return
-    batches = grouped(ahead_if_small(items, worker.read, worker.is_small), compute)
+    batches = grouped(ahead_if_small(items, worker.read, lambda item: worker.pixels(item) <= SMALL_PIXELS), compute)
     painted = (item for batch in _painted(batches, worker) for item in batch)
     yield from behind_if_small(painted, worker.write)
 
@@ -138,18 +144,63 @@ def grouped(items: Iterable[WorkItem], compute: Compute) -> Iterator[list[WorkIt
         yield batch
 
 
-def ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items; while one is in use, a thread makes the next.
+def read_by_threads(
+    items: Iterable[T], read: Callable[[T], T], pixels: Callable[[T], int], threads: int
+) -> Iterator[T]:
+    """What `read` makes of each item, in their order, read by threads while others are in use.
 
-    >>> list(ahead(iter("abc")))
-    ['a', 'b', 'c']
+    >>> list(read_by_threads("abc", str.upper, lambda item: 10, threads=2))
+    ['A', 'B', 'C']
     """
-    with ThreadPoolExecutor(1) as thread:
-        end = object()
-        coming = thread.submit(next, items, end)
-        while (item := coming.result()) is not end:
-            coming = thread.submit(next, items, end)
-            yield item  # type: ignore[misc]  # mypy does not narrow by `is not end`
+    coming = iter(items)
+    sized: deque[tuple[T, Future[int]]] = deque()
+    reading: deque[tuple[int, Future[T]]] = deque()
+
+    def go_on() -> None:
+        for item in islice(coming, PICTURES_A_THREAD * threads - len(sized) - len(reading)):
+            sized.append((item, executor.submit(pixels, item)))
+        while sized and (not reading or sized[0][1].done()):
+            item, size = sized[0]
+            if reading and size.result() + sum(taken for taken, _ in reading) > _most_pixels(threads):
+                break
+            sized.popleft()
+            reading.append((size.result(), executor.submit(read, item)))
+
+    with single_core_threads(threads) as executor:
+        try:
+            go_on()
+            while reading:
+                item = reading[0][1].result()
+                reading.popleft()
+                go_on()
+                yield item
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+
+def written_by_threads(
+    items: Iterable[WorkItem], write: Callable[[WorkItem], None], threads: int
+) -> Iterator[WorkItem]:
+    """The items in their order, written by threads while the next ones are made."""
+    waiting: deque[tuple[WorkItem, int, Future[None]]] = deque()
+
+    def first() -> WorkItem:
+        item, _, writing = waiting.popleft()
+        writing.result()
+        return item
+
+    with single_core_threads(threads) as executor:
+        for item in items:
+            pixels = item.raster_pixels
+            waiting.append((item, pixels, executor.submit(write, item)))
+            while waiting and (
+                waiting[0][2].done()
+                or len(waiting) > PICTURES_A_THREAD * threads
+                or (len(waiting) > 1 and sum(taken for _, taken, _ in waiting) > _most_pixels(threads))
+            ):
+                yield first()
+        while waiting:
+            yield first()
 
 
 def ahead_if_small(items: Iterable[T], read: Callable[[T], T], is_small: Callable[[T], bool]) -> Iterator[T]:
@@ -186,7 +237,7 @@ def behind_if_small(items: Iterable[WorkItem], write: Callable[[WorkItem], None]
     with single_core_threads(1) as thread:  # the network paints on the other cores
         for item in items:
             yield from written()
-            if item.raster is None or is_small_size(item.raster.size, item.raster.frames):
+            if item.raster_pixels <= SMALL_PIXELS:
                 waiting.append((item, thread.submit(write, item)))
             else:
                 write(item)
@@ -194,9 +245,9 @@ def behind_if_small(items: Iterable[WorkItem], write: Callable[[WorkItem], None]
         yield from written()
 
 
-def is_small_size(size: tuple[int, int], frames: int) -> bool:
-    """Whether this number of frames of this width and height may be in memory beside other pictures."""
-    return size[0] * size[1] * frames <= SMALL_PIXELS
+def _most_pixels(threads: int) -> int:
+    """Pixels of the pictures that may wait for so many threads."""
+    return PICTURES_A_THREAD * SMALL_PIXELS * threads
 
 
 def _painted(batches: Iterable[list[WorkItem]], worker: Worker) -> Iterator[list[WorkItem]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,12 +13,19 @@ import torch
 from stylize.errors import StylizeError
 from stylize.generators.base import Stage
 from stylize.ops.limits import limits
-from stylize.system.devices import CPU, free_and_own_bytes
+from stylize.system.devices import CPU, free_and_own_bytes, has_own_memory, indexable_values
 
 GIB = 2**30
 LEAST_STRIP_PX = 16
-# Larger strips gain nothing, and their memory is lost to kept maps.
+RGB = 3
+# On a CPU larger strips gain nothing, and their memory is lost to kept maps.
 ENOUGH_WORKING_BYTES = 512 * 2**20
+# Large strips keep a device with its own memory busy: an eighth of what is free, of which half is the budget.
+DEVICE_WORKING_SHARE = 0.25
+DEVICE_WORKING_BYTES = 8 * GIB
+# What the libraries of such a device take beside the maps: their workspaces, and what the allocator cannot reuse.
+WORKSPACE_SHARE = 0.15
+WORKSPACE_BYTES = 64 * 2**20
 WORTH_KEEPING = 0.75  # of the largest maps: with larger ones in memory the picture could be painted as a whole
 SHARE_OF_FREE = 0.5
 BYTES_A_PIXEL = 2 * (3 * 4 + 3)  # the photograph and the painted picture, in float32 and in 8 bits
@@ -105,20 +112,27 @@ def _left(device: torch.device, max_memory_gib: float | None) -> tuple[int, int]
     return min(free, int(max_memory_gib * GIB) - own), own
 
 
-def whole_bytes(values_per_px: float, size: tuple[int, int], dtype: torch.dtype) -> int:
+def whole_bytes(bytes_per_px: float, size: tuple[int, int], device: torch.device) -> int:
     """Estimate the memory that painting a picture as a whole takes.
 
     Args:
-        values_per_px: Values a pixel that the network holds at most.
+        bytes_per_px: Bytes a pixel that the network holds at most.
         size: Width and height in px.
-        dtype: Type of the maps.
+        device: Where it is painted.
     """
     width, height = size
-    return int(width * height * (values_per_px * dtype.itemsize + BYTES_A_PIXEL)) + scratch_bytes()
+    return _with_workspace(int(width * height * (bytes_per_px + BYTES_A_PIXEL)), device)
+
+
+def _with_workspace(maps_bytes: int, device: torch.device) -> int:
+    """Add what convolutions take beside their maps."""
+    if has_own_memory(device):
+        return int(maps_bytes * (1 + WORKSPACE_SHARE)) + WORKSPACE_BYTES
+    return maps_bytes + scratch_bytes()
 
 
 def scratch_bytes() -> int:
-    """Return the memory that a convolution takes beside its maps."""
+    """Return the memory that a convolution takes beside its maps on a CPU."""
     chunks = SCRATCH_CHUNKS_A_THREAD * torch.get_num_threads()
     return FLOAT_BYTES * (SCRATCH_STRIPS * limits.strip_values + chunks * limits.chunk_values)
 
@@ -135,9 +149,11 @@ def choose_plan(stages: Sequence[Stage], budget: MemoryBudget, dtype: torch.dtyp
         StylizeError: Not even one strip fits, or the disk is too small.
     """
     plans = plans_of(stages, dtype)
-    near = [_with_strips(plan, stages, budget.device_bytes - plan.kept_bytes, dtype) for plan in plans]
-    far = [_with_strips(plan, stages, budget.device_bytes, dtype) for plan in plans]
-    disk = [_with_strips(plan._replace(place=budget.folder), stages, budget.device_bytes, dtype) for plan in plans]
+    near = [_with_strips(plan, stages, budget, dtype, budget.device_bytes - plan.kept_bytes) for plan in plans]
+    far = [_with_strips(plan, stages, budget, dtype, budget.device_bytes) for plan in plans]
+    disk = [
+        _with_strips(plan._replace(place=budget.folder), stages, budget, dtype, budget.device_bytes) for plan in plans
+    ]
     for place, bytes_there, candidates in (
         (
             budget.device,
@@ -259,35 +275,114 @@ def chain_multiplications(stages: Sequence[Stage], kept: frozenset[int], i: int)
     return sum(_multiplications(stages[j]) for j in _chain(kept, i))
 
 
-def _with_strips(plan: Plan, stages: Sequence[Stage], bytes_left: int, dtype: torch.dtype) -> Plan:
+def _with_strips(
+    plan: Plan, stages: Sequence[Stage], budget: MemoryBudget, dtype: torch.dtype, bytes_left: int
+) -> Plan:
     """Return the plan with the highest strips that fit and pay, or the lowest."""
-    most = min(bytes_left, ENOUGH_WORKING_BYTES)
+    most = min(bytes_left, _enough_bytes(budget))
+    indexable = indexable_values(budget.device)
+
+    def is_too_much(strip_px: int) -> bool:
+        lower = plan._replace(strip_px=strip_px)
+        if working_bytes(lower, stages, dtype, budget.device) > most:
+            return True
+        return indexable is not None and largest_values(lower, stages) > indexable
+
     height = stages[0].size[0]
     heights = range(LEAST_STRIP_PX, height + LEAST_STRIP_PX, LEAST_STRIP_PX)
-    fitting = bisect_right(heights, most, key=lambda px: working_bytes(plan._replace(strip_px=px), stages, dtype))
+    fitting = bisect_left(heights, True, key=is_too_much)
     plan = plan._replace(strip_px=heights[max(0, fitting - 1)])
-    return plan._replace(working_bytes=working_bytes(plan, stages, dtype))
+    return plan._replace(working_bytes=working_bytes(plan, stages, dtype, budget.device))
 
 
-def working_bytes(plan: Plan, stages: Sequence[Stage], dtype: torch.dtype) -> int:
-    """Return the memory of the largest strip: maps before and after a convolution, and one waiting to be written."""
+def _enough_bytes(budget: MemoryBudget) -> int:
+    if not has_own_memory(budget.device):
+        return ENOUGH_WORKING_BYTES
+    share = int(DEVICE_WORKING_SHARE * budget.device_bytes)
+    return max(ENOUGH_WORKING_BYTES, min(DEVICE_WORKING_BYTES, share))
+
+
+class _Step(NamedTuple):
+    """The computation of a strip's rows of a stage.
+
+    Attributes:
+        stage: The stage.
+        before: Stage whose result it reads; of the first one itself.
+        rows: Rows of the result.
+        below: Rows of what it reads.
+        waiting: Values that wait to be written meanwhile.
+        previous: Values of the strip before, which whoever took it may still have.
+        channels: Channels of what it reads.
+    """
+
+    stage: Stage
+    before: Stage
+    rows: int
+    below: int
+    waiting: int
+    previous: int
+    channels: int
+
+    @property
+    def result(self) -> int:
+        """Values of the result."""
+        return self.rows * _row_values(self.stage)
+
+    @property
+    def padded(self) -> int:
+        """Values of what is convolved, with its borders."""
+        geometry = self.stage.geometry
+        width = geometry.upsampled((self.below, self.before.size[1]))[1] + 2 * geometry.border_px
+        return (self.rows * geometry.stride + 2 * geometry.border_px) * width * self.channels
+
+
+def _steps(plan: Plan, stages: Sequence[Stage]) -> Iterator[_Step]:
     kept = {sweep.stage for sweep in plan.sweeps if sweep.keeps}
-    most = 0
     for i in (*(sweep.stage for sweep in plan.sweeps), len(stages) - 1):
         rows = stage_rows(stages, i, plan.strip_px)
-        behind = rows * _row_values(stages[i]) if i in kept else 0
+        previous = rows * _row_values(stages[i])
+        waiting = previous if i in kept else 0
         for j in _chain(kept, i):
             before, below = stages[max(j - 1, 0)], rows
             if j > 0:
                 first, last = stages[j].geometry.needed_rows(0, rows, before.size[0])
                 below = min(last - first + stages[j].geometry.border_px, before.size[0])
-            result = rows * _row_values(stages[j]) * (2 if stages[j].residual_of is None else 3)
-            most = max(most, behind + result + 2 * below * _row_values(before))
+            yield _Step(stages[j], before, rows, below, waiting, previous, before.conv.out_channels if j else RGB)
             rows = below
+
+
+def working_bytes(plan: Plan, stages: Sequence[Stage], dtype: torch.dtype, device: torch.device) -> int:
+    """Return the memory of the largest strip: maps before and after a convolution, and one waiting to be written."""
+    bytes_of = _plain_bytes if has_own_memory(device) else _kernel_bytes
+    most = max(bytes_of(step, dtype) for step in _steps(plan, stages))
     if isinstance(plan.place, Path):
+        kept = {sweep.stage for sweep in plan.sweeps if sweep.keeps}
         written = [stage_rows(stages, i, plan.strip_px) * _row_values(stages[i]) for i in kept]
-        most += DISK_BUFFERS * max(written, default=0)
-    return most * dtype.itemsize + scratch_bytes()
+        most += DISK_BUFFERS * max(written, default=0) * dtype.itemsize
+    return _with_workspace(most, device)
+
+
+def _kernel_bytes(step: _Step, dtype: torch.dtype) -> int:
+    """Bytes of a step by the compiled kernels of a CPU, which pad and upsample in their scratch memory."""
+    result = step.result * (2 if step.stage.residual_of is None else 3)
+    return (step.waiting + result + 2 * step.below * _row_values(step.before)) * dtype.itemsize
+
+
+def _plain_bytes(step: _Step, dtype: torch.dtype) -> int:
+    """Bytes of a step by PyTorch: the maps upsampled, padded, convolved, and normalized by way of float32."""
+    computed = FLOAT_BYTES if step.stage.full_precision else dtype.itemsize
+    read = step.below * step.before.size[1] * step.channels
+    widened = computed if computed != dtype.itemsize else 0
+    copies = 1 if step.stage.upsampling is None else 2
+    convolving = read * (dtype.itemsize + widened) + (copies * step.padded + step.result) * computed
+    maps = 2 if step.stage.residual_of is None else 3
+    finishing = step.result * (maps * computed + (FLOAT_BYTES if computed != FLOAT_BYTES else 0))
+    return step.previous * dtype.itemsize + max(convolving, finishing)
+
+
+def largest_values(plan: Plan, stages: Sequence[Stage]) -> int:
+    """Return the values of the largest map of a strip."""
+    return max(max(step.padded, step.result, step.below * _row_values(step.before)) for step in _steps(plan, stages))
 
 
 def _row_values(stage: Stage) -> int:

@@ -35,7 +35,8 @@ from stylize.inference.plans import (
     stage_rows,
 )
 from stylize.ops import MergedStatistics, Statistics, Window
-from stylize.system.devices import CPU
+from stylize.system.devices import CPU, is_out_of_memory
+from stylize.system.levels import to_device
 from stylize.system.memory import return_freed_memory
 from stylize.system.row_store import RowStore
 from stylize.system.scratch import SCRATCH
@@ -145,8 +146,8 @@ class StripPainter:
             last = min(height, first + rows)
             try:
                 computed = compute(i, first, last)
-            except torch.OutOfMemoryError:
-                if self.strip_px <= LEAST_STRIP_PX:
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or self.strip_px <= LEAST_STRIP_PX:
                     raise
                 self.strip_px //= 2
                 logger.warning("the memory of %s is exhausted; going on in strips of %d px", self.device, self.strip_px)
@@ -198,7 +199,7 @@ class StripPainter:
         return SCRATCH.take((rows, *map_shape(stage)[1:]), self.dtype)
 
     def _read(self, i: int, first: int, last: int) -> Tensor:
-        return self._kept[i].store.read(first, last).to(self.device)[None].permute(0, 3, 1, 2)
+        return to_device(self._kept[i].store.read(first, last), self.device)[None].permute(0, 3, 1, 2)
 
     def _target(self, sweep: Sweep) -> _Target:
         """Return what stores the maps of a sweep."""

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from stylize.errors import StylizeError
 from stylize.generators import MIN_SIZE_PX
 from stylize.pictures.picture import LUMA
+from stylize.system.levels import to_device
 
 LARGEST_SCALE = 8
 USUAL_CROPS = 3  # pictures of up to this many times the training crop have strokes like the samples of the training
@@ -23,7 +24,8 @@ PAINTED_VARIANCE = 1e-4
 # B-splines blur. Contrast within the range of nearby values brings the edges back.
 STEEPNESS = 2.5
 MARGIN_PX = 7  # 2 for the splines, the rest for the consecutive filters of 3×3 px
-STRIP_PIXELS = 1 << 18  # values of this many pixels stay in the cache
+STRIP_PIXELS = 1 << 18  # values of this many pixels stay in the cache of a CPU
+DEVICE_STRIP_PIXELS = 1 << 20  # and these keep a GPU busy
 
 
 def shrunk_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
@@ -76,11 +78,21 @@ def advised_scale(size: tuple[int, int], crop_px: int, scale: float) -> int | No
     return advised if needed > scale and advised > scale else None
 
 
-def enlarged(photographs: Tensor, painted: Tensor, full_photographs: Tensor) -> Tensor:
-    """Enlarge stylized small photographs `(N, 3, h, w)` to the size of the full photographs `(N, 3, H, W)`."""
+def enlarged(photographs: Tensor, painted: Tensor, full_photographs: Tensor, pixels: int) -> Tensor:
+    """Enlarge stylized small photographs.
+
+    Args:
+        photographs: The small photographs, `(N, 3, h, w)`.
+        painted: The stylized ones, of the same shape.
+        full_photographs: The photographs at the size to enlarge to, `(N, 3, H, W)`.
+        pixels: How many pixels to compute at a time, about.
+
+    Returns:
+        `(N, 3, H, W)`.
+    """
     size = full_photographs.shape[-1], full_photographs.shape[-2]
     images = zip(photographs, painted, full_photographs, strict=True)
-    return torch.stack([Enlargement(small, paint, size).whole(full) for small, paint, full in images])
+    return torch.stack([Enlargement(small, paint, size).whole(full, pixels) for small, paint, full in images])
 
 
 class Band(NamedTuple):
@@ -122,11 +134,11 @@ class Enlargement:
         self.linear = torch.cat([*_range(painted), _box(_gain(guide, painted))])
         self.columns = _both_taps(size[0], photograph.shape[-1], 0, size[0], painted.device)
 
-    def whole(self, photograph: Tensor) -> Tensor:
-        """Enlarge the whole picture, strip by strip: `(3, H, W)` → the same shape."""
+    def whole(self, photograph: Tensor, pixels: int = STRIP_PIXELS) -> Tensor:
+        """Enlarge the whole picture, so many pixels at a time: `(3, H, W)` → the same shape."""
         width, height = self.size
         painted = torch.empty_like(photograph, memory_format=torch.contiguous_format)
-        step = max(1, STRIP_PIXELS // width)
+        step = max(1, pixels // width)
         for first in range(0, height, step):
             last = min(first + step, height)
             painted[:, first:last] = self.rows(photograph[:, first:last], first, last)
@@ -144,8 +156,7 @@ class Enlargement:
             `(3, last - first, W)` in [0, 1].
         """
         device = self.smooth.device
-        rows = _both_taps(self.size[1], self.band.height, first, last, device)
-        rows = _BothTaps(*(taps.below(self.band.first) for taps in rows))
+        rows = _both_taps(self.size[1], self.band.height, first, last, device, self.band.first)
         smooth = _interpolated(self.smooth, rows.smooth, self.columns.smooth)
         linear = _interpolated(self.linear, rows.linear, self.columns.linear)
         painted, guide = smooth[:3], smooth[3:]
@@ -168,14 +179,19 @@ def small_rows(first: int, last: int, height: int, small_height: int) -> tuple[i
 
 
 class _Taps(NamedTuple):
-    """The small pixels that full pixels are sums of: a list of indices and a list of weights."""
+    """The small pixels that full pixels are sums of.
 
-    indices: list[Tensor]
-    weights: list[Tensor]
+    Attributes:
+        indices: A list of indices.
+        weights: A list of weights.
+        first: The least index.
+        last: The greatest index, plus one.
+    """
 
-    def below(self, first: int) -> _Taps:
-        """The same with indices relative to row `first`."""
-        return _Taps([indices - first for indices in self.indices], self.weights)
+    indices: Sequence[Tensor]
+    weights: Sequence[Tensor]
+    first: int
+    last: int
 
 
 class _BothTaps(NamedTuple):
@@ -183,15 +199,19 @@ class _BothTaps(NamedTuple):
     linear: _Taps
 
 
-def _both_taps(length: int, small_length: int, first: int, last: int, device: torch.device) -> _BothTaps:
-    """Taps of the pixels `first` to `last` − 1 of `length`."""
+def _both_taps(
+    length: int, small_length: int, first: int, last: int, device: torch.device, origin: int = 0
+) -> _BothTaps:
+    """Taps of the pixels `first` to `last` − 1 of `length`; indices count from `origin`."""
     positions = (torch.arange(first, last, dtype=torch.float64) + 0.5) * (small_length / length) - 0.5
     base, t = positions.floor().long(), positions - positions.floor()
     smooth = [(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]
 
     def taps(offset: int, weights: list[Tensor]) -> _Taps:
-        indices = [(base + offset + i).clamp(0, small_length - 1).to(device) for i in range(len(weights))]
-        return _Taps(indices, [weight.float().to(device) for weight in weights])
+        indices = torch.stack([(base + offset + i).clamp(0, small_length - 1) - origin for i in range(len(weights))])
+        low, high = int(indices[0, 0]), int(indices[-1, -1]) + 1  # here, where nobody waits for the device
+        on_device = to_device(indices, device), to_device(torch.stack(weights).float(), device)
+        return _Taps(on_device[0].unbind(), on_device[1].unbind(), low, high)
 
     return _BothTaps(taps(-1, [weight / 6 for weight in smooth]), taps(0, [1 - t, t]))
 
@@ -202,11 +222,10 @@ def _interpolated(maps: Tensor, rows: _Taps, columns: _Taps) -> Tensor:
     First within rows, which goes pixel by pixel and of which there are few; then across rows. Products and sums are
     separate operations, because these are rounded alike in tensors of any shape.
     """
-    first, last = int(rows.indices[0][0]), int(rows.indices[-1][-1]) + 1
-    needed = maps[:, first:last]
+    needed = maps[:, rows.first : rows.last]
     wide = _weighted_sum([needed.index_select(2, i) for i in columns.indices], columns.weights)
     return _weighted_sum(
-        [wide.index_select(1, i - first) for i in rows.indices], [weight[:, None] for weight in rows.weights]
+        [wide.index_select(1, i - rows.first) for i in rows.indices], [weight[:, None] for weight in rows.weights]
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -13,9 +14,10 @@ from stylize.errors import StylizeError
 from stylize.generators import Generator
 from stylize.inference.options import PaintOptions
 from stylize.inference.painter import Painter, Shape, TorchPainter
-from stylize.inference.strokes import enlarged, shrunk_size
+from stylize.inference.strokes import DEVICE_STRIP_PIXELS, STRIP_PIXELS, enlarged, shrunk_size
 from stylize.pictures.picture import LUMA, Picture, limited_size
 from stylize.system.compute import Compute
+from stylize.system.devices import CPU, has_antialiased_resizing
 
 # Luma and chroma of ITU-R BT.601, full range, as JPEG uses them.
 RGB_TO_YCC = (LUMA, (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
@@ -54,6 +56,9 @@ class Stylizer:
             pictures: One or more, all of one size after `max_size_px` has been applied.
             options: How to paint.
 
+        Returns:
+            The stylized pictures, on the device where the photographs are.
+
         Raises:
             StylizeError: The pictures are smaller than the generator can take at this stroke scale.
             ValueError: They are of several sizes.
@@ -64,7 +69,7 @@ class Stylizer:
             raise ValueError(f"pictures to paint together: got the sizes {sizes}, must be of one")
         images = [picture.rgb[None] for picture in pictures]
         together = images[0] if len(images) == 1 else torch.cat(images)
-        painted = self.paint_batch(together, options).cpu()
+        painted = self.paint_batch(together, options).to(together.device)
         return [Picture(rgb, picture.alpha) for rgb, picture in zip(painted, pictures, strict=True)]
 
     @torch.inference_mode()
@@ -87,13 +92,19 @@ class Stylizer:
         if size == full_size:
             painted = self.painter.paint(photographs)
         else:
-            small = shrink(images, size).to(self.device)
-            painted = enlarged(small, self.painter.paint(small), photographs)
-        return finished(photographs, painted, options)
+            small = shrink(photographs if self.compute.has_antialiased_resizing else images, size).to(self.device)
+            pixels = DEVICE_STRIP_PIXELS if self.compute.has_own_memory else STRIP_PIXELS
+            painted = enlarged(small, self.painter.paint(small), photographs, pixels)
+        with self.compute.exact_context():
+            return finished(photographs, painted, options)
 
     def bytes_for(self, size: tuple[int, int]) -> int:
         """Estimated device memory in bytes for painting one picture of this width and height as a whole."""
         return self.painter.bytes_for(size)
+
+    def can_index(self, size: tuple[int, int]) -> bool:
+        """Whether the device can index the maps of one picture of this width and height as a whole."""
+        return not isinstance(self.painter, TorchPainter) or self.painter.indexable_pictures(size) != 0
 
     @property
     def torch_painter(self) -> TorchPainter:
@@ -149,14 +160,23 @@ def limit_size(picture: Picture, max_size_px: int | None) -> Picture:
 
 def shrink(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Images `(N, C, H, W)` at a smaller width and height, antialiased."""
-    resized = F.interpolate(images, size[::-1], mode="bicubic", antialias=True, align_corners=False)
-    return resized.clamp(0, 1)
+    resizable = images if has_antialiased_resizing(images.device) else images.cpu()
+    resized = F.interpolate(resizable, size[::-1], mode="bicubic", antialias=True, align_corners=False)
+    return resized.clamp(0, 1).to(images.device)
 
 
 def with_colors_of(photograph: Tensor, painted: Tensor) -> Tensor:
     """The luminance of `painted` with the colors of `photograph`, both `(N, 3, H, W)`, clipped to [0, 1]."""
-    matrix = painted.new_tensor(RGB_TO_YCC)
-    luma = torch.einsum("c,nchw->nhw", matrix[0], painted)
-    chroma = torch.einsum("kc,nchw->nkhw", matrix[1:], photograph)
+    to_ycc, to_rgb = _color_matrices(painted.device, painted.dtype)
+    luma = torch.einsum("c,nchw->nhw", to_ycc[0], painted)
+    chroma = torch.einsum("kc,nchw->nkhw", to_ycc[1:], photograph)
     mixed = torch.cat([luma[:, None], chroma], dim=1)
-    return torch.einsum("ck,nkhw->nchw", torch.linalg.inv(matrix), mixed).clamp(0, 1)
+    return torch.einsum("ck,nkhw->nchw", to_rgb, mixed).clamp(0, 1)
+
+
+@lru_cache
+def _color_matrices(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The matrix from RGB to luma and chroma, and its inverse; made once, since inverting waits for a device."""
+    with torch.inference_mode(False):  # else nobody could use them while gradients are recorded
+        to_ycc = torch.tensor(RGB_TO_YCC, dtype=dtype, device=CPU)
+        return to_ycc.to(device), torch.linalg.inv(to_ycc).to(device)

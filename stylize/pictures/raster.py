@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from stylize.pictures.picture import Picture
+from stylize.system.devices import CPU
+from stylize.system.levels import levels_to_device, levels_to_host, pinned
 from stylize.system.row_store import RowStore
 
 
@@ -86,12 +89,24 @@ class Raster:
         """Whether there is a fourth channel."""
         return self.rows.shape[2] == 4
 
-    def picture(self, frame: int = 0) -> Picture:
-        """Return a frame as float32 tensors."""
+    def picture(self, frame: int = 0, device: torch.device = CPU) -> Picture:
+        """Return a frame as float32 tensors on a device, to which it is copied as it stands in the file."""
         height = self.size[1]
-        values = self.rows.read(frame * height, (frame + 1) * height).permute(2, 0, 1)
+        rows = self.rows.read(frame * height, (frame + 1) * height)
+        values = levels_to_device(rows, device).permute(2, 0, 1)
         levels = values.to(torch.float32, copy=True, memory_format=torch.contiguous_format).div_(2**self.bits - 1)
         return Picture(levels[:3], levels[3:] if self.has_alpha else None)
+
+    def ready_for(self, device: torch.device) -> Raster:
+        """Return the raster in the memory from which the device copies fastest; this one is closed if it is another."""
+        if not self.rows.in_memory:
+            return self
+        values = self.rows.read(0, self.rows.shape[0])
+        ready = pinned(values, device)
+        if ready is values:
+            return self
+        self.close()
+        return Raster(RowStore.holding(ready), self.frames, self.metadata)
 
     def close(self) -> None:
         """Free the memory, or the disk."""
@@ -105,13 +120,27 @@ class Raster:
 
 
 def raster_of(pictures: Sequence[Picture], metadata: Metadata) -> Raster:
-    """Return frames of one size as a raster in memory, rounded to the nearest level of the metadata's bits."""
+    """Return frames of one size as a raster in memory, rounded to the nearest level of the metadata's bits.
+
+    Pictures on a device are rounded there.
+    """
     width, height = pictures[0].size
-    channels = 3 + any(picture.alpha is not None for picture in pictures)
+    has_alpha = any(picture.alpha is not None for picture in pictures)
     dtype, white = (torch.uint16, 65535) if metadata.bits == 16 else (torch.uint8, 255)
-    rows = RowStore((len(pictures) * height, width, channels), dtype)
+    rows: RowStore | None = None
     for i, picture in enumerate(pictures):
-        alpha = [] if channels == 3 else [torch.ones(1, height, width) if picture.alpha is None else picture.alpha]
-        levels = torch.cat([picture.rgb.cpu().float(), *(a.cpu().float() for a in alpha)])
-        rows.write(i * height, levels.clamp(0, 1).mul_(white).round_().permute(1, 2, 0).to(dtype))
+        values = _with_alpha(picture) if has_alpha else picture.rgb.float()
+        levels = levels_to_host(values.clamp(0, 1).mul_(white).round_().permute(1, 2, 0), dtype)
+        if len(pictures) == 1 and levels.is_contiguous():
+            return Raster(RowStore.holding(levels), 1, metadata)
+        rows = rows or RowStore((len(pictures) * height, width, 3 + has_alpha), dtype)
+        rows.write(i * height, levels)
+    assert rows is not None
     return Raster(rows, len(pictures), metadata)
+
+
+def _with_alpha(picture: Picture) -> Tensor:
+    """`(4, H, W)`; a picture without transparency is opaque."""
+    rgb = picture.rgb.float()
+    alpha = torch.ones_like(rgb[:1]) if picture.alpha is None else picture.alpha.to(rgb)
+    return torch.cat([rgb, alpha])

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from stylize.system.compiler import choose_compile, keep_compiled_code
-from stylize.system.devices import choose_device, choose_memory_format, choose_precision
+from stylize.system.devices import (
+    choose_device,
+    choose_memory_format,
+    choose_precision,
+    has_antialiased_resizing,
+    has_own_memory,
+    indexable_values,
+)
 from stylize.system.numerics import Numerics, numerics
 
 logger = logging.getLogger("stylize")
@@ -107,6 +114,12 @@ class Compute:
             return nullcontext()
         return numerics(Numerics(self.precision != "fp32", self.deterministic, self.tuned))
 
+    def exact_context(self) -> AbstractContextManager[object]:
+        """A context for what must be as exact as float32 in any precision, such as colors; also within `context`."""
+        if self.kind != "cuda":
+            return nullcontext()
+        return numerics(Numerics(False, self.deterministic, self.tuned))
+
     def network_input(self, images: Tensor) -> Tensor:
         """Return images as a network takes them: on the device, in its memory layout."""
         return images.to(self.device, memory_format=self.memory_format)
@@ -114,7 +127,22 @@ class Compute:
     @property
     def has_own_memory(self) -> bool:
         """Whether the device has memory beside the host's."""
-        return self.kind != "cpu"
+        return has_own_memory(self.device)
+
+    @property
+    def indexable_values(self) -> int | None:
+        """The most values that a map may have; None: as many as the memory holds."""
+        return indexable_values(self.device)
+
+    @property
+    def has_antialiased_resizing(self) -> bool:
+        """Whether the device resizes with antialiased bicubic interpolation."""
+        return has_antialiased_resizing(self.device)
+
+    @property
+    def file_threads(self) -> int:
+        """Number of threads that read files beside the painting, and of those that write them."""
+        return max(1, usable_cores() // 2) if self.leaves_cores_idle else 1
 
     @property
     def leaves_cores_idle(self) -> bool:

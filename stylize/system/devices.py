@@ -15,6 +15,9 @@ PRECISION_VARIABLE = "STYLIZE_PRECISION"
 TRAINING_PRECISIONS = ("fp32", "bf16")
 PRECISIONS = (*TRAINING_PRECISIONS, "fp16")
 OLDEST_WITH_FP16_UNITS = (7, 0)  # compute capability
+INDEXABLE_VALUES = 2**31 - 1  # padding and resizing count in 32 bits on GPUs
+# What torch says where it raises no `OutOfMemoryError`: MPS, and the libraries of CUDA.
+OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED")
 
 
 def choose_device(name: str) -> torch.device:
@@ -101,3 +104,34 @@ def free_and_own_bytes(device: torch.device) -> tuple[int, int]:
         own = torch.mps.driver_allocated_memory()
         return torch.mps.recommended_max_memory() - own, own
     return available_bytes(), own_bytes()
+
+
+def has_own_memory(device: torch.device) -> bool:
+    """Whether the device has memory beside the host's."""
+    return device.type != "cpu"
+
+
+def pins_memory(device: torch.device) -> bool:
+    """Whether the device copies from and to pinned memory of the host faster than elsewhere."""
+    return device.type == "cuda"
+
+
+def indexable_values(device: torch.device) -> int | None:
+    """The most values that a tensor may have for all operations of the device; None: as many as the memory holds."""
+    return INDEXABLE_VALUES if has_own_memory(device) else None
+
+
+def has_antialiased_resizing(device: torch.device) -> bool:
+    """Whether the device resizes with antialiased bicubic interpolation."""
+    return device.type != "mps"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of a device is exhausted.
+
+    >>> is_out_of_memory(RuntimeError("MPS backend out of memory (…)")), is_out_of_memory(RuntimeError("no header"))
+    (True, False)
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)

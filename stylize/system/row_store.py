@@ -63,6 +63,13 @@ class RowStore:
             on_cpu = place is None or place == CPU
             self._values = allocate(shape, dtype) if on_cpu else torch.empty(shape, dtype=dtype, device=place)
 
+    @classmethod
+    def holding(cls, values: Tensor) -> RowStore:
+        """An array in memory with these values, `(H, …)` and contiguous, without a copy."""
+        store = cls((0, *values.shape[1:]), values.dtype)
+        store.shape, store._values = tuple(values.shape), values
+        return store
+
     @property
     def in_memory(self) -> bool:
         """Whether the array is in memory."""
