@@ -1,7 +1,13 @@
 """Networks and losses as one graph, as `torch.compile` takes them on GPUs."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+from packaging.version import Version
 from torch import Tensor
 
 from stylize import ops
@@ -71,3 +77,26 @@ def test_a_step_with_maps_of_bfloat16_is_one_graph() -> None:
         for backend in (None, "aot_eager")
     )
     assert float(compiled["total"]) == pytest.approx(float(plain["total"]), rel=0.02)
+
+
+COUNT = """
+from count_kernels import *
+layers = {"style_layers": {"relu1_1": 1.0}, "content_layers": {"relu1_2": 1.0}}
+step = build_step("johnson", "instance", "bf16", 4, LossConfig(vgg="random", **layers), 32)
+forward, backward = count_kernels(step, 2, 32)
+print(forward["convolution"], backward["convolution_backward"], forward["fused by Triton"])
+"""
+
+
+@pytest.mark.skipif(Version(torch.__version__) < Version("2.14"), reason="uses what is internal to torch 2.14")
+def test_the_kernels_of_a_step_on_a_gpu_are_counted_without_one() -> None:
+    scripts = Path(__file__).parent.parent / "scripts"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(scripts), *sys.path])}
+    command = [sys.executable, "-W", "ignore", "-c", COUNT]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    convolutions, gradients_of_convolutions, fused = map(int, done.stdout.split())
+    network, loss_network = 16, 2
+    assert convolutions == network + 2 * loss_network  # of the painted pictures and of the photographs
+    assert gradients_of_convolutions == network + loss_network
+    assert 50 < fused < 300
