@@ -59,13 +59,13 @@ def keep_maps(place: Path | torch.device, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_stylizer_holds_the_compiled_functions_before_memory_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded: list[bool] = []
-    monkeypatch.setattr("stylize.ops.load_kernels", lambda: loaded.append(True))
-    generator = build_generator(GeneratorConfig(width=4))
-    Stylizer(generator, Compute(CPU, "bf16"))
+    loaded: list[torch.dtype] = []
+    monkeypatch.setattr("stylize.ops.load_kernels", loaded.append)
+    Stylizer(build_generator(GeneratorConfig(width=4)), Compute(torch.device("meta"), "bf16"))
     assert loaded == []
-    Stylizer(generator, Compute(CPU))
-    assert loaded == [True]
+    Stylizer(build_generator(GeneratorConfig(width=4)), Compute(CPU, "bf16"))
+    Stylizer(build_generator(GeneratorConfig(width=4)), Compute(CPU))
+    assert loaded == [torch.bfloat16, torch.float32]
 
 
 # Equal to the whole

@@ -77,8 +77,8 @@ class TorchPainter:
         self.compiled = frozenset(compiled)
         self._stages: dict[tuple[int, int], list[Stage] | None] = {}
         self._stages_lock = Lock()
-        if compute.by_stages:
-            ops.load_kernels()  # before the remaining memory is divided
+        if not compute.has_own_memory:
+            ops.load_kernels(compute.dtype)  # before the remaining memory is divided
             return_freed_memory()
         # One graph a shape: static shapes run faster, and rare shapes are not compiled at all.
         self._compiled_network: Callable[[Tensor], Tensor] | None = (
