@@ -279,17 +279,6 @@ def test_painting_is_timed_in_float16_and_training_is_not(script: ModuleType, in
         assert "; it is for apply, sizes, folder" in refused.output
 
 
-def test_the_bare_network_of_a_folder_has_maps_of_the_precision(
-    script: ModuleType, settings: Any, tmp_path: Path
-) -> None:
-    from benchmarks import folder
-
-    photographs = folder.write_folder(tmp_path, settings)
-    player = folder.FolderPlayer(4, photographs, tmp_path, replace(settings, precision="bf16"))
-    assert player._read([player.jobs[0].source]).dtype == torch.bfloat16
-    assert player.difference() < folder.DECODED_DIFFERENCE
-
-
 @pytest.mark.parametrize(
     ("lines", "model", "features"),
     (

@@ -75,7 +75,7 @@ class FolderPlayer:
         jobs = self.jobs[: self.together]
         painted = self._by_network(self._read([job.source for job in jobs])).cpu()
         self._by_files(jobs)
-        return float((painted - self._read([job.target for job in jobs]).cpu().float()).abs().mean())
+        return float((painted - self._read([job.target for job in jobs]).cpu()).abs().mean())
 
     def play(self) -> Seconds:
         """Time all pictures in both ways, in turns."""
@@ -89,7 +89,8 @@ class FolderPlayer:
         return Seconds(bare, files)
 
     def _read(self, paths: Sequence[Path]) -> Tensor:
-        return self.stylizer.compute.network_input(torch.stack([read_picture(path).rgb for path in paths]))
+        pictures = torch.stack([read_picture(path).rgb for path in paths]).to(self.device)
+        return pictures.contiguous(memory_format=self.stylizer.compute.memory_format)
 
     def _by_network_all(self, batches: Sequence[Tensor]) -> None:
         for batch in batches:

@@ -20,14 +20,17 @@ from stylize.generators import GENERATORS, GeneratorConfig, build_generator
 from stylize.generators.base import PADDING_MODES, PaddedConv2d
 from stylize.norms import standardizing
 from stylize.ops import Border, Geometry, Statistics, Upsampling, Window
+from stylize.system.compiler import has_compiler
 from stylize.system.compute import MAP_TYPES, Compute
 
 TABLE = "largest errors, relative to the largest value"
+KERNELS = "kernels of norms in inference"
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 # Units in the last place. In float32 fast convolutions (Winograd's) lose some digits; TensorFloat-32 would lose 5000.
 ULPS = {torch.float32: 256.0, torch.bfloat16: 4.0, torch.float16: 6.0}
 MEAN_OVER_DEVIATION = 1000.0
 EPS = 1e-5
+MOST_THREADS = 4
 
 Inputs = Sequence[Tensor]
 Operation = Callable[..., Tensor | tuple[Tensor, ...]]
@@ -57,26 +60,56 @@ class Case(NamedTuple):
     cancels: float = 0.0
 
 
+Cases = Callable[[Setting, torch.dtype], Iterator[Case]]
+
+
 def checks(setting: Setting) -> Iterator[Check]:
-    """Yield the section's checks."""
+    """Yield the section's checks. They are many and small: more threads would wait for each other."""
+    torch.set_num_threads(min(torch.get_num_threads(), MOST_THREADS))
     for name, make in OPERATIONS.items():
         for precision in setting.precisions():
             yield Check(f"{name}, {precision}", partial(compare, setting, name, make, precision), TABLE)
+    for precision in setting.precisions():
+        yield Check(f"kernels of norms, {precision}", partial(kernels_of_norms, setting, precision), KERNELS)
 
 
-def compare(setting: Setting, name: str, make: Callable[[Setting], Iterator[Case]], precision: str) -> Found:
+@torch.no_grad()
+def kernels_of_norms(setting: Setting, precision: str) -> Found:
+    """Check that norms in inference are served by kernels where the device has them, not by plain PyTorch.
+
+    Raises:
+        Failed: They are not.
+        Skipped: What the kernels need is not there.
+    """
+    x = _random(2, 32, 40, 48).to(setting.device, MAP_TYPES[precision], memory_format=torch.channels_last)
+    if setting.on_cuda and not has_compiler(setting.device):
+        raise Skipped("there is no Triton, no C compiler, or no Python.h")
+    if not setting.on_cuda:
+        setting.needs("numba")
+        if precision == "fp16":
+            raise Skipped("the kernels of CPUs have no float16")
+    before = ops.kernel_calls()
+    _normalize(True, None, x, *(p.to(setting.device) for p in _parameters(32)))
+    calls = ops.kernel_calls() - before
+    found = Found({"precision": precision, "operations served by kernels": str(calls)}, {"calls": calls})
+    require(calls >= 2, f"{calls} operations of a norm were served by kernels, must be 2: see the warnings", found)
+    return found
+
+
+def compare(
+    setting: Setting, name: str, make: Callable[[Setting, torch.dtype], Iterator[Case]], precision: str
+) -> Found:
     """Compare an operation in all its cases.
 
     Raises:
         Failed: An error is above what the type explains.
     """
     worst, worst_case, count = (0.0, 1.0, -1.0), "", 0
-    for case in make(setting):
-        for layout_name, layout in LAYOUTS.items():
-            for what, error, allowed in differences(setting, case, precision, layout):
-                count += 1
-                if not error / allowed <= worst[2]:
-                    worst, worst_case = (error, allowed, error / allowed), f"{what} of {case.name}, {layout_name}"
+    for case in make(setting, MAP_TYPES[precision]):
+        for what, error, allowed in differences(setting, case, precision):
+            count += 1
+            if not error / allowed <= worst[2]:
+                worst, worst_case = (error, allowed, error / allowed), f"{what} of {case.name}"
     error, allowed, share = worst
     row = {"operation": name, "precision": precision, "values compared": str(count), "error": f"{error:.1e}"}
     found = Found({**row, "allowed": f"{allowed:.1e}", "in": worst_case}, {"error": error, "allowed": allowed})
@@ -84,10 +117,8 @@ def compare(setting: Setting, name: str, make: Callable[[Setting], Iterator[Case
     return found
 
 
-def differences(
-    setting: Setting, case: Case, precision: str, layout: torch.memory_format
-) -> Iterator[tuple[str, float, float]]:
-    """Yield the errors of an operation's results and gradients: what, the error, and what is allowed.
+def differences(setting: Setting, case: Case, precision: str) -> Iterator[tuple[str, float, float]]:
+    """Yield the errors of an operation's results and gradients in both layouts: what, the error, and what is allowed.
 
     Raises:
         Skipped: The device does not have the operation in this type.
@@ -95,25 +126,33 @@ def differences(
     dtype = MAP_TYPES[precision]
     rounded = [x.to(dtype) if i < case.typed else x for i, x in enumerate(case.inputs)]
     exact = [x.double().requires_grad_(i < case.gradients) for i, x in enumerate(rounded)]
-    given = [_placed(x, setting.device, layout).requires_grad_(i < case.gradients) for i, x in enumerate(rounded)]
     expected = _results(case.run, exact)
-    with Compute(setting.device, precision).context():
-        try:
-            got = _results(case.run, given)
-        except NotImplementedError as error:
-            raise Skipped(f"torch does not have it in {precision} here ({str(error)[:60]})") from error
-        tolerance = ulp(case.result_type or dtype) + 8 * case.cancels * torch.finfo(torch.float32).eps
-        for i, (mine, theirs) in enumerate(zip(got, expected, strict=True)):
-            yield f"result {i + 1}" if len(got) > 1 else "result", _error(mine, theirs), tolerance
-        if not case.gradients:
-            return
-        cotangents = _cotangents(case, exact, expected, [mine.dtype for mine in got])
-        sensitivities = torch.autograd.grad(expected, exact[: case.gradients], cotangents)
-        computed = torch.autograd.grad(
-            got, given[: case.gradients], [c.to(g) for c, g in zip(cotangents, got, strict=True)]
-        )
-    for i, (gradient, true) in enumerate(zip(computed, sensitivities, strict=True)):
-        yield f"gradient {i + 1}", _error(gradient, true), ulp(dtype) + 16 * case.cancels * 1e-7
+    cotangents: list[Tensor] = []
+    true: Inputs = ()
+    of_results = ulp(case.result_type or dtype) + 8 * case.cancels * torch.finfo(torch.float32).eps
+    of_gradients = ulp(dtype) + 16 * case.cancels * torch.finfo(torch.float32).eps
+    for layout_name, layout in LAYOUTS.items():
+        given = [_placed(x, setting.device, layout).requires_grad_(i < case.gradients) for i, x in enumerate(rounded)]
+        with Compute(setting.device, precision).context():
+            try:
+                got = _results(case.run, given)
+            except NotImplementedError as error:
+                raise Skipped(f"torch does not have it in {precision} here ({str(error)[:60]})") from error
+            with torch.no_grad():  # has kernels of its own
+                inferred = _results(case.run, given)
+            for i, (mine, other, theirs) in enumerate(zip(got, inferred, expected, strict=True)):
+                name = f"{layout_name} result{f' {i + 1}' if len(got) > 1 else ''}"
+                yield name, _error(mine, theirs), of_results
+                yield f"{name} without gradients", _error(other, theirs), of_results
+            if not case.gradients:
+                continue
+            if not true:
+                cotangents = _cotangents(case, exact, expected, [mine.dtype for mine in got])
+                true = torch.autograd.grad(expected, exact[: case.gradients], cotangents)
+            backward = [c.to(g) for c, g in zip(cotangents, got, strict=True)]
+            gradients = torch.autograd.grad(got, given[: case.gradients], backward)
+        for i, (gradient, theirs) in enumerate(zip(gradients, true, strict=True)):
+            yield f"{layout_name} gradient {i + 1}", _error(gradient, theirs), of_gradients
 
 
 def ulp(dtype: torch.dtype) -> float:
@@ -208,7 +247,7 @@ def convolutions(setting: Setting) -> Iterator[Convolution]:
             yield Convolution(f"{kind}, {border}", inputs, geometry)
 
 
-def conv2d_cases(setting: Setting) -> Iterator[Case]:
+def conv2d_cases(setting: Setting, dtype: torch.dtype) -> Iterator[Case]:
     """Yield the cases of `conv2d`; the first layers' pictures have no gradient in training, here they do."""
     for name, inputs, geometry in convolutions(setting):
         run = partial(_conv2d, geometry, False)
@@ -220,7 +259,7 @@ def _conv2d(geometry: Geometry, relu: bool, x: Tensor, weight: Tensor, bias: Ten
     return ops.conv2d(x, weight, bias, geometry, relu=relu)
 
 
-def conv2d_rows_cases(setting: Setting) -> Iterator[Case]:
+def conv2d_rows_cases(setting: Setting, dtype: torch.dtype) -> Iterator[Case]:
     """Yield the cases of `conv2d_rows`: rows at the top, in the middle and at the bottom."""
     for name, inputs, geometry in convolutions(setting):
         x, weight, bias = inputs
@@ -240,40 +279,50 @@ def _rows(geometry: Geometry, rows: tuple[int, int], x: Tensor, weight: Tensor, 
     return ops.conv2d_rows(Window(image[first:last], first, len(image)), weight, bias, geometry, rows)
 
 
-def normalize_cases(setting: Setting) -> Iterator[Case]:
-    """Yield the cases of `normalize`, with large means, too."""
+def normalize_cases(setting: Setting, dtype: torch.dtype) -> Iterator[Case]:
+    """Yield the cases of `normalize`, with large means, and of maps in float32 whose result has the type."""
     for name, x, cancels in _maps_to_normalize(setting):
         factor, offset = _parameters(x.shape[1])
         for relu in (False, True):
-            run = partial(_normalize, relu)
-            before = partial(_normalize, False) if relu else None
+            run = partial(_normalize, relu, None)
+            before = partial(_normalize, False, None) if relu else None
             told = f"{name}, ReLU" if relu else name
             yield Case(told, [x, factor, offset], run, 1, 3, before, cancels=cancels)
+        if dtype != torch.float32:
+            run = partial(_normalize, False, dtype)
+            yield Case(f"{name}, from float32", [x, factor, offset], run, 0, 3, cancels=cancels)
 
 
-def _normalize(relu: bool, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _normalize(relu: bool, to: torch.dtype | None, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     def coefficients(instance: Statistics) -> tuple[Tensor, Tensor]:
         factor, offset = standardizing(instance, EPS)
         return factor * weight, offset * weight + bias
 
-    return ops.normalize(x, coefficients, [weight, bias], relu=relu)
+    return ops.normalize(x, coefficients, [weight, bias], relu=relu, dtype=_unless_exact(to, x))
 
 
-def affine_cases(setting: Setting) -> Iterator[Case]:
+def _unless_exact(to: torch.dtype | None, x: Tensor) -> torch.dtype | None:
+    return None if x.dtype == torch.float64 else to
+
+
+def affine_cases(setting: Setting, dtype: torch.dtype) -> Iterator[Case]:
     """Yield the cases of `affine`: coefficients of every picture, or of all."""
     for name, x, cancels in _maps_to_normalize(setting):
-        for pictures in () if cancels else (len(x), 1):
+        for pictures in () if cancels else sorted({len(x), 1}):
             factor, offset = _random(pictures, x.shape[1], seed=4), _random(pictures, x.shape[1], seed=5)
-            told, before = f"{name}, coefficients of {pictures}", partial(_affine, False)
-            yield Case(told, [x, factor, offset], before, 1, 3)
-            yield Case(f"{told}, ReLU", [x, factor, offset], partial(_affine, True), 1, 3, before)
+            inputs = [x, factor, offset]
+            told, before = f"{name}, coefficients of {pictures}", partial(_affine, False, None)
+            yield Case(told, inputs, before, 1, 3)
+            yield Case(f"{told}, ReLU", inputs, partial(_affine, True, None), 1, 3, before)
+            if dtype != torch.float32:
+                yield Case(f"{told}, from float32", inputs, partial(_affine, False, dtype), 0, 3)
 
 
-def _affine(relu: bool, x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
-    return ops.affine(x, factor, offset, relu=relu)
+def _affine(relu: bool, to: torch.dtype | None, x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+    return ops.affine(x, factor, offset, relu=relu, dtype=_unless_exact(to, x))
 
 
-def statistics_cases(setting: Setting) -> Iterator[Case]:
+def statistics_cases(setting: Setting, dtype: torch.dtype) -> Iterator[Case]:
     """Yield the cases of `instance_statistics`."""
     for name, x, cancels in _maps_to_normalize(setting):
         yield Case(name, [x], _statistics, 1, 1, result_type=torch.float32, cancels=cancels)
@@ -284,18 +333,19 @@ def _statistics(x: Tensor) -> tuple[Tensor, ...]:
 
 
 def _maps_to_normalize(setting: Setting) -> Iterator[tuple[str, Tensor, float]]:
-    for height, width in setting.sized(((37, 45), (64, 64), (1, 7), (129, 130)), ((9, 11), (1, 3))):
-        x = _random(3, 16, height, width, seed=3)
-        yield f"{height}×{width}", x, 0.0
-        if height > 1:
-            yield f"{height}×{width}, mean {MEAN_OVER_DEVIATION:g} σ", x + MEAN_OVER_DEVIATION, MEAN_OVER_DEVIATION
+    large = ((3, 16, 37, 45), (2, 3, 64, 64), (3, 16, 1, 7), (1, 24, 515, 769), (2, 160, 33, 31))
+    for shape in setting.sized(large, ((3, 16, 9, 11), (2, 3, 1, 3))):
+        x, name = _random(*shape, seed=3), "×".join(map(str, shape))
+        yield name, x, 0.0
+        if shape[2] > 1:
+            yield f"{name}, mean {MEAN_OVER_DEVIATION:g} σ", x + MEAN_OVER_DEVIATION, MEAN_OVER_DEVIATION
 
 
 def _parameters(channels: int) -> tuple[Tensor, Tensor]:
     return _random(channels, seed=8).abs() + 0.5, _random(channels, seed=9)
 
 
-def max_pool_cases(setting: Setting) -> Iterator[Case]:
+def max_pool_cases(setting: Setting, dtype: torch.dtype) -> Iterator[Case]:
     """Yield the cases of `max_pool2x2`; the values of a window differ in every type, so that one gets the gradient."""
     for height, width in setting.sized(((36, 44), (37, 45)), ((8, 6), (9, 7))):
         drawn = torch.randint(0, 30, (2, 16, height, width), generator=torch.Generator().manual_seed(6))
@@ -303,14 +353,14 @@ def max_pool_cases(setting: Setting) -> Iterator[Case]:
         yield Case(f"{height}×{width}", [(4 * drawn + place).float()], ops.max_pool2x2, 1, 1)
 
 
-def gram_cases(setting: Setting) -> Iterator[Case]:
+def gram_cases(setting: Setting, dtype: torch.dtype) -> Iterator[Case]:
     """Yield the cases of `gram_matrix`."""
     for channels, height, width in setting.sized(((64, 37, 45), (512, 8, 8), (16, 128, 129)), ((16, 7, 9),)):
         x = _random(2, channels, height, width).clamp_min(0)
         yield Case(f"{channels} channels, {height}×{width}", [x], ops.gram_matrix, 1, 1)
 
 
-def upsample_cases(setting: Setting) -> Iterator[Case]:
+def upsample_cases(setting: Setting, dtype: torch.dtype) -> Iterator[Case]:
     """Yield the cases of `upsample_to`: to even and odd sizes."""
     filters: tuple[Upsampling, ...] = ("bilinear", "nearest")
     height, width = setting.sized((37, 45), (7, 9))
@@ -325,7 +375,7 @@ def _up(size: tuple[int, int], kind: Upsampling, x: Tensor) -> Tensor:
     return ops.upsample_to(x, size, kind)
 
 
-def pad_cases(setting: Setting) -> Iterator[Case]:
+def pad_cases(setting: Setting, dtype: torch.dtype) -> Iterator[Case]:
     """Yield the cases of `pad`."""
     height, width = setting.sized((37, 45), (7, 9))
     for border in PADDING_MODES.values():
@@ -338,7 +388,7 @@ def _pad(border_px: int, border: Border, x: Tensor) -> Tensor:
     return ops.pad(x, border_px, border)
 
 
-OPERATIONS: dict[str, Callable[[Setting], Iterator[Case]]] = {
+OPERATIONS: dict[str, Cases] = {
     "conv2d": conv2d_cases,
     "conv2d_rows": conv2d_rows_cases,
     "normalize": normalize_cases,
