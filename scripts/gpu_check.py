@@ -12,6 +12,7 @@ code in less than a minute.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import importlib
 import sys
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 from gpu_checks import report  # noqa: E402  # needs the path
 from gpu_checks.requirements import missing_options, missing_packages, put_stand_ins  # noqa: E402
 from gpu_checks.results import perform_all  # noqa: E402
-from gpu_checks.running import Options, Outcome, Section, run_sections  # noqa: E402
+from gpu_checks.running import DEVICE_LOST, Options, Outcome, Section, run_sections  # noqa: E402
 
 # In the order of their worth, should the machine be taken away. A line: name, module, part of the time.
 SECTIONS = (
@@ -58,6 +59,9 @@ SECTIONS = (
 )
 
 
+SECONDS_TO_TELL = 1.0  # before a process that hangs is killed
+
+
 def main(arguments: Sequence[str] | None = None, sections: Sequence[Section] = SECTIONS) -> int:
     """Run the sections, print and write the report; return the exit status."""
     options = _parser(sections).parse_args(arguments)
@@ -84,13 +88,15 @@ def main(arguments: Sequence[str] | None = None, sections: Sequence[Section] = S
 
 def run_module(options: argparse.Namespace) -> int:
     """Make the checks of one section in this process; return the exit status."""
+    faulthandler.enable()
+    faulthandler.dump_traceback_later(max(0.5, options.seconds - SECONDS_TO_TELL))  # where it hangs
     missing = missing_options()
     put_stand_ins(missing)
     from gpu_checks.setting import Setting
 
     setting = Setting.prepare(options.device, options.miniature, options.output, missing)
-    perform_all(importlib.import_module(options.module).checks(setting), options.events, options.seconds)
-    return 0
+    checks = importlib.import_module(options.module).checks(setting)
+    return 0 if perform_all(checks, options.events, options.seconds) else DEVICE_LOST
 
 
 def _finds_cuda() -> bool:

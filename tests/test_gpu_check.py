@@ -106,11 +106,26 @@ def test_the_numbers_are_those_of_every_check(whole: Ran, check: ModuleType) -> 
 PLANTED = {
     "fine": "yield Check('fine', lambda: Found({'a': 'b'}), 'table')",
     "failing": "yield Check('wrong', lambda: require(False, 'off by 3'))\n    yield Check('right', Found)",
-    "crashing": "yield Check('before', Found)\n    yield Check('crash', lambda: os.kill(os.getpid(), signal.SIGSEGV))",
+    "crashing": "yield Check('before', Found)\n    yield Check('crash', crash, 't')\n    yield Check('after', Found)",
+    "losing": "yield Check('lost', lose)\n    yield Check('same process', lambda: require(not lost, 'yes') or Found())",
     "hanging": "yield Check('before', Found)\n    yield Check('hang', lambda: print('asleep', flush=1) or sleep(99))",
     "broken": "yield Check('before', Found)\n    raise ValueError('broken')",
 }
-IMPORTS = "import os, signal\nfrom time import sleep\nfrom gpu_checks.results import Check, Found, require\n\n"
+IMPORTS = """
+import os, signal
+from time import sleep
+from gpu_checks.results import Check, Found, require
+
+lost = []
+
+def crash():
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+def lose():
+    lost.append(True)
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+"""
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +136,7 @@ def troubled(check: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Ran
     folder = tmp_path_factory.mktemp("troubled")
     for name, body in PLANTED.items():
         (folder / f"planted_{name}.py").write_text(f"{IMPORTS}def checks(setting):\n    {body}\n")
-    names = ("failing", "hanging", "crashing", "broken", "missing", "fine")
+    names = ("failing", "hanging", "crashing", "losing", "broken", "missing", "fine")
     shares = {"hanging": 0.2}
     sections = [Section(n, f"planted_{n}", shares.get(n, 1), f"About {n}.") for n in names]
     with pytest.MonkeyPatch.context() as patch:
@@ -150,19 +165,23 @@ def test_a_failed_check_is_told_with_its_message_and_those_behind_it_are_made(tr
 
 def test_a_section_that_hangs_is_killed_at_its_limit_and_what_it_told_is_kept(troubled: Ran) -> None:
     section = troubled.numbers["sections"]["hanging"]
-    assert re.fullmatch(r"killed at its limit of \d+ s", section["trouble"])
+    assert re.fullmatch(r"killed at its limit of \d+ s during: hang", section["trouble"])
     assert section["seconds"] < 20
     assert statuses(troubled, "hanging") == {"before": "passed"}
-    assert section["tail"][-1] == "asleep"
-    assert "```\nbefore\nhang\nasleep\n```" in troubled.report
+    assert section["tail"][:3] == ["before", "hang", "asleep"]
+    assert "```\nbefore\nhang\nasleep\nTimeout (" in troubled.report
+    assert re.search(r'planted_hanging.py", line \d+ in <lambda>', troubled.report)
 
 
-def test_a_section_that_crashes_is_told_with_its_signal(troubled: Ran) -> None:
-    assert troubled.numbers["sections"]["crashing"]["trouble"] == "its process was ended by SIGSEGV"
-    assert statuses(troubled, "crashing") == {"before": "passed"}
-    assert re.search(
-        r"^\| crashing \| FAILED \(its process was ended by SIGSEGV\) \| 1 \|", troubled.report, re.MULTILINE
-    )
+def test_a_check_that_crashes_is_told_with_its_signal_and_another_process_makes_the_others(troubled: Ran) -> None:
+    assert statuses(troubled, "crashing") == {"before": "passed", "crash": "failed", "after": "passed"}
+    assert "| crashing | FAILED | 2 | 1 | 0 |" in troubled.report
+    assert "- **crash**: its process was ended by SIGSEGV\n" in troubled.report
+
+
+def test_a_check_that_loses_the_device_is_followed_by_another_process(troubled: Ran) -> None:
+    assert statuses(troubled, "losing") == {"lost": "failed", "same process": "passed"}
+    assert "- **lost**: RuntimeError: CUDA error: an illegal memory access was encountered\n" in troubled.report
 
 
 def test_a_section_that_breaks_between_checks_is_told_with_its_last_lines(troubled: Ran) -> None:
@@ -208,12 +227,13 @@ def test_checks_for_which_no_time_is_left_are_skipped(check: ModuleType, tmp_pat
 
 
 def test_a_line_of_results_that_was_cut_short_is_passed_over(check: ModuleType, tmp_path: Path) -> None:
-    from gpu_checks.results import Check, Found, Goal, perform_all, read_results
+    from gpu_checks.results import Check, Found, Goal, begun_check, perform_all, read_results
 
     found = Found({"a": "b"}, {"c": 1}, (Goal("g", 3.0, 2.0, "s"),), {"t": [{"d": "e"}]})
     perform_all([Check("whole", lambda: found), Check("cut", Found)], tmp_path / "events", 60.0)
     text = (tmp_path / "events").read_text()
-    (tmp_path / "events").write_text(text[: text.index("\n") + 20])
+    (tmp_path / "events").write_text(text[: text.index('{"name": "cut"') + 20])
+    assert begun_check(tmp_path / "events").name == "cut"
     (result,) = read_results(tmp_path / "events")
     assert (result.name, result.found) == ("whole", found)
     assert read_results(tmp_path / "none") == []
@@ -425,6 +445,19 @@ def test_a_step_of_several_graphs_is_found(setting: Any, monkeypatch: pytest.Mon
     monkeypatch.setattr(PerceptualLoss, "forward", breaking)
     result = found_by(setting, "compilation", "instance, train.compile: always")
     assert result.status == "failed" and result.message.startswith("the step is not one graph: ")
+
+
+def test_painting_whose_compilation_failed_is_not_timed_as_compiled(
+    setting: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*given: Any) -> Any:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda *given, **options: broken)
+    result = found_by(setting, "speed", "48×32, width 32, compiled")
+    warning = "--compile: compilation failed (no compiler); painting without"
+    assert (result.status, result.message) == ("failed", f"warned: {warning}")
+    assert result.found.row["way"] == "whole, compiled"
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -15,7 +13,7 @@ from torch import Tensor
 from gpu_checks.networks import LIMITS, contrast_error
 from gpu_checks.pictures import paint_to_files, read_rgb, write_photograph
 from gpu_checks.results import Check, Failed, Found, Skipped, require
-from gpu_checks.setting import Setting, make_picture, make_stylizer, paint_in_strips
+from gpu_checks.setting import Setting, heard_warnings, make_picture, make_stylizer, paint_in_strips
 
 EXHAUSTED, LARGE, ESTIMATE = "exhausted memory", "maps of more than 2³¹ values", "estimated memory"
 GIB = 2**30
@@ -34,23 +32,6 @@ def checks(setting: Setting) -> Iterator[Check]:
     yield Check("45 megapixels at width 32", partial(large_picture, setting), LARGE)
 
 
-@contextmanager
-def _heard() -> Iterator[list[str]]:
-    """Yield the warnings of stylize's log within the block."""
-    heard: list[str] = []
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            heard.append(record.getMessage())
-
-    handler, logger = Handler(logging.WARNING), logging.getLogger("stylize")
-    logger.addHandler(handler)
-    try:
-        yield heard
-    finally:
-        logger.removeHandler(handler)
-
-
 def planted_error(setting: Setting) -> Found:
     """Check that strips are halved where one of them raises that memory is exhausted.
 
@@ -67,7 +48,7 @@ def planted_error(setting: Setting) -> Found:
             raise torch.OutOfMemoryError("planted")
         return picture[:, :, first:last]
 
-    with _heard() as heard:
+    with heard_warnings() as heard:
         painted = paint_in_strips(stylizer, picture, {"strip_px": picture.shape[2]}, rows)
     return _judged("planted", heard, contrast_error(painted, whole), LIMITS["fp32"].same)
 
@@ -94,7 +75,7 @@ def limited_memory(setting: Setting) -> Found:
     allowed = held + (peak - held) * 6 // 10
     torch.cuda.set_per_process_memory_fraction(allowed / total, setting.device)
     try:
-        with _heard() as heard:
+        with heard_warnings() as heard:
             painted = paint_in_strips(stylizer, picture, changes)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, setting.device)

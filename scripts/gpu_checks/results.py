@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -13,6 +15,9 @@ from typing import Any, Literal
 Status = Literal["passed", "failed", "skipped"]
 OUT_OF_TIME = "no time is left in this section"
 MESSAGE_LINES = 6
+BEGINS = "begins"
+# Errors after which CUDA refuses all further work of the process.
+LOST = re.compile(r"^(Accelerator|Runtime)Error: CUDA error")
 SHARE_FOR_LAST_CHECK = 0.1  # of a section's time
 
 
@@ -131,27 +136,56 @@ def perform(check: Check) -> Result:
         return result("failed", "\n".join(lines[:MESSAGE_LINES]), Found())
 
 
-def perform_all(checks: Iterable[Check], events: Path, seconds: float) -> None:
-    """Make checks one after the other and append their results to a file, as JSON lines.
+def perform_all(checks: Iterable[Check], events: Path, seconds: float) -> bool:
+    """Make checks one after the other and append their results to a file, as JSON lines, before each its name.
 
     Args:
-        checks: The checks.
+        checks: The checks; of an earlier process the file may hold results of the first of them, which are passed over.
         events: The file.
         seconds: Time until the process is killed: checks that may not be finished by then are skipped.
+
+    Returns:
+        Whether all were made; False: the device is lost to this process, and another one must go on.
     """
     end_s = time.monotonic() + seconds
-    for check in checks:
+    for check in itertools.islice(checks, len(read_results(events)), None):
         late = end_s - time.monotonic() < max(check.needs_s, SHARE_FOR_LAST_CHECK * seconds)
         print(check.name, flush=True)
+        _append(events, {BEGINS: check.name, "table": check.table})
         result = Result(check.name, "skipped", 0.0, OUT_OF_TIME, check.table) if late else perform(check)
-        with events.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(result), ensure_ascii=False) + "\n")
+        append_result(events, result)
+        if LOST.search(result.message):
+            return False
+    return True
+
+
+def append_result(events: Path, result: Result) -> None:
+    """Append a result to a file."""
+    _append(events, asdict(result))
+
+
+def _append(events: Path, line: Mapping[str, Any]) -> None:
+    with events.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def read_results(events: Path) -> list[Result]:
-    """Return the results in a file; a last line that was cut short is passed over."""
+    """Return the results in a file."""
+    return [_result(line) for line in _lines(events) if BEGINS not in line]
+
+
+def begun_check(events: Path) -> Check | None:
+    """Return the name and table of the check that was begun last, unless its result is known."""
+    lines = _lines(events)
+    if not lines or BEGINS not in lines[-1]:
+        return None
+    return Check(lines[-1][BEGINS], Found, lines[-1]["table"])
+
+
+def _lines(events: Path) -> list[dict[str, Any]]:
+    """Return the lines of a file; a last one that was cut short is passed over."""
     lines = events.read_text("utf-8").splitlines(keepends=True) if events.is_file() else []
-    return [_result(json.loads(line)) for line in lines if line.endswith("\n")]
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def _result(told: dict[str, Any]) -> Result:

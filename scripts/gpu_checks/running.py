@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from gpu_checks.results import Result, read_results
+from gpu_checks.results import MESSAGE_LINES, Result, append_result, begun_check, read_results
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "gpu_check.py"
-TAIL_LINES = 15
+TAIL_LINES = 25
+DEVICE_LOST = 75  # exit status of a process whose checks are not all made
 
 
 class Section(NamedTuple):
@@ -105,36 +106,56 @@ def run_sections(
 
 
 def run_section(section: Section, options: Options, limit_s: float) -> Outcome:
-    """Run a section; a process that is not finished at its limit is killed with all that it started."""
+    """Run a section; a process that is not finished at its limit is killed with all that it started.
+
+    Where a check ends its process, or loses the device, another process goes on with the next check.
+    """
     events, log = (options.folder / f"{section.name}.{suffix}" for suffix in ("jsonl", "log"))
     events.unlink(missing_ok=True)
+    log.unlink(missing_ok=True)
+    start_s = time.monotonic()
+    while True:
+        status = _run_process(section, options, events, log, limit_s - (time.monotonic() - start_s))
+        tail = log.read_text("utf-8", errors="replace").splitlines()[-TAIL_LINES:]
+        guilty = begun_check(events)
+        if status == DEVICE_LOST and guilty is None:
+            continue
+        if status in (0, None) or guilty is None:
+            break
+        message = "\n".join([_reason(status), *tail[-MESSAGE_LINES:]])
+        append_result(events, Result(guilty.name, "failed", 0.0, message, guilty.table))
+    trouble = "" if status == 0 else _reason(status)
+    if status is None:
+        during = "" if guilty is None else f" during: {guilty.name}"
+        trouble = f"killed at its limit of {limit_s:.0f} s{during}"
+    return Outcome(section, time.monotonic() - start_s, read_results(events), trouble, tail)
+
+
+def _run_process(section: Section, options: Options, events: Path, log: Path, limit_s: float) -> int | None:
+    """Run a process of a section and return its exit status; None: it was killed at its limit."""
     command = [sys.executable, str(SCRIPT), f"--device={options.device}", f"--output={options.folder}"]
     command += [f"--module={section.module}", f"--events={events}", f"--seconds={limit_s}"]
     command += ["--miniature"] if options.miniature else []
-    start_s = time.monotonic()
-    with log.open("wb") as output:
+    with log.open("ab") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            status = process.wait(limit_s)
-            trouble = "" if status == 0 else _reason(status)
+            return process.wait(max(0.0, limit_s))
         except subprocess.TimeoutExpired:
-            trouble = f"killed at its limit of {limit_s:.0f} s"
+            return None
         finally:
             with suppress(ProcessLookupError):  # compilers that it started, too
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    tail = log.read_text("utf-8", errors="replace").splitlines()[-TAIL_LINES:]
-    return Outcome(section, time.monotonic() - start_s, read_results(events), trouble, tail)
 
 
-def _reason(status: int) -> str:
+def _reason(status: int | None) -> str:
     """Return why a process ended.
 
     >>> _reason(3), _reason(-11)
     ('its process ended with status 3', 'its process was ended by SIGSEGV')
     """
-    if status >= 0:
+    if status is None or status >= 0:
         return f"its process ended with status {status}"
     return f"its process was ended by {signal.Signals(-status).name}"

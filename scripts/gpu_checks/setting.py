@@ -260,6 +260,23 @@ def small_compiler(setting: Setting) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def heard_warnings() -> Iterator[list[str]]:
+    """Yield the warnings of stylize's log within the block."""
+    heard: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            heard.append(record.getMessage())
+
+    handler, logger = Handler(logging.WARNING), logging.getLogger("stylize")
+    logger.addHandler(handler)
+    try:
+        yield heard
+    finally:
+        logger.removeHandler(handler)
+
+
 def make_stylizer(
     setting: Setting, precision: str, width: int = 32, norm: str = "instance", **options: Any
 ) -> Stylizer:

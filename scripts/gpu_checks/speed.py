@@ -20,12 +20,13 @@ from benchmarks.measuring import number
 from torch import Tensor
 
 from gpu_checks.pictures import paint_to_files, write_photograph
-from gpu_checks.results import Check, Found, Goal, Skipped
+from gpu_checks.results import Check, Found, Goal, Skipped, require
 from gpu_checks.setting import (
     SMALL_LOSS,
     Setting,
     Task,
     build_trainer,
+    heard_warnings,
     knows_graphs,
     make_crops,
     make_picture,
@@ -154,12 +155,16 @@ def _seconds_once(setting: Setting, function: Callable[[], object]) -> float:
 
 
 def paint(setting: Setting, size: Size, width: int, compiled: bool, peak: float) -> Found:
-    """Time painting from a tensor to a tensor on the device: as a whole, or in strips where maps are too large."""
+    """Time painting from a tensor to a tensor on the device: as a whole, or in strips where maps are too large.
+
+    Raises:
+        Failed: There was a warning, such as of a failed compilation.
+    """
     whole = 2 * width * size.height * size.width < MOST_WHOLE
     shapes = {Shape(1, size.width, size.height)} if compiled else set()
     setting.free()
     torch._dynamo.reset()
-    with small_compiler(setting), torch.inference_mode():
+    with small_compiler(setting), torch.inference_mode(), heard_warnings() as heard:
         compute = replace(Compute(setting.device, setting.fast_precision), tuned=True)
         made = make_stylizer(setting, setting.fast_precision, width)
         stylizer = Stylizer(made.generator, compute, shapes)
@@ -183,7 +188,9 @@ def paint(setting: Setting, size: Size, width: int, compiled: bool, peak: float)
     frames = 1 / seconds.median
     goals = (Goal(f"{size.name}, width 32, {mode}", frames, GOAL_FRAMES, "frames/s"),) if width == 32 else ()
     numbers = {"seconds": seconds._asdict(), "flop": flop, "first_s": first_s}
-    return Found(row, numbers, goals if size.name == UHD.name or setting.miniature else ())
+    found = Found(row, numbers, goals if size.name == UHD.name or setting.miniature else ())
+    require(not heard, f"warned: {'; '.join(heard)}", found)
+    return found
 
 
 def paint_file(setting: Setting, size: Size) -> Found:
