@@ -41,8 +41,9 @@ class Limits(NamedTuple):
     same: float
 
 
-# About five times what torch has on a CPU. The faults to find, a wrong border or statistic, are above them in float32.
-LIMITS = {"fp32": Limits(1e-4, 1e-3, 1e-4), "bf16": Limits(0.15, 0.7, 0.15), "fp16": Limits(0.02, 0.0, 0.02)}
+# Some times what torch has on a CPU. The faults to find, a wrong border or statistic, are above them in float32. There
+# one of the ReLUs whose input is nearly 0 may turn over, and changes the gradient by about 1 %.
+LIMITS = {"fp32": Limits(1e-4, 0.05, 1e-4), "bf16": Limits(0.15, 0.7, 0.15), "fp16": Limits(0.02, 0.0, 0.02)}
 # Its smallest maps have 2 to 6 pixels a side: their statistics amplify rounding.
 AMPLIFIES = {"texture_network": 4.0}
 
