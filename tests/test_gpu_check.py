@@ -332,6 +332,20 @@ def test_a_gradient_that_is_wrong_beside_right_results_is_found(setting: Any, mo
     assert result.status == "failed" and re.match(r"\S+ gradient 1 of ", result.message)
 
 
+def test_a_single_value_that_is_no_number_is_found(setting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = [0]
+
+    def spoiled(x: Tensor, *given: Any, original: Any = ops.pad) -> Tensor:
+        result: Tensor = original(x, *given)
+        calls[0] += x.dtype != torch.float64
+        return result.index_fill(3, torch.tensor([0]), float("nan")) if calls[0] == 1 else result
+
+    monkeypatch.setattr(ops, "pad", spoiled)
+    result = found_by(setting, "numerics", "pad, bf16")
+    assert result.status == "failed" and ": off by inf of the largest value" in result.message
+    assert calls[0] > 1
+
+
 def test_statistics_that_cancel_at_large_means_are_found(setting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def cancelling(x: Tensor) -> ops.Statistics:
         mean = x.mean((2, 3))

@@ -6,6 +6,7 @@ Errors are relative to the largest value of the reference.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -182,9 +183,10 @@ def _cotangents(case: Case, exact: Inputs, expected: Inputs, dtypes: Sequence[to
 
 def _error(got: Tensor, expected: Tensor) -> float:
     if got.shape != expected.shape:
-        return float("inf")
+        return math.inf
     largest = expected.detach().abs().max().item()
-    return (got.detach().cpu().double() - expected.detach()).abs().max().item() / (largest or 1.0)
+    error = (got.detach().cpu().double() - expected.detach()).abs().max().item() / (largest or 1.0)
+    return math.inf if math.isnan(error) else error
 
 
 def _random(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:

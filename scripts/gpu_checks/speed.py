@@ -47,7 +47,6 @@ TRAINING_IMAGES = 160_000
 GOAL_MINUTES, GOAL_SHARE, GOAL_FRAMES = 2.0, 40.0, 120.0
 GOAL_LOADED = TRAINING_IMAGES / 60 / GOAL_MINUTES
 MODES = {"never": "eager", "always": "compiled", "graphs": "CUDA graphs"}
-MOST_WHOLE = 2**31  # values of a map that is painted as a whole
 RESIZE_PX, CROP_PX = 288, 256
 
 
@@ -160,7 +159,6 @@ def paint(setting: Setting, size: Size, width: int, compiled: bool, peak: float)
     Raises:
         Failed: There was a warning, such as of a failed compilation.
     """
-    whole = 2 * width * size.height * size.width < MOST_WHOLE
     shapes = {Shape(1, size.width, size.height)} if compiled else set()
     setting.free()
     torch._dynamo.reset()
@@ -168,6 +166,7 @@ def paint(setting: Setting, size: Size, width: int, compiled: bool, peak: float)
         compute = replace(Compute(setting.device, setting.fast_precision), tuned=True)
         made = make_stylizer(setting, setting.fast_precision, width)
         stylizer = Stylizer(made.generator, compute, shapes)
+        whole = stylizer.can_index((size.width, size.height))
         picture = make_picture(size.height, size.width).to(setting.device)
         run = partial(stylizer.painter.paint, picture) if whole else partial(paint_in_strips, stylizer, picture)
         first_s = _seconds_once(setting, run)

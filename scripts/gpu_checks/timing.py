@@ -48,7 +48,7 @@ def product_rate(setting: Setting, kind: str) -> float:
 
 def copy_rate(setting: Setting) -> float:
     """Return the bytes per second that a large copy reads and writes, the best of some."""
-    size = setting.sized(2**32 if setting.on_cuda else 2**28, 2**20)
+    size = setting.sized(2**30 if setting.on_cuda else 2**28, 2**20)
     source = torch.ones(size // 4, device=setting.device)
     target = torch.empty_like(source)
     return 2 * size / seconds_of(setting, partial(target.copy_, source), 5).least
