@@ -461,6 +461,28 @@ def test_a_step_of_several_graphs_is_found(setting: Any, monkeypatch: pytest.Mon
     assert result.status == "failed" and result.message.startswith("the step is not one graph: ")
 
 
+@pytest.mark.parametrize(
+    ("section", "name"),
+    (("speed", "step, batch 2, compiled"), ("compilation", "instance, train.compile: always")),
+)
+def test_a_step_that_warns_is_not_timed_in_silence(
+    setting: Any, monkeypatch: pytest.MonkeyPatch, section: str, name: str
+) -> None:
+    from stylize.training import trainer
+
+    step = trainer.Trainer.step
+
+    def warned(self: Any, batch: Tensor) -> Any:
+        if self.compute.compiled and not hasattr(self, "told"):
+            self.told = True
+            trainer.logger.warning("train.compile: a first step failed (why)")
+        return step(self, batch)
+
+    monkeypatch.setattr(trainer.Trainer, "step", warned)
+    result = found_by(setting, section, name)
+    assert (result.status, result.message) == ("failed", "warned: train.compile: a first step failed (why)")
+
+
 def test_painting_whose_compilation_failed_is_not_timed_as_compiled(
     setting: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from gpu_checks.results import Check, Failed, Found, Skipped, require
-from gpu_checks.setting import SMALL_LOSS, Setting, Task, build_trainer, knows_graphs, make_crops, small_compiler
+from gpu_checks.setting import (
+    SMALL_LOSS,
+    Setting,
+    Task,
+    build_trainer,
+    heard_warnings,
+    knows_graphs,
+    make_crops,
+    small_compiler,
+)
 from stylize.errors import StylizeError
 
 TABLE = "compiled steps"
@@ -54,7 +63,7 @@ def compiled_step(setting: Setting, norm: str, mode: str) -> Found:
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters
     counters.clear()
-    with small_compiler(setting):
+    with small_compiler(setting), heard_warnings() as heard:
         try:
             compiled, first_s = losses(setting, task, crops)
         except StylizeError as error:
@@ -71,6 +80,7 @@ def compiled_step(setting: Setting, norm: str, mode: str) -> Found:
         "losses, eager": ", ".join(f"{loss:.4f}" for loss in eager),
     }
     found = Found(row, {"first_s": first_s, "graphs": graphs, "compiled": compiled, "eager": eager, "apart": apart})
+    require(not heard, f"warned: {'; '.join(heard)}", found)
     if breaks:
         raise Failed(f"the step is not one graph: {first_line(breaks)}", found)
     require(graphs >= 1 or mode == "graphs", "nothing was compiled", found)

@@ -227,7 +227,7 @@ def build_trainer(
         **given,
     )
     compute = Compute.for_training(device, config.precision, config.compile, config.steps)
-    compute = dataclasses.replace(compute, deterministic=task.deterministic)
+    compute = dataclasses.replace(compute, deterministic=task.deterministic)  # of any version
     return Trainer(
         make_generator(0, task.norm, task.width),
         PerceptualLoss(make_vgg(task.loss, 0), task.loss, [make_picture(task.crop_px, task.crop_px, 1)[0]]),

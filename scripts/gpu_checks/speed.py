@@ -90,8 +90,10 @@ def checks(setting: Setting) -> Iterator[Check]:
     for size in sizes:
         yield Check(f"file of {size.name}", partial(paint_file, setting, size), FILES)
     yield Check("a folder", partial(paint_folder, setting), FILES)
-    for cached in (False, True):
-        yield Check("loader, cache" if cached else "loader, JPEGs", partial(load, setting, cached), LOADER)
+    workers = setting.sized(max(1, Compute(setting.device).decoding_workers()), 0)
+    yield Check("loader, JPEGs", partial(load, setting, False, workers), LOADER)
+    for count in sorted({workers, 0}):
+        yield Check(f"loader, cache, {count} workers", partial(load, setting, True, count), LOADER)
     for batch in batches[1:]:
         yield from _compiled_steps(setting, batch, peak)
 
@@ -106,6 +108,7 @@ def step(setting: Setting, batch: int, mode: str, peak: float) -> Found:
     """Time the training step.
 
     Raises:
+        Failed: There was a warning, such as of a failed compilation.
         Skipped: It cannot be compiled here.
     """
     if mode == "graphs" and not (knows_graphs() and setting.on_cuda):
@@ -114,7 +117,7 @@ def step(setting: Setting, batch: int, mode: str, peak: float) -> Found:
     if setting.miniature:
         task = replace(task, width=4, crop_px=32, loss=SMALL_LOSS)
     torch._dynamo.reset()  # another batch is compiled as such, not for all sizes
-    with small_compiler(setting):
+    with small_compiler(setting), heard_warnings() as heard:
         try:
             trainer = build_trainer(task, setting.device)
         except StylizeError as error:
@@ -142,7 +145,9 @@ def step(setting: Setting, batch: int, mode: str, peak: float) -> Found:
         if batch == 16:
             goals.append(Goal(f"share of the {task.precision} product, {named}", 100 * share, GOAL_SHARE, "%"))
     numbers = {"seconds": seconds._asdict(), "share": share, "flop": flop, "first_s": first_s}
-    return Found(row, numbers, tuple(goals))
+    found = Found(row, numbers, tuple(goals))
+    require(not heard, f"warned: {'; '.join(heard)}", found)
+    return found
 
 
 def _seconds_once(setting: Setting, function: Callable[[], object]) -> float:
@@ -227,10 +232,9 @@ def _files(name: str, count: int, pixels: int, seconds: float, first_s: float) -
     return Found(row, {"seconds": seconds, "first_s": first_s, "count": count})
 
 
-def load(setting: Setting, cached: bool) -> Found:
+def load(setting: Setting, cached: bool, workers: int) -> Found:
     """Time the loader: crops of JPEGs of 640×480, or of decoded ones in a cache."""
     setting.needs("pyvips")
-    workers = setting.sized(max(1, Compute(setting.device).decoding_workers()), 0)
     count, batch, batches = setting.sized((128, 16, 120), (4, 2, 4))
     with setting.scratch() as folder:
         (folder / "photographs").mkdir()
@@ -251,7 +255,8 @@ def load(setting: Setting, cached: bool) -> Found:
         "workers": f"{workers} of {usable_cores()} cores",
         "crops/s": number(rate),
     }
-    goal = Goal(f"crops/s of the loader, {row['photographs']}", rate, round(GOAL_LOADED), "crops/s")
+    name = f"crops/s of the loader, {row['photographs']}, {workers} workers"
+    goal = Goal(name, rate, round(GOAL_LOADED), "crops/s")
     return Found(row, {"rate": rate, "workers": workers}, (goal,))
 
 
