@@ -45,6 +45,7 @@ SUBJECTS: Mapping[str, Callable[[Settings, Floor], Finding]] = {
 }
 DEFAULT = ("step", "apply")
 ALL = "all"
+PAINTING = ("apply", "sizes", "folder")
 
 
 def chosen_subjects(names: Sequence[str]) -> list[str]:
@@ -57,6 +58,17 @@ def chosen_subjects(names: Sequence[str]) -> list[str]:
     """
     wanted = SUBJECTS if ALL in names else names or DEFAULT
     return [name for name in SUBJECTS if name in wanted]
+
+
+def check_precision(precision: str, names: Sequence[str]) -> None:
+    """Refuse to train in a precision that is for painting only.
+
+    Raises:
+        click.ClickException: A chosen subject is no painting.
+    """
+    others = [name for name in chosen_subjects(names) if name not in PAINTING]
+    if precision == "fp16" and others:
+        raise click.ClickException(f"--precision: got 'fp16' with {', '.join(others)}; it is for {', '.join(PAINTING)}")
 
 
 def _multiple_of_4(context: click.Context, parameter: click.Parameter, value: int) -> int:
@@ -92,10 +104,11 @@ side_px = click.IntRange(32)
 @click.option("--threads", type=click.IntRange(1), help="Number of CPU threads; default: chosen by torch.")
 @click.option(
     "--precision",
-    type=click.Choice(["auto", "fp32", "bf16"]),
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
     default="auto",
     show_default=True,
-    help="Precision of stylize; plain is always fp32. auto: fp32, and bf16 if the hardware supports it.",
+    help="Precision of stylize, of both sides in norms; plain is otherwise fp32. auto: fp32, and bf16 if the hardware "
+    "supports it. fp16 is for painting only.",
 )
 @click.option(
     "--compile",
@@ -141,7 +154,12 @@ def main(
 
 
 def run(subjects: Sequence[str], settings: Settings, json_file: Path | None) -> None:
-    """Measure the subjects; print and write each finding as soon as it is available."""
+    """Measure the subjects; print and write each finding as soon as it is available.
+
+    Raises:
+        click.ClickException: A subject does not have the precision, or fails.
+    """
+    check_precision(settings.precision, subjects)
     floor = measure_floor(settings)
     findings = {FLOOR: finding(floor)}
     click.echo(f"{place(floor.environment)}\n\n{findings[FLOOR]}")

@@ -29,6 +29,7 @@ NORMS = ("instance", "batch_instance")
 LINE = ["--device=cpu", "--precision=fp32", "--batch=2", "--crop=32", "--size=32", "--rounds=1", "--pictures=3"]
 LINE += [f"--norm={norm}" for norm in NORMS]
 HERE = {"torch": "0", "CPU": "c", "threads": "1", "CPU capability": "none", "device": "cpu", "precision": "fp32"}
+HERE["CPU features"] = "AVX2"
 
 
 class Local:
@@ -129,7 +130,7 @@ def test_every_subject_prints_its_tables_and_writes_its_numbers(
         ("contiguous", 4),
         ("channels_last", 4),
     }
-    assert max(numbers["norms"]["differences"].values()) < 1e-4
+    assert max(numbers["norms"]["differences"]["fp32"].values()) < 1e-4
     assert list(numbers["data"]["loaded_images_per_second"]) == ["0", "1"]
     assert [row["side_px"] for row in numbers["sizes"]["rows"]] == 3 * [32, 64]
     assert [(row["name"], row["pictures"]) for row in numbers["folder"]["rows"]] == [
@@ -229,6 +230,77 @@ def test_a_size_that_would_not_fit_is_skipped_with_a_message(
     needed = "would need about 0.50 GiB, and 0.25 GiB are free"
     assert found.notes == [f"skipped 64², {way}, fp32: {needed}" for way in apply.WAYS]
     assert [row["side_px"] for row in found.numbers["rows"]] == [32] * len(apply.WAYS)
+
+
+def test_norms_in_bfloat16_have_rows_of_their_own_beside_those_in_float32(
+    in_this_process: None, settings: Any, floor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import norms
+
+    monkeypatch.setattr("benchmarks.settings.multiplies_bf16", lambda device: True)
+    typed = set()
+    prepare = norms.NormPlayer._prepare
+
+    def seen(player: Any, case: Any) -> Any:
+        layer, x, gradient = prepare(player, case)
+        typed.add((case.precision, x.dtype, gradient.dtype, next(layer.parameters()).dtype))
+        return layer, x, gradient
+
+    monkeypatch.setattr(norms.NormPlayer, "_prepare", seen)
+    found = norms.run(replace(settings, precision="auto"), floor)
+    assert typed == {
+        ("fp32", torch.float32, torch.float32, torch.float32),
+        ("bf16", torch.bfloat16, torch.bfloat16, torch.float32),
+    }
+    layers = len(norms.layers(1))
+    precisions = [row["precision"] for row in found.numbers["rows"]]
+    assert precisions == (layers * ["fp32"] + layers * ["bf16"]) * len(norms.SHAPES) * len(norms.LAYOUTS)
+    ratios = [row[0] for row in found.tables[1].rows]
+    assert ratios == [f"{a} / {b}, {kind}" for kind in ("fp32", "bf16") for a, b in norms.RATIOS]
+    assert 1e-4 < max(found.numbers["differences"]["bf16"].values()) < 0.05
+    assert max(found.numbers["differences"]["fp32"].values()) < 1e-4
+
+
+def test_a_map_in_bfloat16_has_half_the_bytes(script: ModuleType) -> None:
+    from benchmarks.counts import map_bytes
+
+    assert map_bytes((2, 3, 4, 5), 3, 2) == map_bytes((2, 3, 4, 5), 3) / 2
+
+
+def test_painting_is_timed_in_float16_and_training_is_not(script: ModuleType, in_this_process: None) -> None:
+    line = ["apply", "--device=cpu", "--precision=fp16", "--size=32", "--rounds=1", "--steps=1"]
+    result = CliRunner().invoke(script.main, line, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "| one image, fp16 |" in result.stdout and "product of matrices, fp16" in result.stdout
+    for subjects in (["step"], [], ["all"], ["apply", "norms"]):
+        refused = CliRunner().invoke(script.main, [*subjects, "--precision=fp16"])
+        assert refused.exit_code == 1
+        assert "Error: --precision: got 'fp16' with " in refused.output
+        assert "; it is for apply, sizes, folder" in refused.output
+
+
+@pytest.mark.parametrize(
+    ("lines", "model", "features"),
+    (
+        (
+            "processor\t: 0\nmodel name\t: A: fast one\nflags\t\t: fpu avx2 avx512f avx512_bf16 amx_tile\n",
+            "A: fast one",
+            ["AVX2", "AVX-512", "AVX-512 BF16", "AMX tiles"],
+        ),
+        ("processor\t: 0\nmodel name\t: B\nflags\t\t: fpu avx512_bf16x\n", "B", []),
+        ("processor\t: 0\nmodel name\t: C\nFeatures\t: fp asimd bf16\n", "C", ["Neon", "BF16"]),
+    ),
+)
+def test_the_features_of_the_processor_are_those_that_the_system_tells(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str, model: str, features: list[str]
+) -> None:
+    from benchmarks import measuring, report
+
+    monkeypatch.setattr(measuring, "CPU_INFO", tmp_path / "cpuinfo")
+    measuring.CPU_INFO.write_text(lines)
+    told = measuring.environment(torch.device("cpu"))
+    assert (told["CPU"], measuring.cpu_features()) == (model, features)
+    assert f"{model} ({', '.join(features) or 'unknown'})" in report.place(told)
 
 
 def test_sides_that_compute_something_else_are_not_compared(in_this_process: None, settings: Any, floor: Any) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import click
 from benchmarks import remote
@@ -20,7 +20,7 @@ from benchmarks.counts import painting_flop
 from benchmarks.floor import Floor
 from benchmarks.measuring import Memory, free_bytes, number, spread
 from benchmarks.report import Finding, Table, gib, share
-from benchmarks.settings import Settings, make_images
+from benchmarks.settings import Named, Settings, make_images
 from benchmarks.workloads import (
     ENVIRONMENT,
     PlainApply,
@@ -183,7 +183,7 @@ class Painted:
 
     side_px: int
     way: str
-    precision: Literal["fp32", "bf16"]
+    precision: Named
     seconds: list[float]
     memory: Memory
     floor_share: float
@@ -220,9 +220,7 @@ def run_sizes(settings: Settings, floor: Floor) -> Finding:
     return Finding(notes, [Table(SIZES_HEADER, [row.cells() for row in rows])], numbers)
 
 
-def _paint_by_size(
-    way: str, settings: Settings, precision: Literal["fp32", "bf16"], floor: Floor
-) -> tuple[list[Painted], list[str]]:
+def _paint_by_size(way: str, settings: Settings, precision: Named, floor: Floor) -> tuple[list[Painted], list[str]]:
     painted: list[Painted] = []
     skipped: list[str] = []
     for side_px in SIZES_PX:

@@ -26,10 +26,18 @@ def training_flop(batch: int, crop_px: int) -> int:
     return int(counter.get_total_flops())
 
 
-def painting_flop(images: int, side_px: int) -> int:
-    """Return the FLOP of painting: two for each multiply-add of the convolutions."""
+def painting_flop(images: int, height_px: int, width_px: int | None = None, channels: int = WIDTH) -> int:
+    """Return the FLOP of painting: two for each multiply-add of the convolutions.
+
+    Args:
+        images: Number of images.
+        height_px: Their height.
+        width_px: Their width; None: they are square.
+        channels: Width of the generator.
+    """
+    size = height_px, height_px if width_px is None else width_px
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        plain_generator(WIDTH)(torch.empty(images, 3, side_px, side_px))
+        plain_generator(channels)(torch.empty(images, 3, *size))
     return int(counter.get_total_flops())
 
 
@@ -42,10 +50,10 @@ def product_flop(side: int) -> int:
     return 2 * side**3
 
 
-def map_bytes(shape: Sequence[int], passes: int) -> int:
-    """Return the bytes of a number of passes over float32 maps.
+def map_bytes(shape: Sequence[int], passes: int, value_bytes: int = FLOAT32_BYTES) -> int:
+    """Return the bytes of a number of passes over maps.
 
     >>> map_bytes((2, 3, 4, 5), NORM_PASSES["forward"])
     1440
     """
-    return FLOAT32_BYTES * math.prod(shape) * passes
+    return value_bytes * math.prod(shape) * passes

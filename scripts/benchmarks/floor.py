@@ -18,6 +18,7 @@ from benchmarks.measuring import environment, spread, timed
 from benchmarks.report import Finding, Table
 from benchmarks.settings import Settings
 
+from stylize.system.compute import MAP_TYPES
 from stylize.system.devices import multiplies_bf16
 
 PRODUCT_SIDE = {"cpu": 2048, "cuda": 8192}
@@ -64,6 +65,8 @@ class FloorPlayer:
         kinds = ["fp32", *(["tf32"] if on_cuda else [])]
         if on_cuda or settings.precision == "bf16" or multiplies_bf16(self.device):
             kinds.append("bf16")
+        if settings.precision == "fp16":
+            kinds.append("fp16")
         self.kinds = kinds
 
     def environment(self) -> dict[str, str]:
@@ -76,8 +79,7 @@ class FloorPlayer:
     def _product(self, kind: str) -> float:
         side = PRODUCT_SIDE[self.device.type]
         a, b, c = (
-            torch.randn(side, side, device=self.device, dtype=torch.bfloat16 if kind == "bf16" else torch.float32)
-            for _ in range(3)
+            torch.randn(side, side, device=self.device, dtype=MAP_TYPES.get(kind, torch.float32)) for _ in range(3)
         )
         with _matmul_precision("high" if kind == "tf32" else "highest"):
             return product_flop(side) / self._seconds(partial(torch.mm, a, b, out=c))

@@ -16,6 +16,19 @@ import torch
 STATUS = Path("/proc/self/status")
 CLEAR = Path("/proc/self/clear_refs")
 MEMORY = Path("/proc/meminfo")
+CPU_INFO = Path("/proc/cpuinfo")
+# Names by the system's flags, those of x86 before those of ARM.
+CPU_FEATURES = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx512_bf16": "AVX-512 BF16",
+    "avx512_fp16": "AVX-512 FP16",
+    "amx_tile": "AMX tiles",
+    "amx_bf16": "AMX BF16",
+    "asimd": "Neon",
+    "sve": "SVE",
+    "bf16": "BF16",
+}
 
 
 def timed(function: Callable[[], object], device: torch.device) -> float:
@@ -150,13 +163,22 @@ def environment(device: torch.device) -> dict[str, str]:
         "CPU": cpu_model(),
         "threads": str(torch.get_num_threads()),
         "CPU capability": torch.backends.cpu.get_cpu_capability(),
+        "CPU features": ", ".join(cpu_features()) or "unknown",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
 
 
 def cpu_model() -> str:
     """Return the name of the processor."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return _cpu_line("model name") or platform.processor() or platform.machine()
+
+
+def cpu_features() -> list[str]:
+    """Return those of the processor's features that decide how fast it multiplies; none where they are unknown."""
+    flags = (_cpu_line("flags") or _cpu_line("Features")).split()
+    return [name for flag, name in CPU_FEATURES.items() if flag in flags]
+
+
+def _cpu_line(key: str) -> str:
+    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.is_file() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.split(":")[0].strip() == key), "")

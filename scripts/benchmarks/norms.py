@@ -1,7 +1,8 @@
 """Time normalization layers, forward and backward.
 
-stylize's layers, torch's, and batch-instance norm as the sum of two layers, in turns in one process, in float32. The
-times of a row are those of one call in `train()`, the totals those of one call for each shape.
+stylize's layers, torch's, and batch-instance norm as the sum of two layers, in turns in one process, on maps in float32
+and bfloat16; the parameters are float32. The times of a row are those of one call in `train()`, the totals those of one
+call for each shape.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stylize.norms import BatchInstanceNorm, BatchNorm, InstanceNorm
+from stylize.system.compute import MAP_TYPES
 from stylize.system.memory import keep_freed_memory
 
 SHAPES = ((4, 32, 256, 256), (4, 64, 128, 128), (4, 128, 64, 64), (1, 32, 256, 256))
@@ -34,11 +36,13 @@ REPEATS = 5  # repeats of each step in a turn: a call takes milliseconds
 GATE = 0.3
 TOLERANCE = 1e-3
 COARSE_TOLERANCE = 1e-2  # on CUDA the order of sums varies
+ROUNDED_TOLERANCE = 5e-2  # of maps of 8 or 11 bits
 
 TOTAL = "all shapes"
 HEADER = (
     "layout",
     "shape",
+    "precision",
     "layer",
     "forward ms",
     "backward ms",
@@ -91,11 +95,13 @@ class Case(NamedTuple):
         layout: A name of `LAYOUTS`.
         shape: Shape of the maps, `(N, C, H, W)`.
         layer: Name of the layer.
+        precision: Type of the maps.
     """
 
     layout: str
     shape: tuple[int, ...]
     layer: str
+    precision: str = "fp32"
 
 
 class Seconds(NamedTuple):
@@ -105,12 +111,13 @@ class Seconds(NamedTuple):
     backward: float
 
 
-def cases() -> Iterator[Case]:
+def cases(precisions: Sequence[str] = ("fp32",)) -> Iterator[Case]:
     """Return all cases, layers innermost, so that layers are compared right after each other."""
     for layout in LAYOUTS:
         for shape in SHAPES:
-            for layer in layers(1):
-                yield Case(layout, shape, layer)
+            for precision in precisions:
+                for layer in layers(1):
+                    yield Case(layout, shape, layer, precision)
 
 
 class NormPlayer:
@@ -120,21 +127,22 @@ class NormPlayer:
         keep_freed_memory()  # like `stylize train`
         self.device = settings.torch_device()
         self.seed = settings.seed
+        self.precisions = settings.precisions()
 
     def play(self, steps: int) -> dict[Case, Seconds]:
         """Time one turn of every layer at every shape."""
-        return {case: self._time(case, REPEATS * steps) for case in cases()}
+        return {case: self._time(case, REPEATS * steps) for case in cases(self.precisions)}
 
-    def differences(self) -> dict[str, float]:
+    def differences(self, precision: str) -> dict[str, float]:
         """Return the largest differences of layers with the same mathematics, over all shapes and layouts.
 
         torch's layers run in the contiguous layout: `F.instance_norm` gives wrong gradients for a single image
         that is channels-last (torch 2.15, CPU).
         """
         found: dict[str, list[float]] = {}
-        for case in cases():
+        for case in cases((precision,)):
             if case.layer in SAME:
-                plain = self._results(Case("contiguous", case.shape, SAME[case.layer]))
+                plain = self._results(Case("contiguous", case.shape, SAME[case.layer], precision))
                 for value, difference in relative_differences(plain, self._results(case)).items():
                     found.setdefault(f"{value} of {case.layer}", []).append(difference)
         return {name: float(np.max(differences)) for name, differences in found.items()}
@@ -145,7 +153,7 @@ class NormPlayer:
         gradient, *of_parameters = torch.autograd.grad(output, [x, *layer.parameters()], output_gradient)
         # Together: a gate's gradient is a difference of sums as large as those of weight and bias, and may be 0.
         found = {"output": output, "gradient": gradient, "parameters' gradient": torch.cat(of_parameters)}
-        return {name: value.detach().cpu().numpy() for name, value in found.items()}
+        return {name: value.detach().cpu().float().numpy() for name, value in found.items()}
 
     def _time(self, case: Case, repeats: int) -> Seconds:
         layer, x, output_gradient = self._prepare(case)
@@ -162,7 +170,9 @@ class NormPlayer:
     def _prepare(self, case: Case) -> tuple[nn.Module, Tensor, Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
         x, output_gradient = (
-            torch.randn(case.shape, generator=generator).to(self.device, memory_format=LAYOUTS[case.layout])
+            torch.randn(case.shape, generator=generator).to(
+                self.device, MAP_TYPES[case.precision], memory_format=LAYOUTS[case.layout]
+            )
             for _ in range(2)
         )
         layer = layers(case.shape[1])[case.layer].to(self.device).train()
@@ -176,18 +186,27 @@ def run(settings: Settings, floor: Floor) -> Finding:
         click.ClickException: Layers of the same mathematics differ.
     """
     with remote.Remote("norms", NormPlayer, settings) as player:
-        differences: dict[str, float] = player.call("differences")
-        exact = settings.torch_device().type == "cpu"
-        check_differences("norms", differences, TOLERANCE if exact else COARSE_TOLERANCE)
+        differences: dict[str, dict[str, float]] = {}
+        for precision in settings.precisions():
+            differences[precision] = player.call("differences", precision)
+            check_differences(f"norms, {precision}", differences[precision], _tolerance(settings, precision))
         turns: list[dict[Case, Seconds]] = []
         for turn in range(settings.rounds):
             click.echo(f"norms: round {turn + 1} of {settings.rounds}", err=True)
             turns.append(player.call("play", settings.steps))
     rows = {case: [one[case] for one in turns] for case in turns[0]}
-    found = {layout: layout_ratios(rows, layout) for layout in LAYOUTS}
+    found = {
+        precision: {layout: layout_ratios(rows, layout, precision) for layout in LAYOUTS}
+        for precision in settings.precisions()
+    }
     names = [f"{a} / {b}" for a, b in RATIOS]
-    ratio_rows = [(name, *(str(spread(found[layout][name])) for layout in LAYOUTS)) for name in names]
-    note = f"largest difference between layers of the same mathematics: {max(differences.values()):.1g}"
+    ratio_rows = [
+        (f"{name}, {precision}", *(str(spread(of_layouts[layout][name])) for layout in LAYOUTS))
+        for precision, of_layouts in found.items()
+        for name in names
+    ]
+    largest = ", ".join(f"{max(of_values.values()):.1g} in {name}" for name, of_values in differences.items())
+    note = f"largest difference between layers of the same mathematics: {largest}"
     return Finding(
         [note],
         [Table(HEADER, list(_table_rows(rows, floor))), Table(RATIO_HEADER, ratio_rows)],
@@ -199,35 +218,50 @@ def run(settings: Settings, floor: Floor) -> Finding:
     )
 
 
-def totals(rows: Mapping[Case, Sequence[Seconds]], layout: str, layer: str) -> list[Seconds]:
+def _tolerance(settings: Settings, precision: str) -> float:
+    if precision != "fp32":
+        return ROUNDED_TOLERANCE
+    return TOLERANCE if settings.torch_device().type == "cpu" else COARSE_TOLERANCE
+
+
+def totals(rows: Mapping[Case, Sequence[Seconds]], layout: str, layer: str, precision: str = "fp32") -> list[Seconds]:
     """Return the sums of a layer over all shapes of a layout, by round."""
-    of_shapes = [seconds for case, seconds in rows.items() if (case.layout, case.layer) == (layout, layer)]
+    wanted = layout, layer, precision
+    of_shapes = [seconds for case, seconds in rows.items() if (case.layout, case.layer, case.precision) == wanted]
     return [
         Seconds(sum(s.forward for s in of_round), sum(s.backward for s in of_round))
         for of_round in zip(*of_shapes, strict=True)
     ]
 
 
-def layout_ratios(rows: Mapping[Case, Sequence[Seconds]], layout: str) -> dict[str, list[float]]:
+def layout_ratios(
+    rows: Mapping[Case, Sequence[Seconds]], layout: str, precision: str = "fp32"
+) -> dict[str, list[float]]:
     """Return the ratios of two layers' times, forward and backward over all shapes, by round."""
-    sums = {layer: [sum(seconds) for seconds in totals(rows, layout, layer)] for layer in layers(1)}
+    sums = {layer: [sum(seconds) for seconds in totals(rows, layout, layer, precision)] for layer in layers(1)}
     return {f"{a} / {b}": ratios(sums[a], sums[b]) for a, b in RATIOS}
 
 
 def _table_rows(rows: Mapping[Case, Sequence[Seconds]], floor: Floor) -> Iterator[tuple[str, ...]]:
     for layout in LAYOUTS:
-        for case, seconds in rows.items():
-            if case.layout == layout:
-                yield (layout, "×".join(map(str, case.shape)), case.layer, *_cells(seconds, [case.shape], floor))
-        for layer in layers(1):
-            yield (layout, TOTAL, layer, *_cells(totals(rows, layout, layer), SHAPES, floor))
+        of_layout = [case for case in rows if case.layout == layout]
+        for case in of_layout:
+            shape, cells = "×".join(map(str, case.shape)), _cells(rows[case], [case.shape], case.precision, floor)
+            yield (layout, shape, case.precision, case.layer, *cells)
+        for precision in dict.fromkeys(case.precision for case in of_layout):
+            for layer in layers(1):
+                cells = _cells(totals(rows, layout, layer, precision), SHAPES, precision, floor)
+                yield (layout, TOTAL, precision, layer, *cells)
 
 
-def _cells(seconds: Sequence[Seconds], shapes: Sequence[tuple[int, ...]], floor: Floor) -> Iterator[str]:
+def _cells(
+    seconds: Sequence[Seconds], shapes: Sequence[tuple[int, ...]], precision: str, floor: Floor
+) -> Iterator[str]:
     sums = [sum(of_round) for of_round in seconds]
     medians = {name: statistics.median(getattr(of_round, name) for of_round in seconds) for name in Seconds._fields}
     yield from (number(1e3 * median) for median in medians.values())
     yield str(spread([1e3 * both for both in sums]))
-    moved = {name: sum(map_bytes(shape, NORM_PASSES[name]) for shape in shapes) for name in medians}
+    value_bytes = MAP_TYPES[precision].itemsize
+    moved = {name: sum(map_bytes(shape, NORM_PASSES[name], value_bytes) for shape in shapes) for name in medians}
     reached = [floor.copy_share(moved[name], median) for name, median in medians.items()]
     yield " / ".join(map(share, [*reached, floor.copy_share(sum(moved.values()), statistics.median(sums))]))

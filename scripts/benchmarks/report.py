@@ -83,8 +83,8 @@ def place(environment: Mapping[str, str]) -> str:
     """Return an environment as a line of text."""
     told = environment
     return (
-        f"torch {told['torch']}, {told['CPU']}, {told['threads']} threads, {told['CPU capability']}, "
-        f"device {told['device']}"
+        f"torch {told['torch']}, {told['CPU']} ({told['CPU features']}), {told['threads']} threads, "
+        f"{told['CPU capability']}, device {told['device']}"
     )
 
 

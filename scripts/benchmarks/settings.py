@@ -31,7 +31,8 @@ LOSS = LossConfig(
     scale="relative",
 )
 
-Precision = Literal["auto", "fp32", "bf16"]
+Named = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Settings:
         batch: Number of crops in a training step.
         crop: Side of a crop, px.
         size: Side of the painted image, px.
-        precision: Precision of stylize: `auto`, `fp32` or `bf16`; `auto`: a row for each that the hardware supports.
+        precision: Precision of stylize: `auto`, `fp32`, `bf16`, or for painting `fp16`; `auto`: a row for fp32, and one
+            for bf16 if the hardware supports it.
         compile: Compilation of stylize's training step: `auto`, `always` or `never`.
         norms: Norms of stylize's training step.
         rounds: Number of turns of each side.
@@ -75,7 +77,7 @@ class Settings:
             name = "cuda" if torch.cuda.is_available() else "cpu"
         return choose_device(name)
 
-    def precisions(self) -> tuple[Literal["fp32", "bf16"], ...]:
+    def precisions(self) -> tuple[Named, ...]:
         """Return the precisions in which stylize is timed."""
         if self.precision != "auto":
             return (self.precision,)
@@ -87,12 +89,13 @@ def make_generator(seed: int, norm: str = "instance", width: int = WIDTH) -> Gen
     torch.manual_seed(seed)
     generator = build_generator(GeneratorConfig(name="johnson", norm=norm, width=width))
     for layer in generator.norms().values():
-        _draw_(layer)
+        draw_norm_(layer)
     return generator
 
 
 @torch.no_grad()
-def _draw_(norm: Norm) -> None:
+def draw_norm_(norm: Norm) -> None:
+    """Draw the parameters of a norm."""
     if norm.weight is not None and norm.bias is not None:
         norm.weight.uniform_(0.5, 1.5)
         norm.bias.uniform_(-0.5, 0.5)

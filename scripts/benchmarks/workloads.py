@@ -60,6 +60,7 @@ class StylizeTraining(Workload):
 
     def __init__(self, settings: Settings, norm: str = "instance") -> None:
         keep_freed_memory()  # as `stylize train` does
+        assert settings.precision != "fp16"  # there is no training in it
         device = settings.torch_device()
         generator = make_generator(settings.seed, norm).train()
         loss = PerceptualLoss(make_vgg(settings.seed), LOSS, [make_style(settings)])
