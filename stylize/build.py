@@ -28,6 +28,8 @@ from stylize.training.trainer import Progress, Trainer
 
 logger = logging.getLogger("stylize")
 
+WIDTH_OF_VGG = 64  # channels of its largest maps
+
 
 @dataclass(frozen=True)
 class Run:
@@ -55,7 +57,8 @@ def build_run(config: RunConfig, device: torch.device, run_dir: Path) -> Run:
         StylizeError: A picture, folder or weight file is missing or unfit.
     """
     train = config.train
-    compute = Compute.for_training(device, train.precision, train.compile, train.steps)
+    compute = Compute.for_training(device, train.precision, train.compile, train.steps, train.deterministic)
+    check_map_size(config, compute)
     styles = read_styles(config.style, config.loss)
     photographs = find_photographs(config.content, config.seed)
     torch.manual_seed(config.seed)
@@ -140,18 +143,40 @@ def build_batches(config: RunConfig, photographs: Photographs, compute: Compute)
     held_out = photographs.validation if isinstance(config.content.validation, int) else []
     dataset = CropDataset(photographs.training, config.content, config.seed, held_out)
     asked = config.content.workers
+    cached_bytes = None if dataset.cache is None else dataset.cache.expected_bytes()
     return Batches(
         dataset,
         config.train.batch_size,
-        choose_workers(compute) if asked == "auto" else asked,
+        choose_workers(compute, cached_bytes) if asked == "auto" else asked,
         pin_memory=compute.copies_in_background,
         building_workers=usable_cores() if asked == "auto" else asked,
     )
 
 
-def choose_workers(compute: Compute) -> int:
-    """Number of processes that decode for this one, where the config leaves it open; it is logged."""
-    workers = compute.decoding_workers()
+def check_map_size(config: RunConfig, compute: Compute) -> None:
+    """Refuse batches whose largest map, of the generator or of VGG-19, has more values than the device can count.
+
+    Raises:
+        StylizeError: It has.
+    """
+    batch_size, crop_px = config.train.batch_size, config.content.crop
+    images = -(-batch_size // distributed.count())
+    channels = max(config.generator.width, WIDTH_OF_VGG)
+    if not compute.holds(images * channels * crop_px**2):
+        raise StylizeError(
+            f"train.batch_size: got {batch_size} with content.crop {crop_px}: maps of {images}×{channels}×{crop_px}² "
+            f"values, must be below 2³¹ on {compute.kind}; lower one of the two"
+        )
+
+
+def choose_workers(compute: Compute, cached_bytes: int | None = None) -> int:
+    """Number of processes that decode for this one, where the config leaves it open; it is logged.
+
+    Args:
+        compute: Where the training computes.
+        cached_bytes: Size of the cache of decoded photographs, or None.
+    """
+    workers = compute.decoding_workers(cached_bytes)
     if workers:
         logger.info("content.workers: auto on %s is %d", compute.kind, workers)
     return workers

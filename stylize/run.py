@@ -36,7 +36,16 @@ WAITING_SHARE = 0.05
 # Keys that may differ when a run is resumed: they do not change what was computed so far.
 RESUMABLE_KEYS = frozenset(
     f"train.{key}"
-    for key in ("steps", "checkpoint_every", "keep_checkpoints", "validate_every", "stop_after", "log_every", "compile")
+    for key in (
+        "steps",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "validate_every",
+        "stop_after",
+        "log_every",
+        "compile",
+        "deterministic",
+    )
 ) | {"content.workers", "content.cache"}
 
 
@@ -247,7 +256,7 @@ def _fit(
 ) -> RunResult:
     trainer, config = run.trainer, run.config
     start_s, first_step = time.monotonic(), trainer.progress.step
-    with _monitor(folder, config, first_step, quiet) as monitor:
+    with _monitor(folder, run, quiet) as monitor:
         monitor.log_start(config.to_yaml(), run.styles)
         interrupted = False
         try:
@@ -272,14 +281,16 @@ def _fit(
     )
 
 
-def _monitor(folder: Path, config: RunConfig, first_step: int, quiet: bool) -> Monitor:
+def _monitor(folder: Path, run: Run, quiet: bool) -> Monitor:
     return Monitor(
         folder,
-        steps=config.train.steps,
-        first_step=first_step,
-        images_per_step=config.train.batch_size,
+        steps=run.config.train.steps,
+        first_step=run.trainer.progress.step,
+        images_per_step=run.config.train.batch_size,
         bar="hidden" if quiet else "shown",
         silent=not distributed.is_first(),
+        waits=run.trainer.compute.waits(),
+        remedy=_waiting_remedy(run),
     )
 
 
@@ -322,6 +333,10 @@ def _report(result: RunResult, run: Run) -> None:
 
 def _report_waiting(share: float, run: Run) -> None:
     """Log how long the network waited for photographs, and the remedy."""
-    cached = "" if run.config.content.cache else ", or decode every photograph once: content.cache=FOLDER"
-    remedy = f": raise content.workers (now {run.trainer.batches.workers}){cached}" if share > WAITING_SHARE else ""
+    remedy = f": {_waiting_remedy(run)}" if share > WAITING_SHARE else ""
     logger.info("%.1f %% of the steps' time went into waiting for photographs%s", 100 * share, remedy)
+
+
+def _waiting_remedy(run: Run) -> str:
+    cached = "" if run.config.content.cache else ", or decode every photograph once: content.cache=FOLDER"
+    return f"raise content.workers (now {run.trainer.batches.workers}){cached}"

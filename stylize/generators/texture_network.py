@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections import OrderedDict
+from threading import Lock
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +13,16 @@ from stylize import ops
 from stylize.generators.base import Generator, NetworkConfig, PaddedConv2d
 from stylize.norms import build_norm
 from stylize.ops import upsample_to
+from stylize.ops.dispatch import pools_to_any_size
 from stylize.system import distributed
 
 SCALES = 6
 NOISE_CHANNELS = 3
 MIN_MAP_PX = 2
+KEPT_NOISE_BYTES = 1 << 28
+
+
+Sizes = tuple[tuple[int, int], ...]
 
 
 class TextureNetwork(Generator):
@@ -25,8 +32,8 @@ class TextureNetwork(Generator):
     W/4 channels. The coarser result is upsampled, both are normalized and concatenated, and three more convolutions
     follow. `config.width` 32 gives the paper's 8 channels per branch. Sigmoid output.
 
-    In `train()` z is drawn from torch's random generator. In `eval()` it is determined by `noise_seed` (initially the
-    config's), and is the same for all images of a size: one seed gives one picture.
+    In `train()` z is drawn from the random generator of the device. In `eval()` it is determined by `noise_seed`
+    (initially the config's), and is the same for all images of a size: one seed gives one picture.
 
     Source: Ulyanov et al. 2016, arXiv:1603.03417, and the authors' `pyramid.lua`.
     Differs: reflection padding as in the other generators instead of circular; the smallest maps are 2×2, so that
@@ -43,8 +50,12 @@ class TextureNetwork(Generator):
 
     def paint(self, x: Tensor) -> Tensor:
         sizes = pyramid_sizes(x.shape[-2], x.shape[-1])
-        generator = None if self.training else torch.Generator().manual_seed(self.noise_seed)
-        inputs = [self._with_noise(resize_to(x, size), generator) for size in reversed(sizes)]
+        coarse_to_fine = tuple(reversed(sizes))
+        noises = self._drawn(x, coarse_to_fine) if self.training else _kept_noise(self.noise_seed, coarse_to_fine, x)
+        inputs = [
+            torch.cat([resize_to(x, size), noise.to(x).expand(len(x), -1, -1, -1)], dim=1)
+            for size, noise in zip(coarse_to_fine, noises, strict=True)
+        ]
         maps = self.maps or x.dtype
         branches = cast("list[nn.Sequential]", list(self.branches))
         deep = branched(branches[0], inputs[0], maps)
@@ -60,15 +71,62 @@ class TextureNetwork(Generator):
         """Paint with the noise of this seed in `eval()`."""
         self.noise_seed = seed
 
-    def _with_noise(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Concatenate z, `(N, 3, h, w)`, to an image; with a seeded generator all images get the same z."""
-        # Drawn on the CPU: a seed gives the same noise on every device.
-        if generator is not None:
-            noise = torch.rand(1, NOISE_CHANNELS, *x.shape[-2:], generator=generator)
-        else:  # for the images of all processes, so that several draw the same noise as one
-            whole = torch.rand(len(x) * distributed.count(), NOISE_CHANNELS, *x.shape[-2:])
-            noise = whole.chunk(distributed.count())[distributed.rank()]
-        return torch.cat([x, noise.to(x).expand(len(x), -1, -1, -1)], dim=1)
+    @staticmethod
+    def _drawn(x: Tensor, sizes: Sizes) -> list[Tensor]:
+        """Draw noise for training, `(N, 3, h, w)` of each size, by the random generator of the device of `x`.
+
+        It is drawn for the images of all processes, so that several draw the same noise as one.
+        """
+        shares = distributed.count()
+        wholes = [torch.rand(len(x) * shares, NOISE_CHANNELS, *size, device=x.device) for size in sizes]
+        return [whole.chunk(shares)[distributed.rank()] for whole in wholes]
+
+
+class _Noise(NamedTuple):
+    """What determines noise in inference."""
+
+    seed: int
+    sizes: Sizes
+    device: torch.device
+    dtype: torch.dtype
+
+
+class _NoiseCache:
+    """The noise painted with last, so that pictures of one size need none to be drawn or copied; for all threads."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._kept: OrderedDict[_Noise, list[Tensor]] = OrderedDict()
+
+    def get(self, wanted: _Noise) -> list[Tensor]:
+        with self._lock:
+            if wanted in self._kept:
+                self._kept.move_to_end(wanted)
+                return self._kept[wanted]
+        noise = _drawn_on_cpu(wanted)
+        with self._lock:
+            self._kept[wanted] = noise
+            while sum(maps.nbytes for noise in self._kept.values() for maps in noise) > KEPT_NOISE_BYTES:
+                self._kept.popitem(last=False)
+        return noise
+
+
+_noise_cache = _NoiseCache()
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _kept_noise(seed: int, sizes: Sizes, x: Tensor) -> list[Tensor]:
+    """Return the noise of a seed, `(1, 3, h, w)` of each size, on the device of `x` and in its type."""
+    wanted = _Noise(seed, sizes, x.device, x.dtype)
+    return _noise_cache.get(wanted) if type(x) is Tensor else _drawn_on_cpu(wanted)  # a tracer's tensors are not kept
+
+
+@torch.inference_mode(False)  # other modes will use what is kept
+def _drawn_on_cpu(wanted: _Noise) -> list[Tensor]:
+    """Draw noise on the CPU: a seed gives the same on every device, and all images the same."""
+    generator = torch.Generator().manual_seed(wanted.seed)
+    drawn = [torch.rand(1, NOISE_CHANNELS, *size, generator=generator) for size in wanted.sizes]
+    return [noise.to(wanted.device, wanted.dtype) for noise in drawn]
 
 
 class Join(nn.Module):
@@ -127,4 +185,22 @@ def pyramid_sizes(height: int, width: int) -> list[tuple[int, int]]:
 
 def resize_to(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize by average pooling."""
-    return x if x.shape[-2:] == size else nn.functional.adaptive_avg_pool2d(x, size)
+    if x.shape[-2:] == size:
+        return x
+    height, width = x.shape[-2:]
+    if pools_to_any_size(x) or (height % size[0] == 0 and width % size[1] == 0):
+        return nn.functional.adaptive_avg_pool2d(x, size)
+    rows, columns = _averaging(height, size[0]), _averaging(width, size[1])
+    return rows.to(x) @ x @ columns.to(x).T
+
+
+def _averaging(length: int, pooled: int) -> Tensor:
+    """Return the matrix of adaptive average pooling from one length to another, `(pooled, length)`.
+
+    >>> _averaging(3, 2)
+    tensor([[0.5000, 0.5000, 0.0000],
+            [0.0000, 0.5000, 0.5000]])
+    """
+    position, numbers = torch.arange(length), torch.arange(pooled)[:, None]
+    inside = (position >= numbers * length // pooled) & (position < -(-(numbers + 1) * length // pooled))
+    return inside / inside.sum(1, keepdim=True)

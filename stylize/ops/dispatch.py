@@ -138,6 +138,11 @@ def on_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu"
 
 
+def pools_to_any_size(x: Tensor) -> bool:
+    """Return whether adaptive pooling on the device of `x` takes sizes that do not divide its height and width."""
+    return x.device.type != "mps"
+
+
 def preferred_layout(x: Tensor) -> torch.memory_format:
     """Return the memory layout that the convolutions of the device of `x` prefer."""
     return choose_memory_format(x.device)

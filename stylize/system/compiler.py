@@ -12,30 +12,33 @@ from pathlib import Path
 import torch
 
 from stylize.errors import StylizeError
-from stylize.system import devices
+from stylize.system import devices, distributed
 
 logger = logging.getLogger("stylize")
 
 OLDEST_OF_TRITON = (7, 0)  # compute capability
 PAYS_FROM_STEPS = 2000
+GRAPHS = "graphs"  # of `train.compile`: compiled, and replayed as CUDA graphs
 
 
 def choose_compile(name: str, device: torch.device, steps: int, precision: str = "fp32") -> bool:
     """Whether to compile the training step; the choice of `auto` is logged with its reason.
 
     Args:
-        name: `always`, `never` or `auto`: where it is faster and the run is long enough.
+        name: `always`, `never`, `graphs` or `auto`: where it is faster and the run is long enough.
         device: The device to train on.
         steps: Number of training steps.
         precision: `fp32` or `bf16`.
 
     Raises:
-        StylizeError: `always`, but no compiler is found.
+        StylizeError: `always` or `graphs`, but no compiler is found; or `graphs` where there are no CUDA graphs.
     """
-    if name == "always":
-        check_compiler(device, "train.compile")
+    if name == GRAPHS:
+        _check_graphs(device)
+    if name in ("always", GRAPHS):
+        check_compiler(device, "train.compile", name)
     if name != "auto":
-        return name == "always"
+        return name in ("always", GRAPHS)
     obstacle = why_not_compile(device, precision)
     if obstacle is None and steps < PAYS_FROM_STEPS:
         obstacle = f"{steps} steps on {device.type}, fewer than the {PAYS_FROM_STEPS} that repay it"
@@ -47,18 +50,39 @@ def choose_compile(name: str, device: torch.device, steps: int, precision: str =
     return True
 
 
-def check_compiler(device: torch.device, place: str) -> None:
+def _check_graphs(device: torch.device) -> None:
+    """Refuse CUDA graphs where there are none, and with several processes, whose exchange they would have to record."""
+    processes = distributed.count()
+    if device.type == "cuda" and processes == 1:
+        return
+    where = f"{processes} processes" if processes > 1 else device.type
+    raise StylizeError(
+        f"train.compile: got '{GRAPHS}' with {where}, must be auto, always or never: it needs cuda, one process"
+    )
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that it was raised from, is that the device's memory is full."""
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower():
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def check_compiler(device: torch.device, place: str, asked: str = "always") -> None:
     """Check that compilation is possible where it was asked for.
 
     Args:
         device: The device to compute on.
         place: The option that asked, for the message (`train.compile`, `--compile`).
+        asked: Its value.
 
     Raises:
         StylizeError: No compiler is found.
     """
     if not has_compiler(device):
-        raise StylizeError(f"{place}: got 'always', but no compiler for {device.type} is found")
+        raise StylizeError(f"{place}: got '{asked}', but no compiler for {device.type} is found")
 
 
 def has_compiler(device: torch.device) -> bool:

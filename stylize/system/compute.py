@@ -12,7 +12,7 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
-from stylize.system.compiler import choose_compile, keep_compiled_code
+from stylize.system.compiler import GRAPHS, choose_compile, keep_compiled_code
 from stylize.system.devices import (
     choose_device,
     choose_memory_format,
@@ -21,7 +21,9 @@ from stylize.system.devices import (
     has_own_memory,
     indexable_values,
 )
-from stylize.system.numerics import Numerics, numerics
+from stylize.system.memory import available_bytes
+from stylize.system.numerics import Numerics, numerics, prepare_determinism
+from stylize.system.transfer import DeviceWaits, HostWaits, Waits
 
 logger = logging.getLogger("stylize")
 
@@ -29,7 +31,9 @@ Result = TypeVar("Result")
 Parameters = ParamSpec("Parameters")
 Module = TypeVar("Module", bound=nn.Module)
 
-WORKERS_THAT_SERVE_A_GPU = 8
+# Cores that decoding leaves to the training process, whose thread feeds the GPU, and to the copies to it.
+CORES_KEPT = 2
+LARGEST_MAP_VALUES = 2**31  # kernels of GPUs count the values of a map by 32-bit numbers
 # A GPU is busy with so many pixels at a time; smaller pictures are painted several together.
 PIXELS_TOGETHER = 1 << 20
 MAP_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -45,6 +49,7 @@ class Compute:
         device: Where networks compute.
         precision: `fp32`, `bf16` or `fp16`: the type of the networks' maps.
         compiled: Whether the training step goes through `torch.compile`.
+        graphs: Whether the compiled step is replayed as CUDA graphs.
         deterministic: Whether CUDA computes the same bits at every run.
         tuned: Whether cuDNN tries its algorithms; pays where shapes repeat.
     """
@@ -54,6 +59,7 @@ class Compute:
     compiled: bool = False
     deterministic: bool = False
     tuned: bool = False
+    graphs: bool = False
 
     @classmethod
     def choose(cls, device: str = "auto", precision: str = "auto") -> Compute:
@@ -73,22 +79,34 @@ class Compute:
         return cls(found, choose_precision(precision, found, inference=True))
 
     @classmethod
-    def for_training(cls, device: torch.device, precision: str, compile_step: str, steps: int) -> Compute:
-        """The choice for a training; what `auto` chose is logged.
+    def for_training(
+        cls, device: torch.device, precision: str, compile_step: str, steps: int, deterministic: bool = False
+    ) -> Compute:
+        """The choice for a training; what `auto` chose is logged. Call it before the first computation on the device.
 
         Args:
             device: The device of this process.
             precision: `train.precision`.
             compile_step: `train.compile`.
             steps: Number of training steps: compilation pays in long runs only.
+            deterministic: `train.deterministic`.
 
         Raises:
-            StylizeError: Compilation was asked for, but no compiler is found.
+            StylizeError: Compilation was asked for, but no compiler is found; or CUDA graphs where there are none.
         """
+        if deterministic:
+            prepare_determinism()
         chosen = choose_precision(precision, device)
         if precision == "auto":
             logger.info("train.precision: auto on %s is %s", device.type, chosen)
-        return cls(device, chosen, choose_compile(compile_step, device, steps, chosen))
+        return cls(
+            device,
+            chosen,
+            compiled=choose_compile(compile_step, device, steps, chosen),
+            deterministic=deterministic,
+            tuned=device.type == "cuda",
+            graphs=compile_step == GRAPHS,
+        )
 
     @property
     def kind(self) -> str:
@@ -160,6 +178,22 @@ class Compute:
         return self.kind == "cuda"
 
     @property
+    def checks_late(self) -> bool:
+        """Whether the device itself passes over a step that is not finite, and the host hears of it later.
+
+        A host that asked after every step would wait for the device, which would then wait for the host.
+        """
+        return self.kind == "cuda"
+
+    def waits(self) -> Waits:
+        """A clock for the time in which a training waits for photographs."""
+        return DeviceWaits(self.device) if self.kind == "cuda" else HostWaits()
+
+    def holds(self, values: int) -> bool:
+        """Whether the device's kernels take a map of so many values."""
+        return self.kind == "cpu" or values < LARGEST_MAP_VALUES
+
+    @property
     def by_stages(self) -> bool:
         """Whether a picture that is not compiled for is painted stage by stage, in one piece of memory."""
         return self.kind == "cpu" and self.precision == "fp32"
@@ -178,26 +212,42 @@ class Compute:
         if not self.compiled:
             return function
         keep_compiled_code()
-        return torch.compile(function)
+        return torch.compile(function, mode="reduce-overhead") if self.graphs else torch.compile(function)
 
-    def decoding_workers(self) -> int:
-        """Number of processes that decode photographs for this one; 0: this one decodes.
+    def begin_step(self) -> None:
+        """Tell CUDA graphs that results of the step before are not needed any more."""
+        if self.graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
 
-        Beside a CPU that trains, decoding in another process wins nothing.
+    def decoding_workers(self, cached_bytes: int | None = None) -> int:
+        """Number of processes that decode photographs for this one; 0: this one does it.
+
+        Beside a CPU that trains, decoding in another process wins nothing. Reading crops from a cache that fits into
+        memory takes a tenth of a millisecond each, less than their way from another process.
+
+        Args:
+            cached_bytes: Size of the cache of decoded photographs, or about; None: there is none.
         """
-        if self.kind == "cpu":
+        if self.kind == "cpu" or (cached_bytes is not None and cached_bytes < available_bytes()):
             return 0
         processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return min(WORKERS_THAT_SERVE_A_GPU, max(1, usable_cores() // processes_here))
+        return max(1, usable_cores() // processes_here - CORES_KEPT)
 
     def random_states(self) -> list[Tensor]:
-        """The states of the device's own random generators, for a checkpoint; on a CPU there are none."""
-        return torch.cuda.get_rng_state_all() if self.kind == "cuda" else []
+        """The states of the random generators of this device, for a checkpoint; a CPU has none beside torch's own."""
+        if self.kind == "cuda":
+            return [torch.cuda.get_rng_state(self.device)]
+        return [torch.mps.get_rng_state()] if self.kind == "mps" else []
 
     def set_random_states(self, states: Sequence[Tensor]) -> None:
-        """Set the states that `random_states` returned on a device of the same kind."""
-        if self.kind == "cuda":
-            torch.cuda.set_rng_state_all([state.cpu() for state in states])
+        """Set the states that `random_states` returned on a device of the same kind.
+
+        Of the states of several devices, as older versions kept them, the first is taken.
+        """
+        if self.kind == "cuda" and states:
+            torch.cuda.set_rng_state(states[0].cpu(), self.device)
+        elif self.kind == "mps" and states:
+            torch.mps.set_rng_state(states[0].cpu())
 
     def pictures_together(self, size: tuple[int, int]) -> int:
         """How many pictures of this width and height are painted together.

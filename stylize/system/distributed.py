@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from stylize.errors import StylizeError
 from stylize.system.devices import choose_device
 
 T = TypeVar("T")
@@ -38,14 +39,14 @@ def joined(device_name: str) -> Iterator[torch.device]:
             own.
 
     Raises:
-        StylizeError: torch does not find the device.
+        StylizeError: torch does not find the device, or there are fewer GPUs than processes on this machine.
     """
     device = choose_device(device_name)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device
         return
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        device = _own_gpu()
         torch.cuda.set_device(device)
     if _several():
         yield device
@@ -69,6 +70,22 @@ def joined(device_name: str) -> Iterator[torch.device]:
     finally:
         gc.collect()  # the wrapped network holds the group, too, and is part of a cycle
         dist.destroy_process_group()
+
+
+def _own_gpu() -> torch.device:
+    """The GPU of this process. NCCL takes one process a GPU, and fails late and darkly where two have the same.
+
+    Raises:
+        StylizeError: There are fewer GPUs than processes on this machine.
+    """
+    own_rank = int(os.environ["LOCAL_RANK"])
+    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", own_rank + 1)), torch.cuda.device_count()
+    if processes > gpus:
+        raise StylizeError(
+            f"torchrun: got {processes} processes on this machine, must be at most the number of its GPUs, {gpus}: "
+            "each process takes one"
+        )
+    return torch.device("cuda", own_rank)
 
 
 def restarted() -> bool:
@@ -112,11 +129,6 @@ def average_terms(terms: dict[str, Tensor]) -> dict[str, Tensor]:
     if not _several():
         return detached
     return dict(zip(detached, average(torch.stack(list(detached.values()))).unbind(), strict=True))
-
-
-def any_rank(flag: bool) -> bool:
-    """Whether the flag is set in any process. With several processes the host waits for all of them."""
-    return any(gather(flag)) if _several() else flag
 
 
 def broadcast(value: T) -> T:

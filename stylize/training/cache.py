@@ -36,6 +36,7 @@ LOCK_NAME = ".cache.lock"  # not the name of a run's lock: the folder may be the
 MEASURED_HEADERS = 2000
 SIGN_OF_LIFE_S = 60.0
 GIB = 2**30
+COMMON_RATIO = 1.5  # of the sides of photographs, at most
 
 
 class _Entry(NamedTuple):
@@ -97,6 +98,12 @@ class PhotographCache:
             raise StylizeError(f"{file}: {entry.unreadable}")
         pixels = contents.pixels[entry.offset : entry.offset + entry.bytes]
         return pixels.reshape(entry.height, entry.width, 3)
+
+    def expected_bytes(self) -> int:
+        """Return the size of the cache, or about what it will be, without reading the photographs."""
+        if self.path.is_file():
+            return self.path.stat().st_size
+        return round(3 * self.shorter_side_px**2 * COMMON_RATIO * len(self.files))
 
     def prepare(self, workers: int) -> None:
         """Build the cache if it is missing or stale; the first process builds, the others wait.

@@ -24,6 +24,7 @@ from stylize.pictures.picture import Picture
 from stylize.pictures.sheets import contact_sheet
 from stylize.pictures.writing import write_picture
 from stylize.system.files import RecordFile, write_atomically
+from stylize.system.transfer import HostWaits, Waits
 from stylize.training.tensorboard import EventFile
 
 logger = logging.getLogger("stylize")
@@ -33,6 +34,9 @@ Arguments = ParamSpec("Arguments")
 
 # Scalars that describe the machine, not the run: they differ between equal runs.
 TIMES = frozenset(("images_per_s", "data_wait_share"))
+# A training that waits for photographs for so large a share of so long a time says so, once.
+MUCH_WAITING = 0.25
+WHILE_S = 60.0
 
 
 def _unless_silent(
@@ -60,6 +64,8 @@ class Monitor:
         images_per_step: The batch size, for images/s.
         bar: Whether to show a progress bar; it appears only if stderr is a terminal.
         silent: Write, log and show nothing; for all processes but the first.
+        waits: Times the waiting for batches; None: the host's.
+        remedy: What to do against much waiting, for the message.
     """
 
     def __init__(
@@ -71,6 +77,8 @@ class Monitor:
         images_per_step: int = 1,
         bar: Literal["shown", "hidden"] = "shown",
         silent: bool = False,
+        waits: Waits | None = None,
+        remedy: str = "",
     ) -> None:
         self.run_dir = run_dir
         self.images_per_step = images_per_step
@@ -87,6 +95,10 @@ class Monitor:
         self._last = (first_step, time.perf_counter())
         self._since_record = _StepTimes()
         self._in_all = _StepTimes()
+        self._lately = _StepTimes()
+        self._tells_waiting = True
+        self._remedy = remedy
+        self._waits = HostWaits() if waits is None or silent else waits
         self._batch_came_s = self._last[1]
 
     @_unless_silent
@@ -121,22 +133,26 @@ class Monitor:
         """Yield the batches, and measure the wait for each."""
         while True:
             asked_s = time.perf_counter()
+            self._waits.begin()
             try:
                 batch = next(batches)
             except StopIteration:
                 return
             self._batch_came_s = time.perf_counter()
-            self._since_record.waited_s += self._batch_came_s - asked_s
+            self._waits.end()
+            self._since_record.spent_s += self._batch_came_s - asked_s
             yield batch
 
     def advance(self) -> None:
         """Count a finished step."""
-        self._since_record.worked_s += time.perf_counter() - self._batch_came_s
+        self._since_record.spent_s += time.perf_counter() - self._batch_came_s
+        self._since_record.steps += 1
         self.bar.update()
 
     @property
     def data_wait_share(self) -> float:
         """Return the share of the steps' time spent waiting for batches, without validations and checkpoints."""
+        self._since_record.waited_s += self._waits.taken_s()
         return self._in_all.plus(self._since_record).wait_share
 
     @_unless_silent
@@ -153,9 +169,26 @@ class Monitor:
         rate = (step - last_step) * self.images_per_step / max(now_s - last_s, 1e-9)
         self._last = (step, now_s)
         times, self._since_record = self._since_record, _StepTimes()
+        times.waited_s += self._waits.taken_s()
         self._in_all = self._in_all.plus(times)
+        self._tell_much_waiting(times)
         self._scalars(step, "train", {**scalars, "images_per_s": rate, "data_wait_share": times.wait_share})
         self.bar.set_postfix_str(f"{progress_text(scalars)}, {rate:.1f} images/s")
+
+    def _tell_much_waiting(self, times: _StepTimes) -> None:
+        lately = self._lately = self._lately.plus(times)
+        if lately.spent_s < WHILE_S:
+            return
+        self._lately = _StepTimes()
+        if self._tells_waiting and lately.wait_share > MUCH_WAITING:
+            self._tells_waiting = False
+            self.bar.clear()
+            logger.warning(
+                "%.0f %% of the last %.0f s went into waiting for photographs, which came at %.0f images/s%s",
+                100 * lately.wait_share, lately.spent_s, lately.steps * self.images_per_step / lately.spent_s,
+                f": {self._remedy}" if self._remedy else "",
+            )  # fmt: skip
+            self.bar.refresh()
 
     @_unless_silent
     def log_validation(
@@ -249,17 +282,18 @@ class Monitor:
 
 @dataclass
 class _StepTimes:
-    """Times that steps spent waiting for their batches and computing."""
+    """The time that steps took, and the part of it that they waited for their batches."""
 
     waited_s: float = 0.0
-    worked_s: float = 0.0
+    spent_s: float = 0.0
+    steps: int = 0
 
     @property
     def wait_share(self) -> float:
-        return self.waited_s / max(self.waited_s + self.worked_s, 1e-9)
+        return min(1.0, self.waited_s / max(self.spent_s, 1e-9))
 
     def plus(self, other: _StepTimes) -> _StepTimes:
-        return _StepTimes(self.waited_s + other.waited_s, self.worked_s + other.worked_s)
+        return _StepTimes(self.waited_s + other.waited_s, self.spent_s + other.spent_s, self.steps + other.steps)
 
 
 class _SteadyBar(tqdm):  # type: ignore[type-arg]

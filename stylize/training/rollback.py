@@ -1,4 +1,4 @@
-"""Return to the last state of a training with a finite loss."""
+"""Return to the last state of a training with a finite loss, told by the host or by the device alone."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ class Rollback:
         self._network = network
         self._optimizer = optimizer
         self._kept: dict[str, Tensor] = {}
+        self._flat: _Flat | None = None
         self.keep()
 
     @torch.no_grad()
@@ -44,6 +45,20 @@ class Rollback:
         if present.keys() != self._kept.keys():  # copied before the first update, when Adam had no moments
             self._optimizer.state.clear()
 
+    @torch.no_grad()
+    def keep_or_restore_(self, good: Tensor) -> None:
+        """Copy the current state if it is good, else return to the one that was copied last; the host does not know.
+
+        The optimizer must have its state already.
+
+        Args:
+            good: Whether the state is good, bool `()`, on the device.
+        """
+        if self._flat is None:
+            self._flat = _Flat(self._present(), self._kept)
+            self._kept = self._flat.kept
+        self._flat.keep_or_restore_(good)
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return the copy, for a checkpoint: a resumed run must roll back to the same state."""
         return dict(self._kept)
@@ -59,6 +74,7 @@ class Rollback:
         if wrong or not self._network.state_dict().keys() <= {name.removeprefix("network.") for name in state}:
             raise ValueError(f"no state of this network: {wrong}")
         self._kept = {name: value.detach().to(present[name].device, copy=True) for name, value in state.items()}
+        self._flat = None
 
     def _present(self) -> dict[str, Tensor]:
         tensors = {f"network.{name}": value for name, value in self._network.state_dict().items()}
@@ -66,3 +82,38 @@ class Rollback:
             for name, value in self._optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{i}.{name}"] = value
         return tensors
+
+
+class _Flat:
+    """Present and kept tensors in one piece of memory, so that a choice between them takes three kernels.
+
+    Args:
+        present: The tensors in use, float32, on one device; they are changed in place from here on.
+        kept: Earlier values, by the same names; a moment of the optimizer that is not there was zero.
+
+    Attributes:
+        kept: The kept values.
+    """
+
+    def __init__(self, present: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
+        self._present = [_in_memory_order(value) for value in present.values()]
+        self._memory = torch.cat(self._present)
+        self._parts = list(torch.split(self._memory, [len(part) for part in self._present]))
+        self.kept = {
+            name: part.as_strided(value.shape, value.stride())
+            for (name, value), part in zip(present.items(), self._parts, strict=True)
+        }
+        for name, value in self.kept.items():
+            if name in kept:
+                value.copy_(kept[name])
+            else:
+                value.zero_()
+
+    def keep_or_restore_(self, good: Tensor) -> None:
+        torch.where(good, torch.cat(self._present), self._memory, out=self._memory)
+        torch._foreach_copy_(self._present, self._parts)
+
+
+def _in_memory_order(x: Tensor) -> Tensor:
+    """The values of a dense tensor as they lie in memory, `(values,)`: a view, whatever the layout."""
+    return x.detach().as_strided((x.numel(),), (1,))

@@ -13,13 +13,14 @@ from statistics import fmean
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from stylize.errors import StylizeError
 from stylize.generators import Generator
 from stylize.losses.perceptual import PerceptualLoss
 from stylize.system import distributed
+from stylize.system.compiler import is_out_of_memory
 from stylize.system.compute import Compute
 from stylize.system.devices import CPU
 from stylize.system.memory import return_freed_memory
@@ -29,11 +30,11 @@ from stylize.training.monitor import Monitor
 from stylize.training.prefetch import prefetched
 from stylize.training.rollback import Rollback
 from stylize.training.schedule import ScheduleConfig, rate_factor
+from stylize.training.updates import SKIPS_THAT_HALVE_THE_RATE, SKIPS_THAT_STOP, LateUpdates, why_not_finite
 
 logger = logging.getLogger("stylize")
 
-SKIPS_THAT_HALVE_THE_RATE = 3
-SKIPS_THAT_STOP = 10
+STOP = "stop"  # in how many processes a signal came, as a share; exchanged with the terms
 
 
 class TrainConfig(BaseModel):
@@ -46,7 +47,12 @@ class TrainConfig(BaseModel):
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="learning rate of Adam")
     schedule: ScheduleConfig = Field(ScheduleConfig(), description="the learning rate over the run")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="floating-point precision of the networks")
-    compile: Literal["auto", "always", "never"] = Field("auto", description="whether to use torch.compile for the step")
+    deterministic: bool = Field(
+        False, description="whether CUDA computes the same bits at every run, which is slower; a CPU always does"
+    )
+    compile: Literal["auto", "always", "graphs", "never"] = Field(
+        "auto", description="whether to use torch.compile for the step; graphs: and replay it as CUDA graphs"
+    )
     checkpoint_every: int = Field(1000, ge=1, description="steps between two checkpoints")
     keep_checkpoints: int = Field(3, ge=1, description="number of newest checkpoints to keep")
     validate_every: int = Field(500, ge=1, description="steps between two validations")
@@ -54,6 +60,13 @@ class TrainConfig(BaseModel):
         None, ge=1, description="stop after that many validations without improvement; null: never"
     )
     log_every: int = Field(10, ge=1, description="steps between two records of the losses")
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_float16(cls, precision: object) -> object:
+        if precision in ("fp16", "float16"):
+            raise ValueError(f"got '{precision}', must be auto, fp32 or bf16: float16 needs scaled losses in training")
+        return precision
 
 
 class Interrupted(Exception):
@@ -73,7 +86,7 @@ class Progress:
         best_total: Lowest held-out loss so far.
         best_step: Step of the lowest held-out loss.
         validations_without_better: Number of validations since then.
-        skipped_in_a_row: Number of steps skipped since the last one with a finite loss.
+        skipped_in_a_row: Number of steps skipped since the last one with a finite loss, as far as the host has heard.
         rate_factor: Factor of the learning rate; halved when too many steps in a row are skipped.
         validation: Held-out losses of the best step, by term.
     """
@@ -130,6 +143,10 @@ class Trainer:
         self.stop_requested = False
         self.optimizer = _build_optimizer(generator, config, compute)
         self.rollback = Rollback(generator, self.optimizer)
+        self._late = LateUpdates(self.optimizer, self.rollback, compute.device) if compute.checks_late else None
+        self._unread: list[dict[str, Tensor]] = []  # the values of steps that the host has not read yet
+        self._stop_votes: Tensor | None = None
+        self._stop_heard = False
         self._network = distributed.wrap_ddp(generator)
         self._terms = compute.compile(self._forward)
         self._compilation_is_ahead = compute.compiled
@@ -146,7 +163,7 @@ class Trainer:
             on_progress: Called with a copy of the progress after every step, its validation and its checkpoint.
 
         Raises:
-            Interrupted: `stop_requested` was set; the step was finished and a checkpoint written.
+            Interrupted: `stop_requested` was set in a process; the step was finished and a checkpoint written.
             StylizeError: Ten losses in a row were not finite, or too many files cannot be read.
         """
         self.generator.train()
@@ -155,8 +172,9 @@ class Trainer:
             self._step_or_skip(batch, monitor)
             if self._is_due(self.config.validate_every):
                 self.validate(monitor)
-            stop = distributed.any_rank(self.stop_requested)
+            stop = self.stop_requested if distributed.count() == 1 else self._stop_heard
             if self._is_due(self.config.checkpoint_every) or stop:
+                self._account_for(self._read(), monitor)  # a signal may have come after the step
                 self._save_if_possible(monitor)
             if on_progress is not None:
                 on_progress(replace(self.progress))
@@ -171,84 +189,191 @@ class Trainer:
         """Make an optimizer step on a batch of crops, uint8 `(N, 3, H, W)`, or on the share of this process.
 
         Returns:
-            The loss terms, the gradient norm and the learning rate.
+            The loss terms, the gradient norm and the learning rate, `()` each.
 
         Raises:
-            NotFinite: A term, or the gradient, is not finite; no weight was updated.
+            NotFinite: A term, or the gradient, is not finite; no weight was updated. Where the device checks by itself
+                (`Compute.checks_late`) there is no error.
         """
+        self.compute.begin_step()
+        self.optimizer.zero_grad(set_to_none=True)
         rate = self._set_learning_rate()
-        own_terms = self._terms(self._to_device(batch))
-        terms = distributed.average_terms(own_terms)
-        norm = self._backward(own_terms["total"])
-        _check_finite(terms, norm)
-        self.rollback.keep()
-        self.optimizer.step()
+        with self.compute.context():
+            own_terms = self._terms_and_gradients(self._to_device(batch))
+        terms = self._averaged(own_terms)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.generator.parameters() if p.grad is not None])
+        if self._late is not None:
+            rate_used = self._late.update(terms["total"], norm, rate)
+        else:
+            rate_used = torch.tensor(rate * self.progress.rate_factor)
+            self._check_finite(terms, norm)
+            self.rollback.keep()
+            self.optimizer.step()
         self.generator.project_()
-        return {**terms, "gradient_norm": norm, "learning_rate": torch.tensor(rate)}
+        return {**terms, "gradient_norm": norm, "learning_rate": rate_used}
 
     def _set_learning_rate(self) -> float:
+        """Set the optimizer's learning rate; return that of the schedule, which skipped steps may have halved."""
         factor = rate_factor(self.progress.step, self.config.steps, self.config.schedule)
-        rate = self.config.learning_rate * factor * self.progress.rate_factor
+        rate = self.config.learning_rate * factor
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
+            group["lr"] = rate * self.progress.rate_factor * group["factor"]
         return rate
 
     def _forward(self, content: Tensor) -> dict[str, Tensor]:
-        with self.compute.context():
-            stylized = self._network(self.compute.network_input(content))
-            if self.compute.image_by_image:
-                return self.loss.by_image(stylized, content)
-            terms: dict[str, Tensor] = self.loss(stylized, content)
+        stylized = self._network(self.compute.network_input(content))
+        if self.compute.image_by_image:
+            return self.loss.by_image(stylized, content)
+        terms: dict[str, Tensor] = self.loss(stylized, content)
         return terms
 
-    def _backward(self, total: Tensor) -> Tensor:
-        """Compute the gradients and return their norm."""
+    def _terms_and_gradients(self, content: Tensor) -> dict[str, Tensor]:
+        """Return the terms of the share of this process, and compute the gradients of their total.
+
+        If the first step fails because it is compiled, it is made again without.
+        """
+        if not self._compilation_is_ahead:
+            return self._with_gradients(self._terms, content)
+        self._compilation_is_ahead = False
+        start_s, before = time.monotonic(), self._drawn_and_running()
+        try:
+            terms = self._with_gradients(self._terms, content)
+        except Exception as error:  # compilers raise anything
+            if isinstance(error, StylizeError) or is_out_of_memory(error):
+                raise
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            logger.warning("train.compile: the first step failed (%s); the run goes on without compilation", reason)
+        else:
+            logger.info("train.compile: the first step, which compiles, took %.1f s", time.monotonic() - start_s)
+            return terms
+        self._restore_drawn_and_running(before)
+        self._terms = self._forward
         self.optimizer.zero_grad(set_to_none=True)
-        with self.compute.context():
-            torch.autograd.backward(total)
-        return torch.nn.utils.clip_grad_norm_(self.generator.parameters(), math.inf)
+        return self._with_gradients(self._terms, content)
+
+    @staticmethod
+    def _with_gradients(function: Callable[[Tensor], dict[str, Tensor]], content: Tensor) -> dict[str, Tensor]:
+        terms = function(content)
+        torch.autograd.backward(terms["total"])
+        return terms
+
+    def _drawn_and_running(self) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """What a forward pass changes: the random generators, and the norms' running statistics."""
+        return (
+            torch.get_rng_state(),
+            self.compute.random_states(),
+            [buffer.clone() for buffer in self.generator.buffers()],
+        )
+
+    @torch.no_grad()
+    def _restore_drawn_and_running(self, before: tuple[Tensor, list[Tensor], list[Tensor]]) -> None:
+        random, random_on_device, buffers = before
+        torch.set_rng_state(random)
+        self.compute.set_random_states(random_on_device)
+        for buffer, value in zip(self.generator.buffers(), buffers, strict=True):
+            buffer.copy_(value)
+
+    def _averaged(self, own_terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the terms' means over all processes; where there are several, ask all whether a signal came."""
+        if distributed.count() > 1:
+            vote = own_terms["total"].detach().new_full((), float(self.stop_requested))
+            averaged = distributed.average_terms({**own_terms, STOP: vote})
+            self._stop_votes = averaged.pop(STOP)
+            return averaged
+        terms = distributed.average_terms(own_terms)
+        if self.compute.graphs:  # the next replay overwrites what a graph returned
+            return dict(zip(terms, torch.stack(list(terms.values())).unbind(), strict=True))
+        return terms
+
+    def _check_finite(self, terms: Mapping[str, Tensor], gradient_norm: Tensor) -> None:
+        """Raise NotFinite if a loss or a gradient is not finite, and hear whether a signal came to another process.
+
+        The host waits for the device once a step, for a single copy: an update with such a gradient must not happen.
+        """
+        finite = torch.stack([terms["total"], gradient_norm]).isfinite().all()
+        if self._stop_votes is not None:
+            self._stop_heard = self._stop_heard or self._stop_votes.item() > 0
+        if not finite.item():
+            values = self._values({**terms, "gradient_norm": gradient_norm})
+            raise NotFinite(why_not_finite(values))
 
     def _step_or_skip(self, batch: Tensor, monitor: Monitor) -> None:
         """Make and record a step; if the loss is not finite, roll back and skip the batch."""
-        start_s = time.monotonic()
+        if self._late is not None:
+            self._step_unread(batch, monitor)
+            return
         try:
             terms = self.step(batch)
         except NotFinite as error:
-            self._skip(str(error), monitor)
+            self.rollback.restore_()
+            self.progress.step += 1
+            monitor.advance()
+            self._skip(self.progress.step, str(error), monitor)
             return
-        if self._compilation_is_ahead:
-            self._compilation_is_ahead = False
-            logger.info("train.compile: the first step, which compiles, took %.1f s", time.monotonic() - start_s)
         self.progress.skipped_in_a_row = 0
         self.progress.step += 1
         monitor.advance()
         if self._is_due(self.config.log_every):
             monitor.log_step(self.progress.step, self._values(terms))
 
+    def _step_unread(self, batch: Tensor, monitor: Monitor) -> None:
+        """Make a step, and read its values and those before it only when they are needed."""
+        terms = self.step(batch)
+        votes = {} if self._stop_votes is None else {STOP: self._stop_votes}
+        self._unread.append({**terms, **votes})
+        self.progress.step += 1
+        config = self.config
+        needed = any(map(self._is_due, (config.log_every, config.validate_every, config.checkpoint_every)))
+        if not needed and not self.stop_requested:
+            monitor.advance()
+            return
+        steps = self._read()
+        monitor.advance()
+        self._account_for(steps, monitor)
+
+    def _read(self) -> list[dict[str, float]]:
+        """Return the values of all steps that were not read. The host waits for the device once."""
+        if not self._unread:
+            return []
+        rows = torch.stack([torch.stack(list(values.values())) for values in self._unread]).tolist()
+        read = [dict(zip(values, row, strict=True)) for values, row in zip(self._unread, rows, strict=True)]
+        self._unread.clear()
+        return read
+
+    def _account_for(self, steps: list[dict[str, float]], monitor: Monitor) -> None:
+        """Record the newest steps, whose values have come; the device has skipped those that are not finite itself."""
+        for step, values in enumerate(steps, self.progress.step - len(steps) + 1):
+            self._stop_heard = self._stop_heard or values.pop(STOP, 0.0) > 0
+            reason = why_not_finite(values)
+            if reason is not None:
+                self._skip(step, reason, monitor)
+                continue
+            self.progress.skipped_in_a_row = 0
+            if step % self.config.log_every == 0 or step == self.config.steps:
+                monitor.log_step(step, values)
+
     def _values(self, terms: Mapping[str, Tensor]) -> dict[str, float]:
         """Return the terms as numbers. The host waits for the device once: all are copied together."""
         values = torch.stack([term.detach().float().to(self.compute.device) for term in terms.values()])
         return dict(zip(terms, values.tolist(), strict=True))
 
-    def _skip(self, reason: str, monitor: Monitor) -> None:
-        self.rollback.restore_()
+    def _skip(self, step: int, reason: str, monitor: Monitor) -> None:
+        """Record a skipped step; halve the learning rate after the third in a row, stop after the tenth."""
         progress = self.progress
-        progress.step += 1
         progress.skipped_in_a_row += 1
         count = progress.skipped_in_a_row
         halved = ""
         if count == SKIPS_THAT_HALVE_THE_RATE:
             progress.rate_factor /= 2
             halved = "; the learning rate is halved from here on"
-        monitor.advance()
         monitor.log_skipped(
-            progress.step,
-            f"step {progress.step}: {reason}: back to the last good state, batch skipped ({count} in a row){halved}",
+            step,
+            f"step {step}: {reason}: back to the last good state, batch skipped ({count} in a row){halved}",
             {"in_a_row": count, "rate_factor": progress.rate_factor},
         )
         if count == SKIPS_THAT_STOP:
             raise StylizeError(
-                f"stopped at step {progress.step}: {count} steps in a row were not finite, last: {reason}; "
+                f"stopped at step {step}: {count} steps in a row were not finite, last: {reason}; "
                 "start anew with a lower train.learning_rate or loss.style_weight"
             )
 
@@ -286,7 +411,7 @@ class Trainer:
         with self.compute.context():
             stylized = self.generator(self.compute.network_input(content))
             terms = self.loss.measure(stylized, content)
-        return stylized[0].cpu(), {name: term.item() for name, term in terms.items()}
+        return stylized[0].cpu(), self._values(terms)
 
     @cached_property
     def style_of_photographs(self) -> float:
@@ -338,7 +463,8 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "last_good": self.rollback.state_dict(),
             "random": torch.get_rng_state(),
-            "random_cuda": self.compute.random_states(),
+            "random_of_device": self.compute.random_states(),
+            "device": self.compute.kind,
             "photographs": self.batches.dataset.fingerprint(),
         }
         save_checkpoint(path.parent, self.progress.step, state, self.config.keep_checkpoints)
@@ -370,7 +496,21 @@ class Trainer:
         self.progress = Progress(**state["progress"])
         self.saved_step = self.progress.step
         torch.set_rng_state(state["random"].cpu())
-        self.compute.set_random_states(state["random_cuda"])
+        self._load_random_states(state)
+        if self._late is not None:
+            self._late.resume(self.progress.skipped_in_a_row, self.progress.rate_factor)
+
+    def _load_random_states(self, state: Mapping[str, Any]) -> None:
+        states = state["random_cuda"] if "random_cuda" in state else state["random_of_device"]  # as older versions did
+        kind = state.get("device", "cuda" if states else "cpu")
+        if kind == self.compute.kind:
+            self.compute.set_random_states(states)
+        else:
+            logger.warning(
+                "--resume: the run so far was on %s, this is %s: its rounding and noise differ from here on",
+                kind,
+                self.compute.kind,
+            )
 
     def _to_device(self, images: Tensor) -> Tensor:
         images = images.to(self.compute.device, non_blocking=True)
@@ -389,15 +529,3 @@ class Trainer:
 def _build_optimizer(generator: Generator, config: TrainConfig, compute: Compute) -> torch.optim.Optimizer:
     groups = [{"params": group.parameters, "factor": group.learning_rate_factor} for group in generator.param_groups()]
     return torch.optim.Adam(groups, lr=config.learning_rate, fused=compute.has_fused_optimizers)
-
-
-def _check_finite(terms: Mapping[str, Tensor], gradient_norm: Tensor) -> None:
-    """Raise NotFinite if a loss or a gradient is not finite.
-
-    The host waits for the device once a step, for a single number: an update with such a gradient must not happen.
-    """
-    if torch.stack([terms["total"].detach(), gradient_norm]).isfinite().all().item():
-        return
-    guilty = [name for name, term in terms.items() if not math.isfinite(term.item())]
-    named = ", ".join(name for name in guilty if name != "total") or ("total" if guilty else "its gradient")
-    raise NotFinite(f"the loss is not finite ({named})")

@@ -20,6 +20,8 @@ from stylize.errors import StylizeError
 logger = logging.getLogger("stylize")
 
 DEATHS_THAT_STOP = 3
+# How torch's errors begin when a process died: with pinned memory another thread receives the items, and dies of it.
+SIGNS_OF_DEATH = ("DataLoader worker", "Pin memory thread exited")
 
 
 def options_of(workers: int) -> dict[str, Any]:
@@ -71,7 +73,7 @@ def _or_worker_died(items: Iterator[Any]) -> Iterator[Any]:
         except StopIteration:
             return
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            if not any(sign in str(error) for sign in SIGNS_OF_DEATH):
                 raise
             raise _WorkerDied(str(error).splitlines()[0]) from error
         except (ConnectionError, EOFError) as error:  # it died while it sent an item
