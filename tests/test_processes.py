@@ -16,6 +16,7 @@ from fixtures_runs import write_config
 
 from stylize.build import build_run
 from stylize.config import load_config
+from stylize.errors import StylizeError
 from stylize.models.file import load_model
 from stylize.system import distributed
 from stylize.training.monitor import Monitor
@@ -38,6 +39,16 @@ def environment() -> dict[str, str]:
 def in_two(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         torchrun(*arguments), env=environment(), capture_output=True, text=True, timeout=LONG_S, check=False
+    )
+
+
+def script_in_two(folder: Path, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a script in two processes on the CPU."""
+    path = folder / "script.py"
+    path.write_text(script)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(path)]
+    return subprocess.run(
+        [*command, *arguments], env=environment(), capture_output=True, text=True, timeout=LONG_S, check=False
     )
 
 
@@ -167,13 +178,120 @@ def test_a_batch_that_cannot_be_divided_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("variables", "gpus", "processes"),
+    [({"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}, 3, 4), ({"LOCAL_RANK": "2"}, 2, 3)],
+)
+def test_more_processes_than_gpus_are_refused_before_they_meet(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], gpus: int, processes: int
+) -> None:
+    monkeypatch.setattr("stylize.system.distributed.choose_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    for name, value in {**variables, "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StylizeError) as caught, distributed.joined("cuda"):
+        pass
+    assert str(caught.value) == (
+        f"torchrun: got {processes} processes on this machine, must be at most the number of its GPUs, {gpus}: "
+        "each process takes one"
+    )
+
+
+COMPILED = """
+import sys, torch
+from stylize.generators import GeneratorConfig, build_generator
+from stylize.system import distributed
+
+with distributed.joined("cpu"):
+    torch.manual_seed(0)
+    generator = build_generator(GeneratorConfig(name="johnson_lite", width=4, norm=sys.argv[1])).train()
+    network = distributed.wrap_ddp(generator)
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(distributed.rank()))
+    running = {name: value.clone() for name, value in generator.named_buffers()}
+
+    def total(images):
+        return network(images).square().mean()
+
+    found = []
+    for function in (total, torch.compile(total, backend="aot_eager")):
+        generator.load_state_dict(running, strict=False)
+        generator.zero_grad()
+        value = function(images)
+        value.backward()
+        found.append([value.detach(), *(p.grad.clone() for p in generator.parameters()),
+                      *(buffer.clone() for buffer in generator.buffers())])
+    for eager, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-5)
+    sys.stdout.write(f"{len(found[0])} equal\n")
+"""
+
+
+@pytest.mark.parametrize("norm", ["batch", "batch_instance"])
+def test_a_compiled_step_of_two_processes_is_that_of_eager_ones(tmp_path: Path, norm: str) -> None:
+    result = script_in_two(tmp_path, COMPILED, norm)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count(" equal") == 2
+
+
+STOPPED = """
+import sys
+from pathlib import Path
+import torch.distributed as dist
+from stylize.build import build_run
+from stylize.config import load_config
+from stylize.system import distributed
+from stylize.system.compute import Compute
+from stylize.training.monitor import Monitor
+from stylize.training.trainer import Interrupted
+
+folder, late = Path(sys.argv[1]), sys.argv[2] == "late"
+if late:
+    Compute.checks_late = property(lambda self: True)
+with distributed.joined("cpu") as device:
+    run_dir = folder / f"run {distributed.rank()}"
+    run_dir.mkdir()
+    trainer = build_run(load_config(folder / "a.yaml"), device, run_dir).trainer
+    trainer.batches.prepare()
+    exchanges = []
+    for name in ("all_reduce", "all_gather_object", "broadcast_object_list"):
+        def counted(*arguments, called=getattr(dist, name), name=name, **options):
+            exchanges.append(name)
+            return called(*arguments, **options)
+        setattr(dist, name, counted)
+    step = trainer.step
+
+    def step_and_ask(batch):
+        if distributed.rank() == 1 and trainer.progress.step == 1:
+            trainer.stop_requested = True
+        exchanges.append("step")
+        return step(batch)
+
+    trainer.step = step_and_ask
+    try:
+        with Monitor(run_dir, steps=9, silent=True) as monitor:
+            trainer.fit(monitor)
+    except Interrupted:
+        sys.stdout.write(f"stopped at {trainer.progress.step} after {' '.join(exchanges)}\n")
+"""
+
+
+@pytest.mark.parametrize(("when", "step"), [("at once", 2), ("late", 4)])
+def test_a_signal_to_one_process_stops_all_and_costs_no_exchange_of_its_own(
+    tmp_path: Path, when: str, step: int
+) -> None:
+    changes = {"train.steps": 9, "train.validate_every": 9, "train.checkpoint_every": 9, "train.log_every": 4}
+    write_config(tmp_path, changes)
+    result = script_in_two(tmp_path, STOPPED, str(tmp_path), when)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count(f"stopped at {step} after {' '.join(['step', 'all_reduce'] * step)}\n") == 2
+
+
 def test_one_process_is_given_back_what_it_gives() -> None:
     assert distributed.count() == 1
     assert distributed.is_first()
     assert distributed.share([1, 2, 3]) == [1, 2, 3]
     assert distributed.gather_interleaved([1, 2]) == [1, 2]
     assert distributed.broadcast("word") == "word"
-    assert distributed.any_rank(True)
-    assert not distributed.any_rank(False)
     terms = {"total": torch.tensor(2.0, requires_grad=True)}
     assert distributed.average_terms(terms) == {"total": torch.tensor(2.0)}

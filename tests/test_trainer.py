@@ -11,14 +11,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fixtures_runs import write_config
 from torch import Tensor
 
-from stylize.build import Run, build_run, choose_workers
+from stylize.build import Run, build_run, check_map_size, choose_workers
 from stylize.config import load_config
 from stylize.errors import StylizeError
+from stylize.generators import GeneratorConfig
 from stylize.models.file import load_model, read_card
 from stylize.norms import BatchInstanceNorm, BatchNorm
 from stylize.pictures.picture import to_bytes
@@ -44,7 +46,7 @@ from stylize.training.loader import Batches, CropDataset
 from stylize.training.monitor import TIMES, Monitor
 from stylize.training.photographs import ContentConfig
 from stylize.training.schedule import ScheduleConfig, rate_factor
-from stylize.training.trainer import Interrupted, NotFinite, Trainer
+from stylize.training.trainer import Interrupted, NotFinite, TrainConfig, Trainer
 
 CUDA = torch.device("cuda")
 
@@ -309,6 +311,27 @@ def test_resuming_drops_the_records_after_the_checkpoint(tmp_path: Path) -> None
     fit(again)
     lines = [(line["step"], line["kind"]) for line in metrics(tmp_path / "run")]
     assert lines == [(1, "train"), (2, "train"), (2, "validation"), (3, "train"), (4, "train"), (4, "validation")]
+
+
+def test_a_run_may_be_resumed_on_another_kind_of_device_and_says_what_differs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = build(tmp_path).trainer
+    path = trainer.save()
+    written = load_checkpoint(path, CPU)
+    assert (written["device"], written["random_of_device"]) == ("cpu", [])
+    for of_cuda in ({"device": "cuda", "random_of_device": [torch.zeros(16)]}, {"random_cuda": [torch.zeros(16)] * 4}):
+        state = {k: v for k, v in written.items() if k not in ("device", "random_of_device")}
+        path.write_bytes(encode_checkpoint(0, {**state, **of_cuda}))
+        caplog.clear()
+        build(tmp_path).trainer.resume()
+        assert caplog.messages == [
+            "--resume: the run so far was on cuda, this is cpu: its rounding and noise differ from here on"
+        ]
+    caplog.clear()
+    path.write_bytes(encode_checkpoint(0, {**state, "random_cuda": []}))  # of an older version, on a CPU
+    build(tmp_path).trainer.resume()
+    assert caplog.messages == []
 
 
 def test_there_must_be_a_checkpoint_to_resume(tmp_path: Path) -> None:
@@ -607,17 +630,167 @@ def test_a_decoding_process_that_is_spawned_gives_the_same_batches(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("cores", "processes_here", "workers"), [(1, 1, 1), (4, 1, 4), (64, 1, 8), (16, 4, 4), (2, 4, 1)]
+    ("cores", "processes_here", "workers"), [(1, 1, 1), (4, 1, 2), (64, 1, 62), (16, 4, 2), (2, 4, 1)]
 )
 def test_automatic_workers_on_a_gpu_share_the_cores_and_are_told(
     cores: int, processes_here: int, workers: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("stylize.system.compute.usable_cores", lambda: cores)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes_here))
+    monkeypatch.setattr("stylize.system.compute.available_bytes", lambda: 1000)
     assert choose_workers(Compute(CPU)) == 0
+    assert choose_workers(Compute(CUDA), cached_bytes=999) == 0  # reading from memory needs no help
     with caplog.at_level(logging.INFO, "stylize"):
         assert choose_workers(Compute(CUDA)) == workers
-    assert caplog.messages == [f"content.workers: auto on cuda is {workers}"]
+        assert choose_workers(Compute(CUDA), cached_bytes=1000) == workers
+    assert caplog.messages == [f"content.workers: auto on cuda is {workers}"] * 2
+
+
+def test_the_size_of_a_cache_is_expected_before_it_is_built_and_known_afterwards(tmp_path: Path) -> None:
+    dataset = build(tmp_path, {"content.cache": str(tmp_path / "cache")}).trainer.batches.dataset
+    assert dataset.cache is not None
+    known_bytes = 3 * sum(np.prod(read_rgb(file, 40).size) for file in dataset.cache.files)
+    assert known_bytes <= dataset.cache.expected_bytes() <= 1.6 * known_bytes
+    dataset.cache.prepare(0)
+    assert dataset.cache.expected_bytes() == dataset.cache.path.stat().st_size
+
+
+def test_a_map_that_a_gpu_cannot_count_is_refused_early(tmp_path: Path) -> None:
+    config = load_config(write_config(tmp_path, {"content.crop": 4096, "content.resize": 4096}))
+    check_map_size(config, Compute(CPU))
+    check_map_size(config.model_copy(update={"train": TrainConfig(batch_size=1)}), Compute(CUDA))
+    for batch_size, width in ((2, 32), (1, 512)):
+        other = config.model_copy(
+            update={"train": TrainConfig(batch_size=batch_size), "generator": GeneratorConfig(width=width)}
+        )
+        with pytest.raises(StylizeError) as caught:
+            check_map_size(other, Compute(CUDA) if width == 32 else Compute(torch.device("mps")))
+        if width == 32:
+            assert str(caught.value) == (
+                "train.batch_size: got 2 with content.crop 4096: maps of 2×64×4096² values, must be below 2³¹ on cuda; "
+                "lower one of the two"
+            )
+
+
+@pytest.mark.parametrize("name", ["fp16", "float16"])
+def test_float16_is_refused_with_the_reason(tmp_path: Path, name: str) -> None:
+    with pytest.raises(StylizeError) as caught:
+        load_config(write_config(tmp_path, {"train.precision": name}))
+    assert str(caught.value).endswith(
+        f"train.precision: got '{name}', must be auto, fp32 or bf16: float16 needs scaled losses in training"
+    )
+
+
+# A compiled step
+
+
+def broken(reason: Exception, patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let the compiled step fail after it has moved running statistics and drawn random numbers."""
+    patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder / "cache"))
+    patch.setattr("stylize.system.compiler.has_compiler", lambda device: True)
+
+    def compiled(function: Any) -> Any:
+        def fail(content: Tensor) -> None:
+            function(content)["total"].backward()
+            torch.rand(3)
+            raise reason
+
+        return fail
+
+    patch.setattr(torch, "compile", compiled)
+
+
+def test_if_the_first_compiled_step_fails_the_run_goes_on_without_as_if_there_had_been_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes = {"generator.norm": "batch", "generator.name": "texture_network", "train.steps": 2}
+    broken(RuntimeError("cannot lower\nthat"), monkeypatch, tmp_path)
+    monkeypatch.setattr(Compute, "image_by_image", property(lambda self: False))
+    eager, compiled = (
+        build(tmp_path, {**changes, "train.compile": name}, name).trainer for name in ("never", "always")
+    )
+    for trainer in (eager, compiled):
+        torch.manual_seed(0)
+        fit(trainer)
+    told = [message for message in caplog.messages if message.startswith("train.compile")]
+    assert told == ["train.compile: the first step failed (cannot lower); the run goes on without compilation"]
+    assert equal(weights(eager), weights(compiled))
+
+
+def test_a_compiled_step_that_finds_no_memory_fails_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken(torch.OutOfMemoryError("CUDA out of memory"), monkeypatch, tmp_path)
+    trainer = build(tmp_path, {"train.compile": "always"}).trainer
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer.step(batch_of(trainer))
+
+
+def test_how_libraries_compute_is_set_outside_of_what_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = build(tmp_path).trainer
+    terms, seen = trainer._terms, list[str]()
+
+    class Context:
+        def __enter__(self) -> None:
+            seen.append("in")
+
+        def __exit__(self, *error: object) -> None:
+            seen.append("out")
+
+    def called(content: Tensor) -> dict[str, Tensor]:
+        seen.append("terms")
+        return terms(content)
+
+    monkeypatch.setattr(Compute, "context", lambda self: Context())
+    trainer._terms = called
+    trainer.step(batch_of(trainer))
+    assert seen == ["in", "terms", "out"]
+
+
+def test_cuda_graphs_are_for_one_process_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stylize.system.compiler.has_compiler", lambda device: True)
+    assert choose_compile("graphs", CUDA, 1)
+    for device, processes, where in ((CPU, 1, "cpu"), (CUDA, 2, "2 processes")):
+        monkeypatch.setattr("stylize.system.distributed.count", lambda processes=processes: processes)
+        with pytest.raises(StylizeError) as caught:
+            choose_compile("graphs", device, 1)
+        assert str(caught.value) == (
+            f"train.compile: got 'graphs' with {where}, must be auto, always or never: it needs cuda, one process"
+        )
+    monkeypatch.undo()
+    monkeypatch.setattr("stylize.system.compiler.has_compiler", lambda device: False)
+    with pytest.raises(StylizeError, match=r"^train\.compile: got 'graphs', but no compiler for cuda is found$"):
+        choose_compile("graphs", CUDA, 1)
+
+
+def test_what_a_cuda_graph_returned_may_be_overwritten_by_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, options = [], list[dict[str, str]]()
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(True))
+    monkeypatch.setattr(torch, "compile", lambda function, **keys: options.append(keys) or function)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    trainer = build(tmp_path).trainer
+    object.__setattr__(trainer.compute, "graphs", True)
+    object.__setattr__(trainer.compute, "compiled", True)
+    assert trainer.compute.compile(abs) is abs and options == [{"mode": "reduce-overhead"}]
+    forward, memory = trainer._forward, dict[str, Tensor]()
+
+    def replayed(content: Tensor) -> dict[str, Tensor]:
+        """Return the same memory at every call."""
+        terms = forward(content)
+        with torch.no_grad():
+            for name, term in terms.items():
+                memory.setdefault(name, torch.empty(())).copy_(term)
+        return {name: memory[name] if name != "total" else term for name, term in terms.items()}
+
+    trainer._terms = replayed
+    first = trainer.step(batch_of(trainer))
+    style = first["style"].item()
+    trainer.step(batch_of(trainer))
+    assert begun == [True, True]
+    assert memory["style"].item() != style
+    assert first["style"].item() == style
 
 
 def test_what_a_run_builds_is_what_its_config_says(tmp_path: Path) -> None:
