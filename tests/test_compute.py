@@ -1,5 +1,6 @@
 """The one choice of device, precision and layout, and what follows from it."""
 
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -94,6 +95,72 @@ def test_random_generators_of_the_device_are_saved_only_where_it_has_its_own() -
     CPU.set_random_states([])
     assert torch.equal(torch.get_rng_state(), before)
     assert (CPU.copies_in_background, CUDA.copies_in_background) == (False, True)
+
+
+def test_the_random_state_is_that_of_this_processs_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = {torch.device("cuda", 2): torch.tensor([2]), torch.device("cuda", 0): torch.tensor([7])}
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: states[device])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: states.update({device: state}))
+    third = Compute(torch.device("cuda", 2))
+    assert [state.item() for state in third.random_states()] == [2]
+    third.set_random_states([torch.tensor([3]), torch.tensor([4])])  # an older version kept those of all GPUs
+    third.set_random_states([])  # of a run on a CPU
+    assert {device.index: state.item() for device, state in states.items()} == {2: 3, 0: 7}
+
+
+@pytest.fixture
+def workspace(monkeypatch: pytest.MonkeyPatch) -> Callable[[], str | None]:
+    """What the variable says that makes cuBLAS deterministic."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    return lambda: os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+
+
+def test_a_deterministic_training_prepares_cublas_and_any_on_cuda_is_tuned(
+    workspace: Callable[[], str | None],
+) -> None:
+    fast = Compute.for_training(CUDA.device, "auto", "never", 10)
+    assert (fast.precision, fast.deterministic, fast.tuned, fast.graphs) == ("bf16", False, True, False)
+    assert workspace() is None
+    exact = Compute.for_training(CUDA.device, "fp32", "never", 10, deterministic=True)
+    assert (exact.deterministic, exact.tuned) == (True, True)
+    assert workspace() == ":4096:8"
+    assert not Compute.for_training(CPU.device, "auto", "never", 10).tuned
+
+
+class FakeEvent:
+    """An event of a stream whose device has done all that was recorded before `done_s`."""
+
+    now_s, done_s = 0.0, 100.0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self, stream: object) -> None:
+        self.at_s = FakeEvent.now_s
+
+    def query(self) -> bool:
+        return self.at_s <= FakeEvent.done_s
+
+    def elapsed_time(self, end: "FakeEvent") -> float:
+        return 1000 * (end.at_s - self.at_s)
+
+
+def test_on_cuda_waiting_is_the_time_in_which_the_device_has_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    waits = CUDA.waits()
+    for begin_s, end_s in ((0, 2), (5, 5), (8, 9), (200, 201)):
+        FakeEvent.now_s = begin_s
+        waits.begin()
+        FakeEvent.now_s = end_s
+        waits.end()
+    waits.begin()  # no batch follows the last
+    assert waits.taken_s() == 3
+    assert waits.taken_s() == 0
+    monkeypatch.setattr(FakeEvent, "done_s", 1000.0)
+    assert waits.taken_s() == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

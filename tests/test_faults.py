@@ -31,7 +31,7 @@ from stylize.training.checkpoint import encode_checkpoint, newest_checkpoint, sa
 from stylize.training.monitor import TIMES, Monitor
 from stylize.training.tensorboard import PREFIX, EventFile, read_events
 from stylize.training.trainer import Interrupted, Progress, Trainer
-from stylize.training.workers import _context_of_workers
+from stylize.training.workers import _context_of_workers, loaded
 
 CPU = torch.device("cpu")
 FEW_WORKERS = 2
@@ -616,6 +616,24 @@ def test_a_decoding_process_that_is_killed_leaves_no_lock_behind() -> None:
         setting.join(5)
         assert not setting.is_alive()
         assert event.is_set()
+
+
+def test_a_death_that_the_thread_of_pinned_memory_hears_of_loses_no_batch(caplog: pytest.LogCaptureFixture) -> None:
+    begun = []
+
+    def loader_from(first: int) -> Any:
+        begun.append(first)
+        for item in range(first, 5):
+            if item == 3 and len(begun) < 3:
+                raise RuntimeError("Pin memory thread exited unexpectedly")
+            yield item
+
+    assert list(loaded(loader_from, 0, 5, "step")) == [0, 1, 2, 3, 4]
+    assert begun == [0, 3, 3]
+    assert (
+        caplog.messages
+        == ["a decoding process died (Pin memory thread exited unexpectedly); started again at step 4"] * 2
+    )
 
 
 def test_decoding_processes_that_always_die_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -223,7 +223,7 @@ with distributed.joined("cpu"):
                       *(buffer.clone() for buffer in generator.buffers())])
     for eager, compiled in zip(*found, strict=True):
         torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-5)
-    sys.stdout.write(f"{len(found[0])} equal\n")
+    sys.stdout.write(f"{len(found[0])} equal\\n")
 """
 
 
@@ -272,7 +272,7 @@ with distributed.joined("cpu") as device:
         with Monitor(run_dir, steps=9, silent=True) as monitor:
             trainer.fit(monitor)
     except Interrupted:
-        sys.stdout.write(f"stopped at {trainer.progress.step} after {' '.join(exchanges)}\n")
+        sys.stdout.write(f"stopped at {trainer.progress.step} after {' '.join(exchanges)}\\n")
 """
 
 

@@ -375,6 +375,32 @@ def test_the_share_of_waiting_for_data_is_of_the_steps_since_the_last_record(
     assert [line["data_wait_share"] for line in lines] == [pytest.approx(1 / 3, rel=1e-6), 0.6]
 
 
+def test_much_waiting_for_photographs_is_told_once_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now_s)
+    waits_s = iter([5] * 4 + [10] * 20)  # of 25 s, then of 30
+
+    def slow_batches() -> Iterator[int]:
+        nonlocal now_s
+        for i in range(24):
+            now_s += next(waits_s)
+            yield i
+
+    told_at = []
+    with Monitor(tmp_path, steps=24, images_per_step=60, remedy="get a cache") as monitor:
+        for i in monitor.timed(slow_batches()):
+            now_s += 20
+            monitor.advance()
+            monitor.log_step(i + 1, {"content": 1.0, "style": 1.0})
+            told_at.append(len(caplog.messages))
+    assert caplog.messages == [
+        "29 % of the last 85 s went into waiting for photographs, which came at 2 images/s: get a cache"
+    ]
+    assert told_at.index(1) == 5  # 3 × 25 s with a fifth of waiting, then 25 + 30 + 30 s
+
+
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     (tmp_path / "step-notes.pt").touch()
     for step in (5, 10, 999_999_99, 20):
@@ -713,7 +739,7 @@ def test_if_the_first_compiled_step_fails_the_run_goes_on_without_as_if_there_ha
         torch.manual_seed(0)
         fit(trainer)
     told = [message for message in caplog.messages if message.startswith("train.compile")]
-    assert told == ["train.compile: the first step failed (cannot lower); the run goes on without compilation"]
+    assert told == ["train.compile: a first step failed (cannot lower); the run goes on without compilation"]
     assert equal(weights(eager), weights(compiled))
 
 

@@ -214,6 +214,16 @@ class Compute:
         keep_compiled_code()
         return torch.compile(function, mode="reduce-overhead") if self.graphs else torch.compile(function)
 
+    @property
+    def steps_that_compile(self) -> int:
+        """Number of the first training steps in which something is compiled or recorded.
+
+        A CUDA graph is recorded in the second step, and replayed from the third on.
+        """
+        if not self.compiled:
+            return 0
+        return 3 if self.graphs else 1
+
     def begin_step(self) -> None:
         """Tell CUDA graphs that results of the step before are not needed any more."""
         if self.graphs:

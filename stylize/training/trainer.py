@@ -149,7 +149,7 @@ class Trainer:
         self._stop_heard = False
         self._network = distributed.wrap_ddp(generator)
         self._terms = compute.compile(self._forward)
-        self._compilation_is_ahead = compute.compiled
+        self._compiled_steps_on_trial = compute.steps_that_compile
         if compute.image_by_image:
             loss.prepare()
             return_freed_memory()
@@ -172,7 +172,7 @@ class Trainer:
             self._step_or_skip(batch, monitor)
             if self._is_due(self.config.validate_every):
                 self.validate(monitor)
-            stop = self.stop_requested if distributed.count() == 1 else self._stop_heard
+            stop = self._stops()
             if self._is_due(self.config.checkpoint_every) or stop:
                 self._account_for(self._read(), monitor)  # a signal may have come after the step
                 self._save_if_possible(monitor)
@@ -230,11 +230,12 @@ class Trainer:
     def _terms_and_gradients(self, content: Tensor) -> dict[str, Tensor]:
         """Return the terms of the share of this process, and compute the gradients of their total.
 
-        If the first step fails because it is compiled, it is made again without.
+        If one of the first steps fails because it is compiled, it is made again without.
         """
-        if not self._compilation_is_ahead:
+        if not self._compiled_steps_on_trial:
             return self._with_gradients(self._terms, content)
-        self._compilation_is_ahead = False
+        is_first = self._compiled_steps_on_trial == self.compute.steps_that_compile
+        self._compiled_steps_on_trial -= 1
         start_s, before = time.monotonic(), self._drawn_and_running()
         try:
             terms = self._with_gradients(self._terms, content)
@@ -242,10 +243,12 @@ class Trainer:
             if isinstance(error, StylizeError) or is_out_of_memory(error):
                 raise
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            logger.warning("train.compile: the first step failed (%s); the run goes on without compilation", reason)
+            logger.warning("train.compile: a first step failed (%s); the run goes on without compilation", reason)
         else:
-            logger.info("train.compile: the first step, which compiles, took %.1f s", time.monotonic() - start_s)
+            if is_first:
+                logger.info("train.compile: the first step, which compiles, took %.1f s", time.monotonic() - start_s)
             return terms
+        self._compiled_steps_on_trial = 0
         self._restore_drawn_and_running(before)
         self._terms = self._forward
         self.optimizer.zero_grad(set_to_none=True)
@@ -324,7 +327,7 @@ class Trainer:
         self.progress.step += 1
         config = self.config
         needed = any(map(self._is_due, (config.log_every, config.validate_every, config.checkpoint_every)))
-        if not needed and not self.stop_requested:
+        if not needed and not self._stops():
             monitor.advance()
             return
         steps = self._read()
@@ -517,6 +520,10 @@ class Trainer:
         if images.dtype == torch.uint8:
             images = images.float() / 255
         return images.contiguous(memory_format=self.compute.memory_format)
+
+    def _stops(self) -> bool:
+        """Whether to stop after this step: several processes stop at the one in which all have heard of it."""
+        return self.stop_requested if distributed.count() == 1 else self._stop_heard
 
     def _is_due(self, every: int) -> bool:
         return self.progress.step % every == 0 or self.progress.step == self.config.steps
