@@ -113,15 +113,14 @@ def workspace(monkeypatch: pytest.MonkeyPatch) -> Callable[[], str | None]:
     """What the variable says that makes cuBLAS deterministic."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     return lambda: os.environ.get("CUBLAS_WORKSPACE_CONFIG")
 
 
 def test_a_deterministic_training_prepares_cublas_and_any_on_cuda_is_tuned(
     workspace: Callable[[], str | None],
 ) -> None:
-    fast = Compute.for_training(CUDA.device, "auto", "never", 10)
-    assert (fast.precision, fast.deterministic, fast.tuned, fast.graphs) == ("bf16", False, True, False)
+    fast = Compute.for_training(CUDA.device, "bf16", "never", 10)
+    assert (fast.deterministic, fast.tuned, fast.graphs) == (False, True, False)
     assert workspace() is None
     exact = Compute.for_training(CUDA.device, "fp32", "never", 10, deterministic=True)
     assert (exact.deterministic, exact.tuned) == (True, True)
