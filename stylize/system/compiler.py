@@ -61,15 +61,6 @@ def _check_graphs(device: torch.device) -> None:
     )
 
 
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one that it was raised from, is that the device's memory is full."""
-    while error is not None:
-        if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower():
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
 def check_compiler(device: torch.device, place: str, asked: str = "always") -> None:
     """Check that compilation is possible where it was asked for.
 

@@ -33,7 +33,6 @@ Module = TypeVar("Module", bound=nn.Module)
 
 # Cores that decoding leaves to the training process, whose thread feeds the GPU, and to the copies to it.
 CORES_KEPT = 2
-LARGEST_MAP_VALUES = 2**31  # kernels of GPUs count the values of a map by 32-bit numbers
 # A GPU is busy with so many pixels at a time; smaller pictures are painted several together.
 PIXELS_TOGETHER = 1 << 20
 MAP_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -188,10 +187,6 @@ class Compute:
     def waits(self) -> Waits:
         """A clock for the time in which a training waits for photographs."""
         return DeviceWaits(self.device) if self.kind == "cuda" else HostWaits()
-
-    def holds(self, values: int) -> bool:
-        """Whether the device's kernels take a map of so many values."""
-        return self.kind == "cpu" or values < LARGEST_MAP_VALUES
 
     @property
     def by_stages(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +20,8 @@ from stylize.errors import StylizeError
 from stylize.generators import Generator
 from stylize.losses.perceptual import PerceptualLoss
 from stylize.system import distributed
-from stylize.system.compiler import is_out_of_memory
 from stylize.system.compute import Compute
-from stylize.system.devices import CPU
+from stylize.system.devices import CPU, is_out_of_memory
 from stylize.system.memory import return_freed_memory
 from stylize.training.checkpoint import checkpoint_path, newest_checkpoint, save_checkpoint
 from stylize.training.loader import Batches
@@ -240,7 +239,7 @@ class Trainer:
         try:
             terms = self._with_gradients(self._terms, content)
         except Exception as error:  # compilers raise anything
-            if isinstance(error, StylizeError) or is_out_of_memory(error):
+            if isinstance(error, StylizeError) or any(map(is_out_of_memory, _with_causes(error))):
                 raise
             reason = (str(error) or type(error).__name__).splitlines()[0]
             logger.warning("train.compile: a first step failed (%s); the run goes on without compilation", reason)
@@ -536,3 +535,11 @@ class Trainer:
 def _build_optimizer(generator: Generator, config: TrainConfig, compute: Compute) -> torch.optim.Optimizer:
     groups = [{"params": group.parameters, "factor": group.learning_rate_factor} for group in generator.param_groups()]
     return torch.optim.Adam(groups, lr=config.learning_rate, fused=compute.has_fused_optimizers)
+
+
+def _with_causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, and those from which it was raised: compilers wrap what they meet."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
