@@ -19,6 +19,7 @@ BOUNDS = {
     "multiple_of": ("multiple_of", "a multiple of"),
 }
 TYPES = {
+    "bool_type": "true or false",
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "float_type": "a number",

@@ -245,6 +245,7 @@ def test_an_override_may_give_what_the_file_left_out() -> None:
         ("name.a=3", "--set name.a=3: name holds a value, not keys"),
         ("train.steps.a.b=3", "--set train.steps.a.b=3: train.steps holds a value, not keys"),
         ("seed=x", "configs/a.yaml: seed: got 'x', must be a whole number"),
+        ("train.deterministic=1", "configs/a.yaml: train.deterministic: got 1, must be true or false"),
         (
             "train.step=3",
             "configs/a.yaml: train.step: unknown key, must be one of 'batch_size', 'checkpoint_every', 'compile', "
