@@ -748,7 +748,7 @@ def test_a_compiled_step_that_finds_no_memory_fails_as_it_is(tmp_path: Path, mon
     wrapped.__cause__ = torch.OutOfMemoryError("CUDA out of memory")
     broken(wrapped, monkeypatch, tmp_path)
     trainer = build(tmp_path, {"train.compile": "always"}).trainer
-    with pytest.raises(RuntimeError, match="^the backend failed$"):
+    with pytest.raises(RuntimeError, match=r"^the backend failed$"):
         trainer.step(batch_of(trainer))
 
 
