@@ -410,3 +410,28 @@ def test_upsampling_has_the_gradient_of_torch(
     ours, theirs = (torch.autograd.grad((y * weights).sum(), x)[0] for y in (found, expected))
     torch.testing.assert_close(ours, theirs)
     assert torch.autograd.gradgradcheck(lambda y: upsample_to(y, size).square(), (x,))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("strip_values", [1 << 8, 1 << 20])
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        Geometry(3, 1, "reflect"),
+        Geometry(3, 2, "reflect"),
+        Geometry(3, 1, "reflect", size=(26, 29)),
+        Geometry(3, 1, "replicate"),
+        Geometry(1, 1, "reflect"),
+    ],
+)
+def test_without_a_gradient_maps_of_bfloat16_are_convolved_in_strips(geometry: Geometry, strip_values: int) -> None:
+    x = torch.randn(2, 16, 13, 15).bfloat16().contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.randn(32, 16, geometry.kernel_px, geometry.kernel_px).bfloat16(), torch.randn(32).bfloat16()
+    with ops.reference():
+        expected = conv2d(x, weight, bias, geometry, relu=True)
+    with limits.set(strip_values=strip_values):
+        calls = ops.kernel_calls()
+        found = conv2d(x, weight, bias, geometry, relu=True)
+    assert ops.kernel_calls() == calls + 1
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected, rtol=2**-7, atol=2**-7)

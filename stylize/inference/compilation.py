@@ -15,9 +15,8 @@ from stylize.system.compute import Compute
 
 logger = logging.getLogger("stylize")
 
-# Compilation takes half a minute or more. A CPU with bf16 saves about 0.9 s a megapixel by it. For a GPU the number is
-# an estimate: some hundredths of a second saved a megapixel.
-PAYS_FROM_MEGAPIXELS = {"cpu": 50, "cuda": 2000}
+# Compilation takes half a minute or more, and is estimated to save some hundredths of a second a megapixel on a GPU.
+PAYS_FROM_MEGAPIXELS = 2000
 MAX_SHAPES = 8  # torch.compile gives up on a network that is recompiled more often
 
 
@@ -37,13 +36,13 @@ def choose_shapes(
     """
     if name == "always":
         check_compiler(compute.device, "--compile")
-    obstacle = why_not_compile(compute.device, compute.precision) if name == "auto" else None
+    obstacle = why_not_compile(compute.device) if name == "auto" else None
     if name == "never" or obstacle is not None:
         logger.debug("--compile: %s is off%s", name, "" if obstacle is None else f": {obstacle}")
         return frozenset()
     counts = Counter(_shapes(compute, sizes, stroke_scale))
     megapixels = {shape: counts[shape] * shape.width * shape.height / 1e6 for shape in counts}
-    needed = PAYS_FROM_MEGAPIXELS[compute.kind] if name == "auto" else 0
+    needed = PAYS_FROM_MEGAPIXELS if name == "auto" else 0
     largest = sorted(counts, key=lambda shape: megapixels[shape], reverse=True)[:MAX_SHAPES]
     chosen = [shape for shape in largest if megapixels[shape] >= needed]
     if not chosen:

@@ -159,7 +159,7 @@ def read_by_threads(
     def go_on() -> None:
         for item in islice(coming, PICTURES_A_THREAD * threads - len(sized) - len(reading)):
             sized.append((item, executor.submit(pixels, item)))
-        while sized and (not reading or sized[0][1].done()):
+        while sized and (len(reading) < threads or sized[0][1].done()):
             item, size = sized[0]
             if reading and size.result() + sum(taken for taken, _ in reading) > _most_pixels(threads):
                 break

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stylize.ops.dispatch import count_kernel_call, cpu_kernels
+from stylize.ops.dispatch import MAP_TYPES, count_kernel_call, cpu_kernels
 from stylize.ops.geometry import Geometry, Window
 from stylize.ops.padding import pad, upsample_to
 from stylize.ops.rows import as_maps, by_pixel, padded_rows
@@ -127,4 +127,7 @@ def _check(shape: Sequence[int], weight: Tensor, bias: Tensor | None, geometry: 
 def _has_kernel(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Return whether the kernels have this convolution: plain or depthwise, no other groups."""
     channels = x.shape[1]
-    return (weight.shape[1] == channels or weight.shape[:2] == (channels, 1)) and cpu_kernels(x, weight, bias)
+    known = weight.shape[1] == channels or weight.shape[:2] == (channels, 1)
+    # In bfloat16 the library convolves, with and without a gradient; strips that stay in the cache are for inference.
+    types = (torch.float32,) if torch.is_grad_enabled() else MAP_TYPES
+    return known and cpu_kernels(x, weight, bias, types=types)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from stylize.errors import StylizeError
-from stylize.system import devices, distributed
+from stylize.system import distributed
 
 logger = logging.getLogger("stylize")
 
@@ -21,14 +21,13 @@ PAYS_FROM_STEPS = 2000
 GRAPHS = "graphs"  # of `train.compile`: compiled, and replayed as CUDA graphs
 
 
-def choose_compile(name: str, device: torch.device, steps: int, precision: str = "fp32") -> bool:
+def choose_compile(name: str, device: torch.device, steps: int) -> bool:
     """Whether to compile the training step; the choice of `auto` is logged with its reason.
 
     Args:
         name: `always`, `never`, `graphs` or `auto`: where it is faster and the run is long enough.
         device: The device to train on.
         steps: Number of training steps.
-        precision: `fp32` or `bf16`.
 
     Raises:
         StylizeError: `always` or `graphs`, but no compiler is found; or `graphs` where there are no CUDA graphs.
@@ -39,7 +38,7 @@ def choose_compile(name: str, device: torch.device, steps: int, precision: str =
         check_compiler(device, "train.compile", name)
     if name != "auto":
         return name in ("always", GRAPHS)
-    obstacle = why_not_compile(device, precision)
+    obstacle = why_not_compile(device)
     if obstacle is None and steps < PAYS_FROM_STEPS:
         obstacle = f"{steps} steps on {device.type}, fewer than the {PAYS_FROM_STEPS} that repay it"
     if obstacle is not None:
@@ -95,17 +94,12 @@ def _supports_triton(device: torch.device) -> bool:
     return not torch.cuda.is_available() or torch.cuda.get_device_capability(device) >= OLDEST_OF_TRITON
 
 
-def why_not_compile(device: torch.device, precision: str) -> str | None:
-    """The reason why compiled networks would not pay, however long they compute; None where they may.
-
-    On a CPU in float32 the eager networks have convolutions of their own (`stylize.ops`), which a compiler turns off.
-    """
-    if device.type not in ("cpu", "cuda"):
-        return f"it pays on cuda and cpu, not on {device.type}"
-    if device.type == "cpu" and precision == "fp32":
-        return "in fp32 on cpu too little is gained over the eager convolutions"
-    if device.type == "cpu" and not devices.multiplies_bf16(device):
-        return "this cpu does not multiply bf16 in hardware"
+def why_not_compile(device: torch.device) -> str | None:
+    """The reason why compiled networks would not pay, however long they compute; None where they may."""
+    if device.type == "cpu":
+        return "on cpu the kernels of the eager networks, which it would turn off, are faster"
+    if device.type != "cuda":
+        return f"it pays on cuda, not on {device.type}"
     return None if has_compiler(device) else f"no compiler for {device.type} is found"
 
 

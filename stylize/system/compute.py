@@ -101,7 +101,7 @@ class Compute:
         return cls(
             device,
             chosen,
-            compiled=choose_compile(compile_step, device, steps, chosen),
+            compiled=choose_compile(compile_step, device, steps),
             deterministic=deterministic,
             tuned=device.type == "cuda",
             graphs=compile_step == GRAPHS,

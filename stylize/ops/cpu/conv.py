@@ -76,7 +76,8 @@ class _Conv2d(torch.autograd.Function):
             padded = [padded_rows(whole(image), geometry, 0, height) for image in by_pixel(x)]
             convolved = kernel(torch.stack(padded) if len(x) > 1 else padded[0][None], bias)
             return convolved.relu_() if relu else convolved
-        result = torch.empty((len(x), len(weight), height, width), memory_format=torch.channels_last)
+        shape = len(x), len(weight), height, width
+        result = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
         if isinstance(kernel, Winograd) and geometry.size is None:
             kernel.convolve(_padded_images(by_pixel(x), geometry), bias, by_pixel(result), relu)
             return result
@@ -356,6 +357,8 @@ def _kernel(weight: Tensor, channels: int, stride: int) -> _LibraryConv | Winogr
     outputs, inputs, kernel_px, _ = weight.shape
     if inputs != channels:
         return _LibraryConv(weight, stride, groups=channels)
+    if weight.dtype != torch.float32:
+        return _LibraryConv(weight, stride)
     if kernel_px == 3 and stride == 1 and outputs * inputs >= WINOGRAD_PAYS_FROM and min(outputs, inputs) >= LANES:
         return winograd_of(weight)
     return _NarrowConv(weight, stride) if _NarrowConv.is_supported(weight, stride) else _DirectConv(weight, stride)
