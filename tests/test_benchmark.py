@@ -328,6 +328,10 @@ def test_pictures_in_bfloat16_have_the_levels_of_float32_and_others_are_refused(
     monkeypatch.setattr(apply, "MOST_LEVELS", found.mean / 2)
     with pytest.raises(click.ClickException, match=f"^apply, {style}: in bf16 pictures differ by 0"):
         apply.roughness(style, model, "bf16", replace(settings, photos=tmp_path))
+    monkeypatch.undo()
+    monkeypatch.setattr(apply, "MOST_LEVELS_OF_A_PICTURE", found.worst_mean / 2)
+    with pytest.raises(click.ClickException, match=f"^apply, {style}: in bf16 a picture differs by 0"):
+        apply.roughness(style, model, "bf16", replace(settings, photos=tmp_path))
 
 
 def test_a_difference_that_is_no_number_is_refused(script: ModuleType) -> None:

@@ -1,10 +1,12 @@
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stylize import ops
 from stylize.errors import StylizeError
@@ -93,6 +95,27 @@ def test_gram_matrix_is_float32_under_autocast() -> None:
     assert actual.dtype == from_bfloat16.dtype == torch.float32
     assert torch.equal(actual, expected)
     torch.testing.assert_close(from_bfloat16, gram_matrix(features.bfloat16().float()))
+
+
+def test_gram_matrices_of_bfloat16_are_multiplied_into_float32_where_the_device_can(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    products: list[str] = []
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            products.extend([str(function)] if "bmm" in str(function) else [])
+            assert function.overloadpacket is not torch.ops.aten._to_copy or args[0].shape[-1] == args[0].shape[-2]
+            return function(*args, **(kwargs or {}))
+
+    monkeypatch.setattr("stylize.ops.gram.multiplies_into_float32", lambda x: x.dtype == torch.bfloat16)
+    features = torch.empty(2, 16, 8, 5, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    with Products():
+        gram = gram_matrix(features)
+        gram.sum().backward()  # type: ignore[no-untyped-call]
+    assert gram.dtype == torch.float32 and gram.shape == (2, 16, 16)
+    assert products == ["aten.bmm.dtype", "aten.bmm.default"]
+    assert features.grad is not None and features.grad.dtype == torch.bfloat16
 
 
 def test_total_variation_of_a_hand_made_image() -> None:

@@ -43,7 +43,8 @@ from stylize.training.photographs import ContentConfig, find_photographs
 
 HEADING = "apply"
 MOST_PICTURES = 32  # number of photographs of a folder that precisions are compared on
-MOST_LEVELS = 1.0  # mean difference from float32 that is allowed
+# Mean differences from float32 that are allowed, of all pictures and of the one that differs most.
+MOST_LEVELS, MOST_LEVELS_OF_A_PICTURE = 0.6, 1.5
 SIZES_PX = (256, 512, 1024, 2048, 4096)
 # The ways to paint an image of any size, by name.
 WAYS: Mapping[str, Callable[[Settings], Workload]] = {
@@ -136,7 +137,7 @@ def roughness(style: str, model: Path, precision: str, settings: Settings) -> Ro
     """Paint `settings.photos`, or a generated image, in float32 and in the precision.
 
     Raises:
-        click.ClickException: The pictures differ by more than one level on average.
+        click.ClickException: The pictures, or one of them, differ by more than is allowed.
     """
     device = settings.torch_device()
     exact, rough = (Stylizer(load_model(model)[0], Compute(device, kind)) for kind in ("fp32", precision))
@@ -145,11 +146,15 @@ def roughness(style: str, model: Path, precision: str, settings: Settings) -> Ro
     values = sum(apart.numel() for apart in found)
     mean = sum(float(apart.sum()) for apart in found) / values
     most = max(float(apart.max()) for apart in found)
-    if not mean <= MOST_LEVELS:
-        raise click.ClickException(
-            f"apply, {style}: in {precision} pictures differ by {number(mean)} grey levels in the mean, "
-            f"must be at most {MOST_LEVELS}"
-        )
+    for what, levels, limit in (
+        ("pictures differ", mean, MOST_LEVELS),
+        ("a picture differs", max(of_pictures), MOST_LEVELS_OF_A_PICTURE),
+    ):
+        if not levels <= limit:
+            raise click.ClickException(
+                f"apply, {style}: in {precision} {what} by {number(levels)} grey levels in the mean, "
+                f"must be at most {limit}"
+            )
     return Roughness(style, precision, len(found), mean, max(of_pictures), most)
 
 

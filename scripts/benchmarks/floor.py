@@ -52,7 +52,7 @@ class Floor:
         return moved_bytes / seconds / max(self.copy_bytes)
 
     def _kind(self, precision: str) -> str:
-        # torch's default for float32 convolutions on CUDA.
+        # In which the plain side computes convolutions on CUDA, by torch's default.
         return "tf32" if precision == "fp32" and "tf32" in self.product_flops else precision
 
 

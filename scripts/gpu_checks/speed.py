@@ -39,6 +39,7 @@ from stylize.errors import StylizeError
 from stylize.inference.painter import Shape
 from stylize.inference.stylizer import Stylizer
 from stylize.system.compute import Compute, usable_cores
+from stylize.system.numerics import prepare_determinism
 from stylize.training.loader import Batches, CropDataset
 from stylize.training.photographs import ContentConfig, find_photographs
 
@@ -84,6 +85,8 @@ def checks(setting: Setting) -> Iterator[Check]:
     for size in sizes:
         yield Check(f"{size.name}, eager", partial(paint, setting, size, 32, False, peak), PAINTING)
     yield from _compiled_steps(setting, batches[0], peak)
+    slow = partial(step, setting, batches[0], "never", peak, deterministic=True)
+    yield Check(f"step, batch {batches[0]}, eager, deterministic", slow, STEPS)
     for width in setting.sized((32, 16), (32,)):
         name = f"{sizes[0].name}, width {width}, compiled"
         yield Check(name, partial(paint, setting, sizes[0], width, True, peak), PAINTING, setting.sized(30.0, 0.0))
@@ -104,7 +107,7 @@ def _compiled_steps(setting: Setting, batch: int, peak: float) -> Iterator[Check
         yield Check(name, partial(step, setting, batch, mode, peak), STEPS, setting.sized(40.0, 0.0))
 
 
-def step(setting: Setting, batch: int, mode: str, peak: float) -> Found:
+def step(setting: Setting, batch: int, mode: str, peak: float, deterministic: bool = False) -> Found:
     """Time the training step.
 
     Raises:
@@ -113,7 +116,10 @@ def step(setting: Setting, batch: int, mode: str, peak: float) -> Found:
     """
     if mode == "graphs" and not (knows_graphs() and setting.on_cuda):
         raise Skipped("there is no CUDA" if knows_graphs() else "train.compile does not know graphs")
-    task = Task(batch=batch, precision=setting.fast_precision, compile=mode)
+    if deterministic:
+        prepare_determinism()
+    told_mode = f"{MODES[mode]}{', deterministic' if deterministic else ''}"
+    task = Task(batch=batch, precision=setting.fast_precision, compile=mode, deterministic=deterministic)
     if setting.miniature:
         task = replace(task, width=4, crop_px=32, loss=SMALL_LOSS)
     torch._dynamo.reset()  # another batch is compiled as such, not for all sizes
@@ -130,7 +136,7 @@ def step(setting: Setting, batch: int, mode: str, peak: float) -> Found:
     share, minutes = flop / seconds.median / peak, TRAINING_IMAGES / batch * seconds.median / 60
     row = {
         "batch": str(batch),
-        "mode": MODES[mode],
+        "mode": told_mode,
         "precision": task.precision,
         "ms a step (median, least..most)": milliseconds(seconds),
         "images/s": number(batch / seconds.median),
@@ -140,7 +146,7 @@ def step(setting: Setting, batch: int, mode: str, peak: float) -> Found:
     }
     goals = []
     if batch >= 16:
-        named = f"batch {batch}, {MODES[mode]}"
+        named = f"batch {batch}, {told_mode}"
         goals.append(Goal(f"{TRAINING_IMAGES:,} crops, {named}", minutes, GOAL_MINUTES, "minutes", at_least=False))
         if batch == 16:
             goals.append(Goal(f"share of the {task.precision} product, {named}", 100 * share, GOAL_SHARE, "%"))

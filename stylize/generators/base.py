@@ -67,7 +67,6 @@ class Stage(NamedTuple):
         activation: Pointwise function if there is no norm, called like `torch.sigmoid(x, out=…)`, or None.
         residual_of: Number of the stage whose result is added at the end, or None.
         upsampling: Filter with which the input is upsampled to `size` first, or None.
-        full_precision: Whether the stage computes in float32 though other maps are bfloat16: the first and the last.
     """
 
     conv: RowConvolution
@@ -77,7 +76,6 @@ class Stage(NamedTuple):
     activation: Callable[..., Tensor] | None = None
     residual_of: int | None = None
     upsampling: Upsampling | None = None
-    full_precision: bool = False
 
     @property
     def geometry(self) -> Geometry:
@@ -120,14 +118,19 @@ def run_stages(stages: Sequence[Stage], x: Tensor, maps: torch.dtype | None = No
     Args:
         stages: The network.
         x: The images.
-        maps: Type of every result but the last; None: that of the images.
+        maps: Type of every result but the last; None: that of the images. The first and the last stage compute in the
+            type of the images.
+
+    Returns:
+        The result of the last stage, in the type of the images.
     """
+    wide, last = x.dtype, len(stages) - 1
     uses = Counter(stage.residual_of for stage in stages)
     kept: dict[int, Tensor] = {}
     for i, stage in enumerate(stages):
-        if stage.full_precision:
-            x = ops.widened(x)
-        x = stage.finished_(stage.conv(x, stage.geometry), dtype=maps if i + 1 < len(stages) else None)
+        if i == last:
+            x = x.to(wide)
+        x = stage.finished_(stage.conv(x, stage.geometry), dtype=maps if i < last else None)
         if stage.residual_of is not None:
             residual = kept[stage.residual_of]
             x = x + residual if torch.is_grad_enabled() else x.add_(residual)
@@ -203,14 +206,15 @@ class Generator(nn.Module):
                 module.to(dtype)
 
     def full_precision_layers(self) -> set[nn.Module]:
-        """Return the convolutions that compute in float32 whatever the type of the maps."""
-        stages = self.stages(MIN_SIZE_PX, MIN_SIZE_PX) or []
-        return {
-            module
-            for stage in stages
-            if stage.full_precision and isinstance(stage.conv, nn.Module)
-            for module in stage.conv.modules()
-        }
+        """Return the layers that compute in float32 whatever the type of the maps.
+
+        Of a chain of stages those of the first and the last one; of another network all, unless it overrides this.
+        """
+        stages = self.stages(MIN_SIZE_PX, MIN_SIZE_PX)
+        if stages is None:
+            return set(self.modules())
+        ends = [stage.conv for stage in (stages[0], stages[-1]) if isinstance(stage.conv, nn.Module)]
+        return {module for conv in ends for module in conv.modules()}
 
     def seed_noise(self, seed: int) -> None:
         """Paint with other noise in `eval()`.

@@ -26,7 +26,7 @@ class FastNeuralStyle(JohnsonGenerator):
         rows, columns = halved(half)
         full = (4 * rows, 4 * columns)
         up = self._up((2 * rows, 2 * columns), full, "nearest")
-        return [*self._down((height, width), half), *up, Stage(self.to_rgb, full, activation=clip, full_precision=True)]
+        return [*self._down((height, width), half), *up, Stage(self.to_rgb, full, activation=clip)]
 
 
 def clip(x: Tensor, out: Tensor | None = None) -> Tensor:

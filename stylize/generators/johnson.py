@@ -56,7 +56,7 @@ class JohnsonGenerator(Generator):
         return [
             *self._down(full, half),
             *self._up(half, full, "bilinear"),
-            Stage(self.to_rgb, full, activation=torch.sigmoid, full_precision=True),
+            Stage(self.to_rgb, full, activation=torch.sigmoid),
         ]
 
     def _down(self, full: tuple[int, int], half: tuple[int, int]) -> list[Stage]:
@@ -64,7 +64,6 @@ class JohnsonGenerator(Generator):
         quarter = halved(half)
         layers = cast("list[ConvNormReLU]", list(self.encode))
         stages = [layer.stage(size) for layer, size in zip(layers, (full, half, quarter), strict=True)]
-        stages[0] = stages[0]._replace(full_precision=True)
         for block in cast("list[ResidualBlock]", list(self.blocks)):
             stages += block.stages(quarter, residual_of=len(stages) - 1)
         return stages

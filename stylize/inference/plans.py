@@ -313,6 +313,7 @@ class _Step(NamedTuple):
         waiting: Values that wait to be written meanwhile.
         previous: Values of the strip before, which whoever took it may still have.
         channels: Channels of what it reads.
+        is_end: Whether the stage is the first or the last one, which compute in float32.
     """
 
     stage: Stage
@@ -322,6 +323,7 @@ class _Step(NamedTuple):
     waiting: int
     previous: int
     channels: int
+    is_end: bool
 
     @property
     def result(self) -> int:
@@ -347,7 +349,8 @@ def _steps(plan: Plan, stages: Sequence[Stage]) -> Iterator[_Step]:
             if j > 0:
                 first, last = stages[j].geometry.needed_rows(0, rows, before.size[0])
                 below = min(last - first + stages[j].geometry.border_px, before.size[0])
-            yield _Step(stages[j], before, rows, below, waiting, previous, before.conv.out_channels if j else RGB)
+            channels, is_end = before.conv.out_channels if j else RGB, j in (0, len(stages) - 1)
+            yield _Step(stages[j], before, rows, below, waiting, previous, channels, is_end)
             rows = below
 
 
@@ -370,7 +373,7 @@ def _kernel_bytes(step: _Step, dtype: torch.dtype) -> int:
 
 def _plain_bytes(step: _Step, dtype: torch.dtype) -> int:
     """Bytes of a step by PyTorch: the maps upsampled, padded, convolved, and normalized by way of float32."""
-    computed = FLOAT_BYTES if step.stage.full_precision else dtype.itemsize
+    computed = FLOAT_BYTES if step.is_end else dtype.itemsize
     read = step.below * step.before.size[1] * step.channels
     widened = computed if computed != dtype.itemsize else 0
     copies = 1 if step.stage.upsampling is None else 2

@@ -165,7 +165,7 @@ class StripPainter:
         height = self.stages[i - 1].size[0] if i else self.height
         low, high = stage.geometry.needed_rows(first, last, height)
         before = self._result(i - 1, low, high)
-        if stage.full_precision:
+        if i == len(self.stages) - 1:
             before = ops.widened(before)
         window = Window(before.permute(0, 2, 3, 1)[0], low, height)
         return stage.conv.rows(window, (first, last), stage.geometry, self._room(stage, last - first))

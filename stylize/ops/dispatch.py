@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from threading import Lock
 from typing import TypeVar
@@ -165,4 +165,5 @@ def multiplies_into_float32(x: Tensor) -> bool:
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Return a context in which autocast is off on the device of `x`."""
-    return torch.autocast(x.device.type, enabled=False)
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
