@@ -26,7 +26,9 @@ image = torch.rand(1, 3, 100, 60)
 plan = plans_of(stages_of(generator, image), torch.float32)[0]
 painted = whole(generator, image)
 difference = (in_strips(generator, image, plan) - painted).abs().max().item()
-print(json.dumps({"difference": difference, "spread": painted.std().item(), "card": card.generator.model_dump()}))
+generator.hold_in(torch.bfloat16)
+rounded = (whole(generator, image) - painted).abs().mean().item()
+print(json.dumps({"difference": difference, "rounded": rounded, "spread": painted.std().item(), "card": card.generator.model_dump()}))
 """
 
 
@@ -121,6 +123,7 @@ def test_a_toy_trains_and_paints_as_a_whole_and_in_strips(checkout: Path, settin
     painted = json.loads(python(checkout, "-c", PAINT, str(run / "model.safetensors")))
     assert key.startswith("loss.") or painted["card"][key.removeprefix("generator.")] == value
     assert painted["difference"] < 2e-5
+    assert 0 < painted["rounded"] < 5e-3
     assert painted["spread"] > 1e-4
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
     losses = [record for record in records if record["kind"] == "train"]
