@@ -246,7 +246,7 @@ def test_upsampled_maps_are_freed_before_the_convolution_runs(monkeypatch: pytes
 
     monkeypatch.setattr(convolution, "upsample_to", watched_upsample)
     monkeypatch.setattr(torch.nn.functional, "conv2d", watched_convolve)
-    x = torch.rand(1, 4, 16, 16, dtype=torch.bfloat16)  # in float32 they never exist as a whole
-    conv = PaddedConv2d(4, 4, 3, GeneratorConfig()).bfloat16()
+    x = torch.rand(1, 4, 16, 16, dtype=torch.float64)  # by the kernels they never exist as a whole
+    conv = PaddedConv2d(4, 4, 3, GeneratorConfig()).double()
     conv(x, conv.geometry._replace(size=(32, 32)))
     assert alive == [False]
