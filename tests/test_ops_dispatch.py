@@ -94,6 +94,23 @@ def test_neither_importing_networks_nor_computing_by_pytorch_loads_a_compiler() 
     assert python(textwrap.dedent(code)) == "[]\n"
 
 
+def test_torchs_compiler_which_takes_an_eighth_of_a_gibibyte_is_not_loaded_unless_it_compiles() -> None:
+    code = """
+    import sys, torch
+    from stylize.cli import cli
+    from stylize.generators import GeneratorConfig, build_generator
+    from stylize.inference.stylizer import Stylizer
+    from stylize.pictures.picture import Picture
+    from stylize.system.compute import Compute
+    from stylize.training.trainer import Trainer
+    for name in ("johnson", "texture_network"):
+        generator = build_generator(GeneratorConfig(name=name, width=16))
+        Stylizer(generator, Compute.choose())(Picture(torch.rand(3, 32, 32)))
+    print(sorted({"torch._dynamo", "torch._inductor", "triton"} & set(sys.modules)))
+    """
+    assert python(textwrap.dedent(code)) == "[]\n"
+
+
 def test_a_training_by_pytorch_alone_needs_no_numba(tmp_path: Path) -> None:
     config = write_config(tmp_path, {"generator.width": 16})
     run = f"sys.argv = ['stylize', 'train', '--config', {str(config)!r}, '--device', 'cpu']; "

@@ -28,7 +28,8 @@ painted = whole(generator, image)
 difference = (in_strips(generator, image, plan) - painted).abs().max().item()
 generator.hold_in(torch.bfloat16)
 rounded = (whole(generator, image) - painted).abs().mean().item()
-print(json.dumps({"difference": difference, "rounded": rounded, "spread": painted.std().item(), "card": card.generator.model_dump()}))
+found = {"difference": difference, "rounded": rounded, "spread": painted.std().item()}
+print(json.dumps({**found, "card": card.generator.model_dump()}))
 """
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo  # before a test replaces what it imports
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -114,7 +114,6 @@ class _NoiseCache:
 _noise_cache = _NoiseCache()
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _kept_noise(seed: int, sizes: Sizes, x: Tensor) -> list[Tensor]:
     """Return the noise of a seed, `(1, 3, h, w)` of each size, on the device of `x` and in its type."""
     wanted = _Noise(seed, sizes, x.device, x.dtype)
