@@ -48,6 +48,7 @@ def result(folder: Path) -> tuple[str, set[str]]:
     code = "from stylize.ops.cpu.caller import scaled_and_moved; print(scaled_and_moved(5))"
     cache = folder / "cache"
     environment = {**os.environ, "PYTHONPATH": str(folder), "XDG_CACHE_HOME": str(cache)}
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"  # by the file's time Python would take its own compiled code for right
     environment.pop("NUMBA_CACHE_DIR", None)
     run = subprocess.run([sys.executable, "-c", code], env=environment, cwd=folder, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
