@@ -452,3 +452,15 @@ def test_coefficients_stay_float32_for_maps_of_bfloat16(name: str, kernels: bool
     assert float((found.double() - expected).detach().abs().max()) < 0.01
     with torch.no_grad(), nullcontext() if kernels else ops.reference():
         assert float((norm.normalize_(x.clone()).double() - expected).detach().abs().max()) < 0.01
+
+
+@pytest.mark.parametrize("differentiable", [True, False], ids=["with a gradient", "without"])
+@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "plain"])
+def test_a_multiply_add_of_bfloat16_rounds_its_result_alone(kernels: bool, differentiable: bool) -> None:
+    x = (torch.randn(2, 32, 9, 8) + 50).bfloat16().contiguous(memory_format=torch.channels_last)
+    factor = 1 + torch.rand(2, 32)
+    offset = -50 * factor
+    expected = factor.double()[:, :, None, None] * x.double() + offset.double()[:, :, None, None]
+    with torch.set_grad_enabled(differentiable), nullcontext() if kernels else ops.reference():
+        found = ops.affine(x, factor, offset)
+    assert float((found.double() - expected).abs().max()) < 2**-8 * float(expected.abs().max())

@@ -138,7 +138,7 @@ def differences(setting: Setting, case: Case, precision: str) -> Iterator[tuple[
         with Compute(setting.device, precision).context():
             try:
                 got = _results(case.run, given)
-            except NotImplementedError as error:
+            except NotImplementedError as error:  # what torch raises for a type that an operation lacks on a device
                 raise Skipped(f"torch does not have it in {precision} here ({str(error)[:60]})") from error
             with torch.no_grad():  # has kernels of its own
                 inferred = _results(case.run, given)
