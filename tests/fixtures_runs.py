@@ -1,7 +1,8 @@
 """Tiny runs: pictures, photographs and configs that train in seconds, without a network connection."""
 
 import copy
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import numpy as np
 import torch
 import yaml
 from PIL import Image
+from torch import Tensor
 
 from stylize.generators import GeneratorConfig, build_generator
 from stylize.models.file import ModelCard, encode_model
+from stylize.training.trainer import Trainer
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -75,3 +78,14 @@ def write_model(path: Path, style: str = "dots", norm: str = "instance", **card:
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below `folder` with what it holds."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def poison(trainer: Trainer, steps: Collection[int]) -> None:
+    """Let the loss of these steps, counted from 1, be not a number."""
+    terms = trainer._terms
+
+    def poisoned(content: Tensor) -> dict[str, Tensor]:
+        bad = trainer.progress.step + 1 in steps
+        return {name: term * (math.nan if bad else 1) for name, term in terms(content).items()}
+
+    trainer._terms = poisoned

@@ -12,13 +12,13 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fixtures_runs import write_config
+from fixtures_runs import poison, write_config
 from torch import Tensor
 
 from stylize.build import build_run
@@ -55,17 +55,6 @@ def fit(trainer: Trainer, stop_after: int | None = None) -> None:
 
         monitor.advance = advance_and_ask  # type: ignore[method-assign]
         trainer.fit(monitor)
-
-
-def poison(trainer: Trainer, steps: Collection[int]) -> None:
-    """Let the loss of these steps, counted from 1, be not a number."""
-    terms = trainer._terms
-
-    def poisoned(content: Tensor) -> dict[str, Tensor]:
-        bad = trainer.progress.step + 1 in steps
-        return {name: term * (math.nan if bad else 1) for name, term in terms(content).items()}
-
-    trainer._terms = poisoned
 
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:

@@ -2,14 +2,13 @@
 
 import json
 import logging
-import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fixtures_runs import write_config
+from fixtures_runs import poison, write_config
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -54,17 +53,6 @@ def fit(trainer: Trainer, stop_after: int | None = None) -> None:
 
         trainer.step = step_and_ask  # type: ignore[method-assign]
         trainer.fit(monitor)
-
-
-def poison(trainer: Trainer, steps: Collection[int]) -> None:
-    """Let the loss of these steps, counted from 1, be not a number."""
-    terms = trainer._terms
-
-    def poisoned(content: Tensor) -> dict[str, Tensor]:
-        bad = trainer.progress.step + 1 in steps
-        return {name: term * (math.nan if bad else 1) for name, term in terms(content).items()}
-
-    trainer._terms = poisoned
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
