@@ -48,6 +48,8 @@ class Norm(nn.Module):
         min_batch_size: Smallest batch with which the layer can be trained.
         why_min_batch_size: Reason for it, for the message that refuses a smaller one.
         needs_images: Whether images are normalized by statistics of their own in `eval()`.
+        divides_by_images: Whether a channel is divided by its own deviation in an image, which may be 0. The gradient
+            of one whose variance is below ε is scaled down; see `stylize.ops.normalize`.
         recorded: Instance statistics of the last forward pass, where the layer was told to record.
         frozen: Instance statistics to use in place of the images' own, or None.
     """
@@ -55,6 +57,7 @@ class Norm(nn.Module):
     min_batch_size: ClassVar[int] = 1
     why_min_batch_size: ClassVar[str] = ""
     needs_images: ClassVar[bool] = True
+    divides_by_images: ClassVar[bool] = False
 
     def __init__(self, num_channels: int, *, center: bool = True, scale: bool = True, eps: float = 1e-5) -> None:
         super().__init__()
@@ -136,8 +139,15 @@ class Norm(nn.Module):
         if instance is None and (self.training or self.needs_images):
             if not self.recording:
                 parameters = tuple(self.parameters(recurse=False))
+                even_below = self.eps if self.divides_by_images else 0.0
                 return ops.normalize(
-                    x, lambda own: self._affine(own, pixels), parameters, relu=relu, out=out, dtype=dtype
+                    x,
+                    lambda own: self._affine(own, pixels),
+                    parameters,
+                    relu=relu,
+                    out=out,
+                    dtype=dtype,
+                    even_below=even_below,
                 )
             instance = ops.instance_statistics(x)
             self.recorded = Statistics(*(s.detach().clone() for s in instance))
@@ -160,6 +170,8 @@ class InstanceNorm(Norm):
 
     Source: Ulyanov et al. 2016, arXiv:1607.08022, equation for IN.
     """
+
+    divides_by_images = True
 
     def coefficients(self, instance: Statistics, pixels: int) -> tuple[Tensor, Tensor]:
         return standardizing(instance, self.eps)
@@ -259,6 +271,7 @@ class BatchInstanceNorm(RunningNorm):
     Source: Nam & Kim 2018, arXiv:1805.07925, equations 3 to 5.
     """
 
+    divides_by_images = True
     gate_learning_rate_factor = 10.0
     min_batch_size = 2
     why_min_batch_size = "with one image batch and instance statistics are the same and the gates do not learn"

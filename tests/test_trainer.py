@@ -119,7 +119,7 @@ def test_a_step_tells_every_term_the_gradient_norm_and_the_learning_rate(tmp_pat
     terms = trainer.step(batch_of(trainer))
     assert set(terms) == {
         "content/relu2_1", "style/relu1_1", "style/relu2_1", "content", "style", "tv", "total",
-        "gradient_norm", "learning_rate",
+        "gradient_norm", "gradient_median", "clipped_steps", "bounded_images", "learning_rate",
     }  # fmt: skip
     assert terms["learning_rate"].item() == pytest.approx(0.25e-3)
     gradients = [p.grad.flatten() for p in trainer.generator.parameters() if p.grad is not None]

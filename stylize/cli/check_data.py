@@ -41,6 +41,8 @@ def check_data(folder: Path, resize: int) -> None:
         shorter = sorted(min(size) for size in report.sizes)
         click.echo(f"shorter sides: {shorter[0]} to {shorter[-1]} px, median {shorter[len(shorter) // 2]} px")
         click.echo(f"{report.small} would be enlarged to {resize} px")
+    for path in report.even:
+        click.echo(f"even, of one colour, so nothing can be learned from it: {path}")
     for message in report.unreadable:
         click.echo(f"unreadable: {message}")
     if not report.sizes or len(report.unreadable) > UNREADABLE_SHARE * report.files:

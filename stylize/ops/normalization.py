@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from stylize.errors import StylizeError
 from stylize.ops.dispatch import MAP_TYPES, count_kernel_call, cpu_kernels, gpu_kernels, try_gpu_kernel, widened
@@ -22,6 +24,7 @@ def normalize(
     relu: bool = False,
     out: Tensor | None = None,
     dtype: torch.dtype | None = None,
+    even_below: float = 0.0,
 ) -> Tensor:
     """Return `factor · x + offset` by coefficients that are functions of the images' own statistics.
 
@@ -32,6 +35,9 @@ def normalize(
         relu: Whether to apply ReLU to the result.
         out: Memory that may be used for the result, without a gradient; it may be `x`. Always use the returned tensor.
         dtype: Type of the result; None: that of `x`.
+        even_below: Variance below which a channel of an image is even. Its gradient with respect to `x` is multiplied
+            by the ratio of its variance to this: an even channel passes nothing on, instead of rounding errors that
+            each norm multiplies by 1/√ε.
 
     Returns:
         The shape and layout of `x`.
@@ -46,11 +52,17 @@ def normalize(
         from stylize.ops.cpu import norm
 
         count_kernel_call()
-        return norm.normalize(x, coefficients, parameters, relu, dtype or x.dtype)
+        return norm.normalize(x, coefficients, parameters, relu, dtype or x.dtype, even_below)
     wide = x if cpu_kernels(x, types=MAP_TYPES) or gpu_kernels(x) else widened(x)  # once for both operations
+    instance = instance_statistics(wide)
+    if torch.is_grad_enabled() and even_below:
+        shares = even_shares(instance.variance, even_below)
+        instance = Statistics(*(_PassedOn.apply(statistic, shares) for statistic in instance))
+        wide = _PassedOn.apply(wide, shares[:, :, None, None])
+        return affine(wide, *coefficients(instance), relu=relu).to(dtype or x.dtype)
     if wide is x:
-        return affine(x, *coefficients(instance_statistics(x)), relu=relu, out=out, dtype=dtype)
-    result = affine(wide, *coefficients(instance_statistics(wide)), relu=relu, out=wide)
+        return affine(x, *coefficients(instance), relu=relu, out=out, dtype=dtype)
+    result = affine(wide, *coefficients(instance), relu=relu, out=wide)
     return _stored(result, _usable(out, x, dtype), dtype or x.dtype)
 
 
@@ -142,6 +154,25 @@ def fuses_norms(x: Tensor) -> bool:
     from stylize.ops.cpu import norm
 
     return norm.is_vectorized(x)
+
+
+def even_shares(variance: Tensor, even_below: float) -> Tensor:
+    """Return the share of its gradient that each channel of an image passes on: `(N, C)`, 0 to 1; see `normalize`."""
+    return (variance.detach() / even_below).clamp(max=1)
+
+
+class _PassedOn(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by shares."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shares: Tensor) -> Tensor:
+        ctx.save_for_backward(shares)
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.saved_tensors[0].to(gradients[0].dtype), None
 
 
 class MergedStatistics:

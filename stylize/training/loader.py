@@ -24,19 +24,22 @@ from stylize.errors import StylizeError
 from stylize.pictures.reading import read_rgb
 from stylize.system import distributed
 from stylize.training.cache import PhotographCache
+from stylize.training.contrast import pixels_have_contrast
 from stylize.training.photographs import LISTED_FILES, ContentConfig
 from stylize.training.workers import loaded, options_of
 
 logger = logging.getLogger("stylize")
 UNREADABLE_SHARE = 0.05
+DRAWS = 8  # of a crop from a photograph, until one has contrast; then another photograph is taken
 
 
 class CropDataset(Dataset[tuple[Tensor | None, list[str]]]):
     """Square crops by their position in the endless stream.
 
     An item is the crop, uint8 `(3, crop, crop)`, and messages about files that could not be read. Each of those is
-    replaced by another file, also determined by the position. After 20 such files the crop is None instead of an
-    error, since the message of an error raised in a worker would contain the worker's traceback.
+    replaced by another file, also determined by the position; so is a file whose crops are even. After 20 such files
+    the crop is an even one, or None instead of an error, since the message of an error raised in a worker would contain
+    the worker's traceback.
 
     Args:
         files: The photographs.
@@ -61,34 +64,47 @@ class CropDataset(Dataset[tuple[Tensor | None, list[str]]]):
         epoch, place = divmod(position, len(self.files))
         index = epoch_order(self.seed, epoch, len(self.files))[place]
         unreadable: list[str] = []
+        even: NDArray[np.uint8] | None = None
         for _ in range(LISTED_FILES):
             try:
-                return self._crop(self.files[index], draw), unreadable
+                crop = self._crop(self.files[index], draw)
             except StylizeError as error:
                 unreadable.append(str(error))
-                index = draw.randrange(len(self.files))
-        return None, unreadable
+            else:
+                if pixels_have_contrast(crop):
+                    return _to_tensor(crop), unreadable
+                even = crop
+            index = draw.randrange(len(self.files))
+        return None if even is None else _to_tensor(even), unreadable  # the trainer bounds what it contributes
 
     def fingerprint(self) -> str:
         """Return a hash of the file names: with other files, equal positions are different crops."""
         names = "\0".join(file.name for file in self.files)
         return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
 
-    def _crop(self, file: Path, draw: random.Random) -> Tensor:
+    def _crop(self, file: Path, draw: random.Random) -> NDArray[np.uint8]:
+        """Return a crop of a photograph, `(crop, crop, 3)`: the first drawn that has contrast, if one of a few has."""
         pixels = self._pixels(file)
         side = self.config.crop
         height, width, _ = pixels.shape
-        left, top = (draw.randint(0, length - side) for length in (width, height))
-        crop = pixels[top : top + side, left : left + side]
+        for _ in range(DRAWS):
+            left, top = (draw.randint(0, length - side) for length in (width, height))
+            crop = pixels[top : top + side, left : left + side]
+            if pixels_have_contrast(crop):
+                break
         if draw.random() < 0.5:
             crop = crop[:, ::-1]
-        return torch.from_numpy(crop.transpose(2, 0, 1).copy())
+        return crop
 
     def _pixels(self, file: Path) -> NDArray[np.uint8]:
         """Return a decoded and resized photograph, `(H, W, 3)`."""
         if self.cache is not None:
             return self.cache.read(file)
         return np.asarray(read_rgb(file, self.config.resize))
+
+
+def _to_tensor(crop: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(crop.transpose(2, 0, 1).copy())
 
 
 @lru_cache(maxsize=2)

@@ -17,6 +17,7 @@ from stylize.pictures.find import find_images
 from stylize.pictures.formats import listed_suffixes
 from stylize.pictures.picture import scaled_size, to_tensor
 from stylize.pictures.reading import open_picture, read_rgb
+from stylize.training.contrast import pixels_have_contrast
 
 logger = logging.getLogger("stylize")
 SAMPLES = "samples"
@@ -156,12 +157,14 @@ class FolderReport(NamedTuple):
         sizes: Width and height of every readable photograph, px.
         unreadable: Messages about the others.
         small: Number of photographs that a run would enlarge.
+        even: Photographs without contrast, from which nothing can be learned.
     """
 
     files: int
     sizes: list[tuple[int, int]]
     unreadable: list[str]
     small: int
+    even: list[Path]
 
 
 def check_folder(
@@ -174,14 +177,15 @@ def check_folder(
         resize_px: The shorter side to which a run resizes; smaller photographs are counted.
         progress: Wraps the files, to show the progress.
     """
-    sizes, unreadable, small = [], [], 0
+    sizes, unreadable, small, even = [], [], 0, []
     for file in progress(files):
         try:
             with open_picture(file) as picture:
                 size = picture.header.size
-                picture.read_rgb(scaled_size(size, resize_px / min(size)))
+                pixels = picture.read_rgb(scaled_size(size, resize_px / min(size)))
             sizes.append(size)
             small += min(size) < resize_px
+            even += [] if pixels_have_contrast(pixels) else [file]
         except StylizeError as error:
             unreadable.append(str(error))
-    return FolderReport(len(files), sizes, unreadable, small)
+    return FolderReport(len(files), sizes, unreadable, small, even)

@@ -23,13 +23,20 @@ from stylize.system import distributed
 from stylize.system.compute import Compute
 from stylize.system.devices import CPU, is_out_of_memory
 from stylize.system.memory import return_freed_memory
+from stylize.training.bounds import IMAGE_NORM, GradientBounds
 from stylize.training.checkpoint import checkpoint_path, newest_checkpoint, save_checkpoint
 from stylize.training.loader import Batches
 from stylize.training.monitor import Monitor
 from stylize.training.prefetch import prefetched
 from stylize.training.rollback import Rollback
 from stylize.training.schedule import ScheduleConfig, rate_factor
-from stylize.training.updates import SKIPS_THAT_HALVE_THE_RATE, SKIPS_THAT_STOP, LateUpdates, why_not_finite
+from stylize.training.updates import (
+    SKIPS_THAT_HALVE_THE_RATE,
+    SKIPS_THAT_STOP,
+    LateUpdates,
+    step_counts,
+    why_not_finite,
+)
 
 logger = logging.getLogger("stylize")
 
@@ -57,6 +64,13 @@ class TrainConfig(BaseModel):
     validate_every: int = Field(500, ge=1, description="steps between two validations")
     stop_after: int | None = Field(
         None, ge=1, description="stop after that many validations without improvement; null: never"
+    )
+    clip: float | None = Field(
+        4.0,
+        ge=1,
+        allow_inf_nan=False,
+        description="scale the gradient of an image, and of a step, down to this multiple of its running median; "
+        "null: never",
     )
     log_every: int = Field(10, ge=1, description="steps between two records of the losses")
 
@@ -142,6 +156,7 @@ class Trainer:
         self.stop_requested = False
         self.optimizer = _build_optimizer(generator, config, compute)
         self.rollback = Rollback(generator, self.optimizer)
+        self.bounds = GradientBounds(config.clip, compute.device)
         self._late = LateUpdates(self.optimizer, self.rollback, compute.device) if compute.checks_late else None
         self._unread: list[dict[str, Tensor]] = []  # the values of steps that the host has not read yet
         self._stop_votes: Tensor | None = None
@@ -188,28 +203,42 @@ class Trainer:
         """Make an optimizer step on a batch of crops, uint8 `(N, 3, H, W)`, or on the share of this process.
 
         Returns:
-            The loss terms, the gradient norm and the learning rate, `()` each.
+            `()` each: the loss terms, the learning rate, the gradient's norm before it was clipped and its running
+            median, the number of steps clipped and that of images bounded so far.
 
         Raises:
-            NotFinite: A term, or the gradient, is not finite; no weight was updated. Where the device checks by itself
-                (`Compute.checks_late`) there is no error.
+            NotFinite: A term, or the gradient, is not finite or enormous; no weight was updated. Where the
+                device checks by itself (`Compute.checks_late`) there is no error.
         """
         self.compute.begin_step()
+        self.bounds.begin_step(len(batch))
         self.optimizer.zero_grad(set_to_none=True)
         rate = self._set_learning_rate()
         with self.compute.context():
             own_terms = self._terms_and_gradients(self._to_device(batch))
-        terms = self._averaged(own_terms)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.generator.parameters() if p.grad is not None])
+        terms = self._averaged({**own_terms, **self.bounds.of_batch()})
+        terms, counts = self._clipped(terms, len(batch) * distributed.count())
         if self._late is not None:
-            rate_used = self._late.update(terms["total"], norm, rate)
+            rate_used = self._late.update(counts, rate)
         else:
             rate_used = torch.tensor(rate * self.progress.rate_factor)
-            self._check_finite(terms, norm)
+            self._check_counts(terms, counts)
             self.rollback.keep()
             self.optimizer.step()
         self.generator.project_()
-        return {**terms, "gradient_norm": norm, "learning_rate": rate_used}
+        return {**terms, "learning_rate": rate_used}
+
+    def _clipped(self, terms: dict[str, Tensor], images: int) -> tuple[dict[str, Tensor], Tensor]:
+        """Clip the gradients of a batch of so many images; return its terms, and whether the step counts, bool `()`."""
+        bounds = self.bounds
+        gradients = [p.grad for p in self.generator.parameters() if p.grad is not None]
+        norm, usual = torch.nn.utils.get_total_norm(gradients), bounds.usual().step
+        counts = step_counts(terms["total"], norm, usual)
+        factor = bounds.clip_(gradients, norm, always=self._late is not None)
+        bounds.record_(terms, norm, factor, images, counts)
+        told = {"bounded_images": bounds.bounded_images.clone(), "clipped_steps": bounds.clipped_steps.clone()}
+        losses = {name: term for name, term in terms.items() if name not in (IMAGE_NORM, *told)}
+        return {**losses, "gradient_norm": norm, "gradient_median": usual, **told}, counts
 
     def _set_learning_rate(self) -> float:
         """Set the optimizer's learning rate; return that of the schedule, which skipped steps may have halved."""
@@ -220,7 +249,7 @@ class Trainer:
         return rate
 
     def _forward(self, content: Tensor) -> dict[str, Tensor]:
-        stylized = self._network(self.compute.network_input(content))
+        stylized = self.bounds.of_images(self._network(self.compute.network_input(content)), content)
         if self.compute.image_by_image:
             return self.loss.by_image(stylized, content)
         terms: dict[str, Tensor] = self.loss(stylized, content)
@@ -287,17 +316,15 @@ class Trainer:
             return dict(zip(terms, torch.stack(list(terms.values())).unbind(), strict=True))
         return terms
 
-    def _check_finite(self, terms: Mapping[str, Tensor], gradient_norm: Tensor) -> None:
-        """Raise NotFinite if a loss or a gradient is not finite, and hear whether a signal came to another process.
+    def _check_counts(self, terms: Mapping[str, Tensor], counts: Tensor) -> None:
+        """Raise NotFinite if a step does not count, and hear whether a signal came to another process.
 
         The host waits for the device once a step, for a single copy: an update with such a gradient must not happen.
         """
-        finite = torch.stack([terms["total"], gradient_norm]).isfinite().all()
         if self._stop_votes is not None:
             self._stop_heard = self._stop_heard or self._stop_votes.item() > 0
-        if not finite.item():
-            values = self._values({**terms, "gradient_norm": gradient_norm})
-            raise NotFinite(why_not_finite(values))
+        if not counts.item():
+            raise NotFinite(why_not_finite(self._values(terms)))
 
     def _step_or_skip(self, batch: Tensor, monitor: Monitor) -> None:
         """Make and record a step; if the loss is not finite, roll back and skip the batch."""
@@ -464,6 +491,7 @@ class Trainer:
             "generator": self.generator.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "last_good": self.rollback.state_dict(),
+            "bounds": self.bounds.state_dict(),
             "random": torch.get_rng_state(),
             "random_of_device": self.compute.random_states(),
             "device": self.compute.kind,
@@ -495,6 +523,8 @@ class Trainer:
         self.generator.load_state_dict(state["generator"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.rollback.load_state_dict(state["last_good"])
+        if "bounds" in state:  # older versions had none
+            self.bounds.load_state_dict(state["bounds"])
         self.progress = Progress(**state["progress"])
         self.saved_step = self.progress.step
         torch.set_rng_state(state["random"].cpu())

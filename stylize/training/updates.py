@@ -1,4 +1,4 @@
-"""The optimizer's updates, and what happens to those with a loss or gradient that is not finite."""
+"""The optimizer's updates, and what happens to those with a loss or gradient that is not finite, or enormous."""
 
 from __future__ import annotations
 
@@ -12,17 +12,37 @@ from stylize.training.rollback import Rollback
 
 SKIPS_THAT_HALVE_THE_RATE = 3
 SKIPS_THAT_STOP = 10
-NO_TERMS = ("gradient_norm", "learning_rate")
+NO_TERMS = ("gradient_norm", "gradient_median", "clipped_steps", "bounded_images", "learning_rate")
+ENORMOUS = 1e4  # times the running median: clipped, such a gradient would still be made of rounding alone
+ENORMOUS_NORM = 1e15  # whatever the median: Adam squares a gradient, and float32 ends at 3.4e38
+
+
+def step_counts(total: Tensor, gradient_norm: Tensor, usual_norm: Tensor) -> Tensor:
+    """Return whether a step counts, bool `()`: its loss and gradient are finite, and the gradient is not enormous.
+
+    Args:
+        total: The loss, `()`.
+        gradient_norm: `()`.
+        usual_norm: The running median of gradient norms, `()`; infinite where there is none.
+    """
+    enormous = (gradient_norm > ENORMOUS_NORM) | (gradient_norm > ENORMOUS * usual_norm)
+    return total.detach().isfinite() & gradient_norm.isfinite() & ~enormous
 
 
 def why_not_finite(values: Mapping[str, float]) -> str | None:
-    """The reason why a step with these values must not count, or None: total and `gradient_norm` are finite.
+    """The reason why a step with these values must not count, or None; see `step_counts`.
 
     >>> why_not_finite({"style": math.nan, "total": math.nan, "gradient_norm": 1.0})
     'the loss is not finite (style)'
+    >>> why_not_finite({"total": 3.0, "gradient_norm": 2e6, "gradient_median": 100.0})
+    'the gradient is enormous (its norm is 2e+06, the median of the last steps 100)'
     """
-    if math.isfinite(values["total"]) and math.isfinite(values["gradient_norm"]):
-        return None
+    norm, usual = values["gradient_norm"], values.get("gradient_median", math.inf)
+    if math.isfinite(values["total"]) and math.isfinite(norm):
+        if norm <= min(ENORMOUS_NORM, ENORMOUS * usual):
+            return None
+        median = f", the median of the last steps {usual:.3g}" if math.isfinite(usual) else ""
+        return f"the gradient is enormous (its norm is {norm:.3g}{median})"
     guilty = [name for name, value in values.items() if name not in NO_TERMS and not math.isfinite(value)]
     named = ", ".join(name for name in guilty if name != "total") or ("total" if guilty else "its gradient")
     return f"the loss is not finite ({named})"
@@ -53,18 +73,16 @@ class LateUpdates:
         self._rate_factor.fill_(rate_factor)
 
     @torch.no_grad()
-    def update(self, total: Tensor, gradient_norm: Tensor, rate: float) -> Tensor:
+    def update(self, good: Tensor, rate: float) -> Tensor:
         """Update the weights by their gradients, or return to the state before the last update.
 
         Args:
-            total: The loss, `()`.
-            gradient_norm: `()`.
+            good: Whether the step counts, bool `()`.
             rate: The learning rate of the schedule.
 
         Returns:
             The learning rate that was used, `()`.
         """
-        good = total.detach().isfinite() & gradient_norm.isfinite()
         bad = good.logical_not().float()
         used_rate = self._rate_factor * rate
         groups = self._optimizer.param_groups

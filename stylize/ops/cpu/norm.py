@@ -60,10 +60,15 @@ def is_vectorized_by_pixel(x: Tensor) -> bool:
 
 
 def normalize(
-    x: Tensor, coefficients: Coefficients, parameters: Sequence[Tensor], relu: bool, dtype: torch.dtype
+    x: Tensor,
+    coefficients: Coefficients,
+    parameters: Sequence[Tensor],
+    relu: bool,
+    dtype: torch.dtype,
+    even_below: float = 0.0,
 ) -> Tensor:
     """See `stylize.ops.normalization.normalize`; for vectorized maps, with a gradient."""
-    result: Tensor = _Normalize.apply(x, coefficients, relu, dtype, *parameters)
+    result: Tensor = _Normalize.apply(x, coefficients, relu, dtype, even_below, *parameters)
     return result
 
 
@@ -173,6 +178,7 @@ class _Normalize(torch.autograd.Function):
         coefficients: Coefficients,
         relu: bool,
         dtype: torch.dtype,
+        even_below: float,
         *parameters: Tensor,
     ) -> Tensor:
         instance = Statistics(*measure(x))
@@ -181,6 +187,7 @@ class _Normalize(torch.autograd.Function):
                 statistic.requires_grad_()
             factor, offset = (c.expand(instance.mean.shape) for c in coefficients(instance))
         ctx.instance, ctx.parameters, ctx.affine = instance, parameters, Affine(factor, offset, relu)
+        ctx.even_below = even_below
         ctx.save_for_backward(x)
         result: Tensor = ctx.affine(x, torch.empty_like(x, dtype=dtype))
         return result
@@ -201,7 +208,10 @@ class _Normalize(torch.autograd.Function):
             pixels = x.shape[2] * x.shape[3]
             slope = of_variance * (2 / pixels)
             of_x = ctx.affine.gradient(x, gradient, slope, of_mean / pixels - slope * ctx.instance.mean)
-        return of_x, None, None, None, *(next(found) if p.requires_grad else None for p in ctx.parameters)
+            variance = ctx.instance.variance.detach()
+            if variance.min() < ctx.even_below:
+                of_x *= (variance / ctx.even_below).clamp(max=1)[:, :, None, None]
+        return of_x, None, None, None, None, *(next(found) if p.requires_grad else None for p in ctx.parameters)
 
 
 def _image_statistics(image: Tensor) -> Statistics:
