@@ -10,6 +10,7 @@ import random
 import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,7 @@ def test_mutated_models_load_or_are_refused_in_one_line(tmp_path: Path) -> None:
 
 
 def image_seeds(folder: Path) -> list[Path]:
-    """Twelve images over the formats and their modes."""
+    """Sixteen images over the formats and their modes."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exif = Image.Exif()
@@ -177,20 +178,33 @@ def image_seeds(folder: Path) -> list[Path]:
         "rgb.gif": (rgb, {}),
         "rgb.bmp": (rgb, {}),
         "packed.tif": (rgb.convert("RGBA"), {"compression": "tiff_deflate"}),
-        "float.tiff": (rgb.convert("L").convert("F"), {}),
+        "float.tiff": (Image.fromarray(levels.astype(np.float32) / 65535), {}),
+        "signed.tiff": (Image.fromarray(levels.astype(np.int32) * 32768), {}),
         "rgb.webp": (rgb, {}),
         "rgb.avif" if features.check("avif") else "rgb.ppm": (rgb, {}),
     }
     for name, (image, options) in saves.items():
         image.save(folder / name, **options)
-    return [folder / name for name in saves]
+    return [*(folder / name for name in saves), *stated_colours(folder)]
+
+
+def stated_colours(folder: Path) -> list[Path]:
+    """Three PNG files that state their colours in chunks."""
+    plain, places = (folder / "rgb.png").read_bytes(), []
+    chromaticities = struct.pack(">8I", 31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)
+    stated = {b"gAMA": struct.pack(">I", 100000), b"cHRM": chromaticities, b"cICP": bytes((12, 13, 0, 1))}
+    for kind, content in stated.items():
+        chunk = struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        places.append(folder / f"{kind.decode()}.png")
+        places[-1].write_bytes(plain[:33] + chunk + plain[33:])
+    return places
 
 
 @pytest.mark.filterwarnings("default")
 def test_mutated_images_are_read_or_refused_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR)
     seeds = image_seeds(tmp_path)
-    assert [outcome(seed, read_picture) for seed in seeds] == ["read"] * 12
+    assert [outcome(seed, read_picture) for seed in seeds] == ["read"] * 16
     draw, outcomes = random.Random(0), []
     for i in range(IMAGE_MUTATIONS):
         seed = seeds[i % len(seeds)]

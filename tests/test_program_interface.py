@@ -121,8 +121,9 @@ def test_tensors_keep_their_type_and_a_batch_is_painted_image_by_image(
 
 @pytest.mark.parametrize("mode", ("L", "P", "CMYK", "1", "I;16", "F"))
 def test_a_pil_image_of_any_mode_comes_back_in_rgb(model: stylize.Model, mode: str) -> None:
-    image = Image.fromarray(photograph()[..., 0]).convert("F" if mode == "F" else "L")
-    painted = model(image.convert(mode))
+    gray = photograph()[..., 0]
+    image = Image.fromarray((gray / 255).astype(np.float32)) if mode == "F" else Image.fromarray(gray).convert(mode)
+    painted = model(image)
     assert (painted.mode, painted.size) == ("RGB", (40, 32))
 
 

@@ -141,10 +141,8 @@ def lossless_cases() -> dict[str, tuple[str, bytes, Array]]:
     with_alpha = Image.fromarray(rgba)
     floats = np.linspace(-0.25, 1.25, h * w, dtype=np.float32).reshape(h, w, 1)
     floats[0, 0] = np.nan
-    as_levels = np.floor(np.clip(np.nan_to_num(floats).astype(np.float64) / 1.0, 0, 255) * (65535 / 255) + 0.5)
     unit = np.clip(floats, 0, 1)
     unit_levels = np.floor(np.nan_to_num(unit).astype(np.float64) * 65535 + 0.5)
-    doubled = np.minimum(g16.astype(int) * 2, 65535).astype(np.uint16)
     first = int(g[2, 3, 0])
     key16 = g16[2, 3, 0]
     return {
@@ -192,8 +190,8 @@ def lossless_cases() -> dict[str, tuple[str, bytes, Array]]:
         "tiff-RGB16-big-endian": ("tif", tiff(rgb16, ">"), rgb16),
         "tiff-RGBA16": ("tif", tiff(rgba16), rgba16),
         "tiff-float-to-1": ("tif", tiff(unit, photometric=1), gray(unit_levels.astype(np.uint16))),
-        "tiff-float-to-255": ("tif", tiff(floats, photometric=1), gray(as_levels.astype(np.uint16))),
-        "tiff-int32": ("tif", tiff(g16.astype(np.int32) * 2, photometric=1), gray(doubled)),
+        "tiff-float-clipped": ("tif", tiff(floats, photometric=1), gray(unit_levels.astype(np.uint16))),
+        "tiff-int32": ("tif", tiff(g16.astype(np.int32) * 32768, photometric=1), gray(g16)),
         "webp-RGB": ("webp", saved(Image.fromarray(rgb), "WEBP", lossless=True), rgb),
         "webp-RGBA": ("webp", saved(with_alpha, "WEBP", lossless=True, exact=True), rgba),
         "gif-1": ("gif", saved(one, "GIF"), black_white),
@@ -923,7 +921,7 @@ def seeds() -> dict[str, bytes]:
         "sixteen.png": png(noise(60, 80, 4, bits=16)),
         "palette.png": saved(image.convert("P"), "PNG", transparency=3),
         "rgb.tif": saved(image, "TIFF", compression="tiff_lzw"),
-        "float.tif": tiff(values[..., :1].astype(np.float32), photometric=1),
+        "float.tif": tiff((values[..., :1] / 255).astype(np.float32), photometric=1),
         "jpeg.tif": saved(image, "TIFF", compression="jpeg"),
         "still.gif": saved(image, "GIF"),
         "moving.gif": saved(image, "GIF", save_all=True, append_images=more, duration=[50, 60, 70]),

@@ -29,21 +29,32 @@ logger = logging.getLogger("stylize")
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 INTENT = "perceptual"  # Pillow's default, too
 MODES = {1: "L", 3: "RGB", 4: "CMYK"}  # Pillow's, by number of channels
+LATTICE_STEPS = 9
 SRGB_LIKE = frozenset(("srgb", "rgb", "rgb16", "b-w", "grey16", "multiband"))
 UNUSABLE = (ImageCms.PyCMSError, OSError, TypeError, ValueError)
 
 
 @lru_cache(maxsize=8)  # most photographs of a camera have the same
 def transform_to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """Return the transform from a profile to sRGB; None if the profile is sRGB already.
+    """Return the transform from a profile to sRGB; None if it changes no colour, whatever the profile is called.
 
     Raises:
         ImageCms.PyCMSError: It is no profile, or none for images of this mode.
     """
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    if mode == "RGB" and "sRGB" in ImageCms.getProfileDescription(source):
+    transform = ImageCms.buildTransform(source, SRGB, mode, "RGB")
+    if mode == "RGB" and _changes_nothing(transform):
         return None
-    return ImageCms.buildTransform(source, SRGB, mode, "RGB")
+    return transform
+
+
+def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
+    """Return whether a lattice of colours and all grays keep their levels, give or take one."""
+    steps = np.linspace(0, 255, LATTICE_STEPS).round().astype(np.uint8)
+    lattice = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(-1, 3)
+    colours = np.concatenate([lattice, np.arange(256, dtype=np.uint8)[:, None].repeat(3, 1)])[None]
+    converted = np.asarray(transform.apply(Image.fromarray(colours)), np.int16)
+    return int(np.abs(converted - colours).max()) <= 1
 
 
 def usable_profile(profile: bytes | None, channels: int, path: Path) -> bytes | None:
@@ -83,13 +94,26 @@ def pixels_to_srgb(pixels: NDArray[np.uint8], profile: bytes | None) -> NDArray[
     return np.asarray(transform.apply(image))
 
 
+def without_profile_to_srgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode of Pillow to RGB, by the profiles that a file without one is given."""
+    if image.mode == "CMYK":
+        inks = pyvips.Image.new_from_array(np.asarray(image)).copy(interpretation="cmyk")
+        return Image.fromarray(to_srgb(inks, None).numpy())
+    if image.mode == "LAB":
+        lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
+        converted = ImageCms.buildTransform(lab, SRGB, "LAB", "RGB").apply(image)
+        assert converted is not None
+        return converted
+    return image.convert("RGB")
+
+
 def to_srgb(image: Vips, profile: bytes | None) -> Vips:
     """Convert an image of any colours, in those of a usable profile, to RGB or RGBA in sRGB with the same bits."""
     bits = 8 if image.format == "uchar" else 16
     if profile is not None and transform_to_srgb(profile, MODES[color_bands(image)]) is not None:
         image = image.icc_transform("srgb", intent=INTENT, depth=bits, embedded=True)
     elif image.interpretation == "cmyk":
-        image = image.icc_transform("srgb", intent=INTENT, depth=bits, input_profile="cmyk")
+        image = image.icc_transform("srgb", intent=INTENT, depth=bits, input_profile="cmyk", embedded=False)
     elif image.interpretation not in SRGB_LIKE:
         image = image.colourspace("srgb" if bits == 8 else "rgb16")
     if color_bands(image) < 3:
@@ -109,6 +133,11 @@ def in_profile(image: Vips, profile: bytes | None, bits: int) -> Iterator[Vips]:
         with RowStore((len(profile),), torch.uint8, Path(tempfile.gettempdir()), direct=False) as file:
             file.write(0, torch.frombuffer(bytearray(profile), dtype=torch.uint8))  # libvips takes files only
             image = image.icc_transform(file.file_name, input_profile="srgb", embedded=False, intent=INTENT, depth=bits)
+    yield with_profile(image, profile)
+
+
+def with_profile(image: Vips, profile: bytes) -> Vips:
+    """Return the image with a profile attached, its pixels as they are."""
     image = image.copy()
     image.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)
-    yield image
+    return image

@@ -10,20 +10,44 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyvips
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stylize.errors import StylizeError
-from stylize.pictures.color import UNUSABLE, is_output_profile, transform_to_srgb, usable_profile
+from stylize.pictures.color import (
+    UNUSABLE,
+    is_output_profile,
+    transform_to_srgb,
+    usable_profile,
+    with_profile,
+    without_profile_to_srgb,
+)
 from stylize.pictures.exif import corrected_exif, corrected_xmp, exif_of_tiff, from_photoshop, gif_is_whole
 from stylize.pictures.formats import SIGNATURE_BYTES, Format, format_of_content
-from stylize.pictures.limits import limits
+from stylize.pictures.png_color import png_profile
 from stylize.pictures.raster import Header, Metadata
-from stylize.pictures.vips import INCH_MM, Vips, color_bands, field, quiet_pillow, replace_lost_threads, strips
+from stylize.pictures.values import (
+    BITS,
+    STANDARD_SPACES,
+    WIDE,
+    Range,
+    Tags,
+    census_of,
+    check_census,
+    check_samples,
+    is_plain,
+    levels_of,
+    range_of,
+    real_samples,
+    standard_to_levels,
+    tiff_tags,
+    to_levels,
+)
+from stylize.pictures.vips import INCH_MM, Vips, color_bands, field, quiet_pillow, replace_lost_threads
 
 logger = logging.getLogger("stylize")
 
 SIXTEEN_BIT_MODES = frozenset(("I;16", "I;16B", "I;16L", "I"))
+SIXTEEN_BITS = Range(0, 65535)
 
 
 class ImageFile(Protocol):
@@ -72,12 +96,15 @@ def open_file(path: Path, *, unlimited: bool) -> ImageFile:
     replace_lost_threads()
     with path.open("rb") as file:
         image_format = format_of_content(file.read(SIGNATURE_BYTES))
-    if image_format is not None and image_format.loader is not None:
+    if image_format is None or image_format.loader is None:
+        return PillowFile(path, unlimited=unlimited)
+    try:
+        return VipsFile(path, image_format, unlimited=unlimited)
+    except pyvips.Error as error:  # Pillow reads some kinds that libvips does not
         try:
-            return VipsFile(path, image_format, unlimited=unlimited)
-        except pyvips.Error:
-            pass  # Pillow reads some kinds that libvips does not, and has the same message for files of no kind
-    return PillowFile(path, unlimited=unlimited)
+            return PillowFile(path, unlimited=unlimited)
+        except UnidentifiedImageError:
+            raise error from None  # which knows why
 
 
 class VipsFile:
@@ -91,6 +118,9 @@ class VipsFile:
         self.source = pyvips.Source.new_from_file(os.fsencode(path))  # names need not be text
         self.image = self._load()
         self._is_read = False
+        self.tags = tiff_tags(path) if image_format.name == "TIFF" else Tags()
+        check_samples(path, self.image.format, self.tags)
+        self.stated = self._stated_profile()
         self.stored_size = self.image.width, field(self.image, "page-height", self.image.height)
         orientation = field(self.image, "orientation", 1)
         self.orientation = orientation if 1 <= orientation <= 8 else 1
@@ -105,6 +135,13 @@ class VipsFile:
         load = getattr(pyvips.Image, str(self.format.loader))
         return load(self.source, access="sequential", fail_on="error", **self.options, **options)
 
+    def _stated_profile(self) -> bytes | None:
+        """Return the profile that the file states other than by embedding it, if that is the one that counts."""
+        if self.format.name != "PNG":
+            return None
+        profile, precedes = png_profile(self.path)
+        return profile if precedes or field(self.image, "icc-profile-data", None) is None else None
+
     def _unread(self) -> Vips:
         """Return the image at full size with none of its pixels read: the opened one if nobody has had it."""
         image, self._is_read = self._load() if self._is_read else self.image, True
@@ -115,33 +152,23 @@ class VipsFile:
             raise StylizeError(f"{self.path}: cannot be read as an image (it ends within a frame)")
         factor = min(self.stored_size[0] / stored_size[0], self.stored_size[1] / stored_size[1])
         shrink = next((s for s in self.format.shrinks_on_load if factor >= margin * s), 1)
-        return self._load(shrink=shrink) if shrink > 1 else self._levels()
+        image = self._load(shrink=shrink) if shrink > 1 else self._levels()
+        return image if self.stated is None else with_profile(image, self.stated)
 
     def _levels(self) -> Vips:
-        """Return the image with 8 or 16 bits.
-
-        Floating-point values are taken for [0, 1] if none is larger, else for [0, 255].
-        """
+        """Return the image with 8 or 16 bits; see `stylize.pictures.values` for other types of samples."""
         number_format, interpretation = self.image.format, self.image.interpretation
-        if number_format in ("uchar", "ushort"):
+        scale = range_of(number_format, self.tags)
+        if interpretation in STANDARD_SPACES:
+            return standard_to_levels(self._unread())
+        if is_plain(number_format, scale):
             return self._unread()
-        if interpretation in ("lab", "labs", "xyz"):
-            return self._unread().colourspace("rgb16")
-        image = self._unread()
-        if number_format in ("float", "double"):
-            rows = max(1, limits.strip_bytes // (image.width * image.bands * 8))
-            white = (
-                1
-                if max(float(np.nan_to_num(strip, posinf=np.inf).max()) for strip in strips(image, rows)) <= 1
-                else 255
-            )
-            image = self._unread()
-            image = (image == image).ifthenelse(image, 0) * (65535 / white) + 0.5
-        levels = image.cast("ushort")
-        return levels.copy(interpretation="rgb16" if levels.bands >= 3 else "grey16")
+        check_census(self.path, census_of(self._unread(), scale), scale, is_wide=number_format in WIDE)
+        return to_levels(real_samples(self._unread(), self.tags, scale), scale)
 
     def profile(self) -> bytes | None:
-        return usable_profile(field(self.image, "icc-profile-data", None), color_bands(self.image), self.path)
+        profile = self.stated or field(self.image, "icc-profile-data", None)
+        return usable_profile(profile, color_bands(self.image), self.path)
 
     def metadata(self, size: tuple[int, int]) -> Metadata:
         exif, xmp = field(self.image, "exif-data", None), field(self.image, "xmp-data", None)
@@ -193,11 +220,17 @@ class PillowFile:
         with quiet_pillow(unlimited=self.unlimited):
             self.image.load()
             upright = ImageOps.exif_transpose(self.image)
-            alpha, rgb = alpha_of(upright), to_rgb(upright, self.path)
+            alpha, rgb = alpha_of(upright), to_rgb(upright, self.path, self._range())
         if alpha is not None:
             rgb.putalpha(alpha)
         self.stored_size = rgb.size
         return pyvips.Image.new_from_array(np.asarray(rgb)).copy(interpretation="srgb")
+
+    def _range(self) -> Range:
+        """Return what 16-bit samples mean; of 12 bits Pillow keeps the values."""
+        tags = tiff_tags(self.path) if self.image.format == "TIFF" else Tags()
+        bits = tags.first(BITS)
+        return Range(0, 2**bits - 1) if bits in range(9, 16) else SIXTEEN_BITS
 
     def profile(self) -> bytes | None:
         return None  # the pixels are in sRGB by now
@@ -226,32 +259,35 @@ def alpha_of(image: Image.Image) -> Image.Image | None:
     return image.convert("RGBA").getchannel("A")
 
 
-def to_rgb(image: Image.Image, path: Path) -> Image.Image:
-    """Convert an image of any mode to 8-bit RGB in sRGB, without the alpha."""
+def to_rgb(image: Image.Image, path: Path, scale: Range = SIXTEEN_BITS) -> Image.Image:
+    """Convert an image of any mode to 8-bit RGB in sRGB, without the alpha.
+
+    Args:
+        image: The image.
+        path: Its file, for messages.
+        scale: What the samples of 16-bit modes mean.
+
+    Raises:
+        StylizeError: Its floating-point samples are not in [0, 1].
+    """
     if image.mode in SIXTEEN_BIT_MODES:
-        return Image.fromarray(_to_8_bit(np.asarray(image), 65535)).convert("RGB")
+        return Image.fromarray(levels_of(np.asarray(image), scale, path)).convert("RGB")
     if image.mode == "F":
-        values = np.asarray(image)
-        return Image.fromarray(_to_8_bit(values, 1 if values.max() <= 1 else 255)).convert("RGB")
+        return Image.fromarray(levels_of(np.asarray(image), Range(0, 1), path)).convert("RGB")
     profile = image.info.get("icc_profile")
     if profile and image.mode in ("RGBA", "P", "PA", "LA"):
         image.info.pop("transparency", None)
         image = image.convert("L" if image.mode == "LA" else "RGB")
     if profile and image.mode in ("RGB", "CMYK", "L"):
         return _image_to_srgb(image, profile, path)
-    return image.convert("RGB")
-
-
-def _to_8_bit(values: NDArray[Any], white: float) -> NDArray[np.uint8]:
-    levels: NDArray[Any] = np.clip(np.nan_to_num(values) * (255.0 / white) + 0.5, 0, 255)
-    return levels.astype(np.uint8)
+    return without_profile_to_srgb(image)
 
 
 def _image_to_srgb(image: Image.Image, profile: bytes, path: Path) -> Image.Image:
     try:
         transform = transform_to_srgb(profile, image.mode)
-        converted = image if transform is None else transform.apply(image)
+        converted = image.convert("RGB") if transform is None else transform.apply(image)
     except UNUSABLE as error:
         logger.warning("%s: its colour profile cannot be used (%s); taken as sRGB", path, error)
-        return image.convert("RGB")
+        return without_profile_to_srgb(image)
     return converted

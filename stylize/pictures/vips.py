@@ -22,7 +22,10 @@ pyvips.concurrency_set(min(2, pyvips.concurrency_get()))  # every thread holds s
 ATTEMPT_S, MOST_LOST_THREADS = 0.02, 1000
 VERSION = ".".join(str(pyvips.version(i)) for i in range(3))
 INCH_MM = 25.4
-DTYPES = {"uchar": np.uint8, "ushort": np.uint16, "float": np.float32, "double": np.float64}
+DTYPES = {
+    "uchar": np.uint8, "ushort": np.uint16, "uint": np.uint32, "char": np.int8, "short": np.int16, "int": np.int32,
+    "float": np.float32, "double": np.float64,
+}  # fmt: skip
 Vips: TypeAlias = Any
 Options: TypeAlias = dict[str, Any]
 
@@ -68,7 +71,10 @@ def color_bands(image: Vips) -> int:
 def with_bits(image: Vips, bits: int) -> Vips:
     """Round a 16-bit image to the nearest of the 8-bit levels if 8 bits are asked for; others stay as they are."""
     if image.format == "ushort" and bits == 8:
-        return (image / 257).rint().cast("uchar").copy(interpretation="srgb" if color_bands(image) >= 3 else "b-w")
+        levels = (image / 257).rint().cast("uchar")
+        if image.interpretation == "cmyk":
+            return levels.copy(interpretation="cmyk")
+        return levels.copy(interpretation="srgb" if color_bands(image) >= 3 else "b-w")
     return image
 
 
