@@ -191,7 +191,7 @@ def lossless_cases() -> dict[str, tuple[str, bytes, Array]]:
         "tiff-RGBA16": ("tif", tiff(rgba16), rgba16),
         "tiff-float-to-1": ("tif", tiff(unit, photometric=1), gray(unit_levels.astype(np.uint16))),
         "tiff-float-clipped": ("tif", tiff(floats, photometric=1), gray(unit_levels.astype(np.uint16))),
-        "tiff-int32": ("tif", tiff(g16.astype(np.int32) * 32768, photometric=1), gray(g16)),
+        "tiff-int32": ("tif", tiff(g16.astype(np.int32) * 32768 + 16384, photometric=1), gray(g16)),
         "webp-RGB": ("webp", saved(Image.fromarray(rgb), "WEBP", lossless=True), rgb),
         "webp-RGBA": ("webp", saved(with_alpha, "WEBP", lossless=True, exact=True), rgba),
         "gif-1": ("gif", saved(one, "GIF"), black_white),

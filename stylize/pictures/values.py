@@ -190,7 +190,8 @@ class Census:
 
     def add(self, samples: NDArray[Any], scale: Range) -> None:
         """Count more samples."""
-        shares = (samples.astype(np.float64) - scale.black) * scale.factor(1)
+        with np.errstate(invalid="ignore"):  # signalling NaN
+            shares = (samples.astype(np.float64) - scale.black) * scale.factor(1)
         unreal = np.isnan(shares)
         shares = shares[~unreal]
         self.all += samples.size
