@@ -28,7 +28,7 @@ MAY_IMPORT = {
         "ops.padding",
         "ops.rows",
     },
-    "stylize.pictures": {"errors", "system", "pictures"},
+    "stylize.pictures": {"errors", "system", "pictures", "version"},
     "stylize.norms": {"errors", "ops", "system"},
     "stylize.generators": {"errors", "norms", "ops", "system", "generators"},
     "stylize.losses": {"errors", "ops", "losses"},

@@ -150,6 +150,7 @@ def apply(
         quality=quality,
         overwrite=overwrite,
         crop_px=training_crop_px(card.config),
+        style=card.style,
     )
     _paint(jobs, stylizer, options)
 

@@ -39,6 +39,7 @@ class FileOptions:
         quality: Encoder quality for JPEG, WebP and AVIF, 1 to 100.
         overwrite: Whether to replace existing files.
         crop_px: Side of the crops that the model was trained on; None: unknown, and no stroke scale is advised.
+        style: Name of the style, for the mark of painted files; None: no mark.
     """
 
     budget: MemoryBudget
@@ -47,6 +48,7 @@ class FileOptions:
     quality: int = 95
     overwrite: bool = False
     crop_px: int | None = None
+    style: str | None = None
 
 
 class FilePainter:
@@ -181,7 +183,7 @@ class FilePainter:
             # The same photograph may have been given twice, and another thread may be writing its picture.
             with self._targets.setdefault(item.target, Lock()):
                 check_replaceable(item.target, self.options.overwrite)
-                write_raster(item.target, item.raster, quality=self.options.quality)
+                write_raster(item.target, item.raster, quality=self.options.quality, style=self.options.style)
         except StylizeError as error:
             item.error = error
         finally:

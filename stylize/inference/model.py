@@ -177,7 +177,7 @@ class Model:
         paint = PaintOptions(strength, keep_colors, max_size, stroke_scale)
         job = self._plan(Path(source), None if target is None else Path(target))
         budget = find_budget(self._stylizer.device, temporary_folder(job.target), max_memory_gib)
-        options = FileOptions(budget, paint, max_pixels, quality, overwrite)
+        options = FileOptions(budget, paint, max_pixels, quality, overwrite, style=self.card.style)
         (item,) = paint_files([job], self._stylizer, options, on_progress)
         if item.error is not None:
             raise item.error

@@ -69,27 +69,29 @@ def corrected_xmp(packet: bytes) -> bytes:
     return re.sub(rb"(<tiff:Orientation>\s*)[2-8](?=\s*<)", rb"\g<1>1", packet)
 
 
-def jpeg_with(head: bytes, exif: bytes | None, dpi: tuple[float, float] | None) -> bytes:
-    """Insert a JFIF header and an EXIF block into the beginning of a JPEG file that has neither.
+def jpeg_with(head: bytes, exif: bytes | None, dpi: tuple[float, float] | None, segments: bytes) -> bytes:
+    """Insert a JFIF header, other segments and an EXIF block into the beginning of a JPEG file that has neither.
 
     Args:
         head: At least the first two bytes.
         exif: Without prefix; at most 65,527 bytes.
         dpi: The resolution, if there is one.
+        segments: Whole segments, or nothing.
     """
     across, down = (min(65535, max(1, round(value))) for value in dpi or (1, 1))
     parts = [head[:2], _segment(0xE0, b"JFIF\0\1\2" + struct.pack(">BHHBB", dpi is not None, across, down, 0, 0))]
+    parts.append(segments)
     if exif is not None:
         parts.append(_segment(0xE1, EXIF_PREFIX + exif))
     return b"".join([*parts, head[2:]])
 
 
-def png_with(head: bytes, exif: bytes | None) -> bytes:
-    """Insert an EXIF block into the beginning, at least 33 bytes, of a PNG file that has none."""
+def png_with(head: bytes, chunks: bytes, exif: bytes | None) -> bytes:
+    """Insert whole chunks and an EXIF block into the beginning, at least 33 bytes, of a PNG file that has none."""
     if exif is None:
-        return head
+        return head[:33] + chunks + head[33:]
     chunk = b"eXIf" + exif
-    return head[:33] + struct.pack(">I", len(exif)) + chunk + struct.pack(">I", zlib.crc32(chunk)) + head[33:]
+    return head[:33] + chunks + struct.pack(">I", len(exif)) + chunk + struct.pack(">I", zlib.crc32(chunk)) + head[33:]
 
 
 def gif_is_whole(content: bytes) -> bool:
@@ -130,16 +132,19 @@ def from_photoshop(content: bytes) -> bytes | None:
     return None
 
 
-def webp_with_exif(content: bytes, block: bytes) -> bytes:
-    """Insert an EXIF block into a WebP file that has none."""
+def webp_with(content: bytes, exif: bytes | None, last: bytes) -> bytes:
+    """Insert an EXIF block into a WebP file that has none, and append other chunks."""
+    if exif is None and not last:
+        return content
     body = content[12:]
     if body[:4] != b"VP8X":
         body = _extended_header(body) + body
-    flags = body[8] | 0x08
-    body = body[:8] + bytes([flags]) + body[9:]
-    chunk = b"EXIF" + struct.pack("<I", len(block)) + block + bytes(len(block) % 2)
-    place = body.find(b"XMP ", _end_of_pictures(body))  # it comes last
-    body = body + chunk if place < 0 else body[:place] + chunk + body[place:]
+    if exif is not None:
+        body = body[:8] + bytes([body[8] | 0x08]) + body[9:]
+        chunk = b"EXIF" + struct.pack("<I", len(exif)) + exif + bytes(len(exif) % 2)
+        place = body.find(b"XMP ", _end_of_pictures(body))  # it comes last
+        body = body + chunk if place < 0 else body[:place] + chunk + body[place:]
+    body += last
     return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
 
 

@@ -25,9 +25,10 @@ from stylize.pictures.exif import (
     jpeg_with,
     png_with,
     to_photoshop,
-    webp_with_exif,
+    webp_with,
 )
 from stylize.pictures.formats import Format, format_of
+from stylize.pictures.mark import add_to_gif, avif_box, bmp_with, jpeg_comment, mark_of, png_text, ppm_with, webp_chunk
 from stylize.pictures.picture import Picture
 from stylize.pictures.raster import Metadata, Raster, raster_of
 from stylize.pictures.tiff_source import rows_as_image
@@ -43,7 +44,7 @@ USUAL_DPI = (72.0, 72.0)  # EXIF's default; libvips always writes a resolution
 KEPT = {"keep": "icc:xmp:iptc:other"}  # EXIF is laid into the file as it is
 
 
-def write_raster(path: Path, raster: Raster, *, quality: int = 95) -> None:
+def write_raster(path: Path, raster: Raster, *, quality: int = 95, style: str | None = None) -> None:
     """Write an image file in the format of its suffix, with all metadata that it can hold, whole or not at all.
 
     Pixels are converted to the metadata's profile. Formats without 16 bits get the nearest 8-bit levels, formats
@@ -54,6 +55,7 @@ def write_raster(path: Path, raster: Raster, *, quality: int = 95) -> None:
         path: Where to write.
         raster: The pixels and their metadata.
         quality: 1 to 100, for JPEG, WebP and AVIF.
+        style: Name of the style for the mark of painted files; None: no mark.
 
     Raises:
         StylizeError: Unknown suffix, the picture is too large for the format, or the place cannot be written to.
@@ -64,7 +66,7 @@ def write_raster(path: Path, raster: Raster, *, quality: int = 95) -> None:
     write = WRITERS.get(image_format.name, _write_by_pillow)
     with written_atomically(path) as file:
         try:
-            write(file, raster, _Encoding(path, image_format, quality))
+            write(file, raster, _Encoding(path, image_format, quality, None if style is None else mark_of(style)))
         except pyvips.Error as error:
             raise StylizeError(f"{path}: cannot be written ({vips_reason(error)})") from error
         except (ValueError, RuntimeError, struct.error) as error:  # Pillow's, of what is larger than the format allows
@@ -86,6 +88,7 @@ class _Encoding:
     path: Path
     format: Format
     quality: int
+    mark: bytes | None = None
 
 
 @contextmanager
@@ -122,7 +125,7 @@ def _exif_to_write(raster: Raster) -> bytes | None:
 
 
 def _write_jpeg(file: BinaryIO, raster: Raster, encoding: _Encoding) -> None:
-    exif = _exif_to_write(raster)
+    exif, mark = _exif_to_write(raster), b"" if encoding.mark is None else jpeg_comment(encoding.mark)
     if exif is not None and len(exif) > JPEG_EXIF_BYTES:
         logger.warning("%s: its EXIF of %s bytes is left out: JPEG holds 65,527", encoding.path, f"{len(exif):,}")
         exif = None
@@ -130,14 +133,14 @@ def _write_jpeg(file: BinaryIO, raster: Raster, encoding: _Encoding) -> None:
     options = {"Q": encoding.quality, "subsample_mode": "off"}
     options["optimize_coding"] = math.prod(raster.size) in OPTIMIZED_JPEG_PX
     with _encodable(raster, encoding.format) as image:
-        write = _after_head(file, 2, lambda head: jpeg_with(head, exif, raster.metadata.dpi))
+        write = _after_head(file, 2, lambda head: jpeg_with(head, exif, raster.metadata.dpi, mark))
         save(image, "jpegsave_target", {**options, **KEPT}, write)
 
 
 def _write_png(file: BinaryIO, raster: Raster, encoding: _Encoding) -> None:
-    exif = _exif_to_write(raster)
+    exif, mark = _exif_to_write(raster), b"" if encoding.mark is None else png_text(encoding.mark)
     with _encodable(raster, encoding.format) as image:
-        write = _after_head(file, PNG_HEAD_BYTES, lambda head: png_with(head, exif))
+        write = _after_head(file, PNG_HEAD_BYTES, lambda head: png_with(head, mark, exif))
         save(image, "pngsave_target", {"compression": 3, "filter": "sub", **KEPT}, write)
 
 
@@ -169,6 +172,8 @@ def _write_tiff(file: BinaryIO, raster: Raster, encoding: _Encoding) -> None:
         except struct.error as error:
             logger.warning("%s: its EXIF is left out, for it is damaged (%s)", encoding.path, error)
             add_to_tiff(both, None, raster.metadata.iptc)
+        both.seek(0, 2)
+        both.write(encoding.mark or b"")
 
 
 def _write_webp(file: BinaryIO, raster: Raster, encoding: _Encoding) -> None:
@@ -176,7 +181,7 @@ def _write_webp(file: BinaryIO, raster: Raster, encoding: _Encoding) -> None:
     with _encodable(raster, encoding.format) as image:
         save(image, "webpsave_target", {"Q": encoding.quality, "smart_subsample": True, **KEPT}, content.write)
     exif = _exif_to_write(raster)
-    file.write(content.getvalue() if exif is None else webp_with_exif(content.getvalue(), exif))
+    file.write(webp_with(content.getvalue(), exif, b"" if encoding.mark is None else webp_chunk(encoding.mark)))
 
 
 def _write_gif(file: BinaryIO, raster: Raster, encoding: _Encoding) -> None:
@@ -184,6 +189,8 @@ def _write_gif(file: BinaryIO, raster: Raster, encoding: _Encoding) -> None:
     options = {"dither": 1.0 if raster.frames == 1 else 0.0}
     with _encodable(raster, encoding.format) as image:
         save(image, "gifsave_target", options, file.write)
+    if encoding.mark is not None:
+        add_to_gif(file, encoding.mark)
 
 
 def _write_avif(file: BinaryIO, raster: Raster, encoding: _Encoding) -> None:
@@ -195,6 +202,8 @@ def _write_avif(file: BinaryIO, raster: Raster, encoding: _Encoding) -> None:
     metadata = {"exif": exif, "icc_profile": raster.metadata.profile, "xmp": raster.metadata.xmp}
     options = {"quality": encoding.quality, "subsampling": "4:4:4"}
     _save_by_pillow(file, raster, encoding, {**options, **{key: value for key, value in metadata.items() if value}})
+    if encoding.mark is not None:
+        file.write(avif_box(encoding.mark))
 
 
 def _is_read_by_pillow(exif: bytes) -> bool:
@@ -213,10 +222,14 @@ def _write_by_pillow(file: BinaryIO, raster: Raster, encoding: _Encoding) -> Non
 
 
 def _save_by_pillow(file: BinaryIO, raster: Raster, encoding: _Encoding, options: Options) -> None:
+    with_mark = {"PPM": ppm_with, "BMP": bmp_with}.get(encoding.format.name)
     content = io.BytesIO()  # Pillow does not notice when a full disk takes only a part of a file
     with _encodable(raster, encoding.format) as image, quiet_pillow(unlimited=False):
         Image.fromarray(image.numpy()).save(content, encoding.format.name, **options)
-    file.write(content.getbuffer())
+    if encoding.mark is None or with_mark is None:
+        file.write(content.getbuffer())
+    else:
+        file.write(with_mark(content.getvalue(), encoding.mark))
 
 
 # The encoders of the formats that Pillow alone does not write well enough.
