@@ -163,7 +163,7 @@ def test_alpha_survives_writing_and_reading(tmp_path: Path, suffix: str) -> None
 
 
 @pytest.mark.parametrize("suffix", ("jpg", "bmp", "ppm"))
-def test_alpha_is_left_out_where_the_format_has_none(tmp_path: Path, suffix: str) -> None:
+def test_alpha_is_laid_on_white_where_the_format_has_none(tmp_path: Path, suffix: str) -> None:
     write_picture(tmp_path / f"a.{suffix}", picture(alpha=True))
     assert read_picture(tmp_path / f"a.{suffix}").alpha is None
 

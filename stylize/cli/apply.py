@@ -91,6 +91,12 @@ logger = logging.getLogger("stylize")
     help="Encoder quality for JPEG, WebP and AVIF.",
 )
 @click.option(
+    "--background",
+    metavar="COLOR",
+    help="Lay transparency on this color (white, '#rrggbb') before painting. Default: it is kept; where the output's "
+    "format has none, white.",
+)
+@click.option(
     "--seed",
     type=click.IntRange(0, 2**32 - 1),
     help="Seed of the noise of a texture network: another seed, another picture. Default: that of the model.",
@@ -112,6 +118,7 @@ def apply(
     precision: str,
     compilation: str,
     quality: int,
+    background: str | None,
     seed: int | None,
     overwrite: bool,
     recursive: bool,
@@ -124,7 +131,7 @@ def apply(
     from stylize.inference.compilation import choose_shapes
     from stylize.inference.file_painter import FileOptions
     from stylize.inference.jobs import photograph_sizes, plan_jobs, training_crop_px
-    from stylize.inference.options import PaintOptions
+    from stylize.inference.options import PaintOptions, color_of
     from stylize.inference.plans import find_budget
     from stylize.inference.stylizer import Stylizer
     from stylize.models.file import load_model
@@ -132,6 +139,7 @@ def apply(
     from stylize.system.compiler import keep_compiled_code
     from stylize.system.compute import Compute
 
+    color = None if background is None else color_of("--background", background)
     found = find_model(model)
     generator, card = load_model(found.path)
     logger.info("model: %s, style %s, %s", found.path, card.style, found.reason)
@@ -151,6 +159,7 @@ def apply(
         overwrite=overwrite,
         crop_px=training_crop_px(card.config),
         style=card.style,
+        background=color,
     )
     _paint(jobs, stylizer, options)
 

@@ -16,9 +16,10 @@ from stylize.inference.plans import MemoryBudget
 from stylize.inference.strokes import advised_scale, shrunk_size
 from stylize.inference.stylizer import Stylizer
 from stylize.pictures.formats import format_of
+from stylize.pictures.losses import Teller, laid_on_white
 from stylize.pictures.picture import limited_size
 from stylize.pictures.raster import Raster, raster_of
-from stylize.pictures.writing import write_raster
+from stylize.pictures.writing import WHITE, write_raster
 from stylize.system.devices import is_out_of_memory
 from stylize.system.places import check_replaceable, make_parent
 from stylize.system.row_store import RowStore
@@ -40,6 +41,8 @@ class FileOptions:
         overwrite: Whether to replace existing files.
         crop_px: Side of the crops that the model was trained on; None: unknown, and no stroke scale is advised.
         style: Name of the style, for the mark of painted files; None: no mark.
+        background: Colour in sRGB, 0 to 255 each, on which transparency is laid; None: it stays, or is laid on white
+            where the format of the output has none.
     """
 
     budget: MemoryBudget
@@ -49,6 +52,7 @@ class FileOptions:
     overwrite: bool = False
     crop_px: int | None = None
     style: str | None = None
+    background: tuple[int, int, int] | None = None
 
 
 class FilePainter:
@@ -65,6 +69,7 @@ class FilePainter:
         self.options = options
         self.on_progress = on_progress
         self._advisor = StrokeScaleAdvisor(options.crop_px, options.paint.stroke_scale)
+        self.teller = Teller()
         self._targets: dict[Path, Lock] = {}
 
     def pixels(self, item: WorkItem) -> int:
@@ -89,23 +94,33 @@ class FilePainter:
         paint, budget = self.options.paint, self.options.budget
         check_replaceable(item.target, self.options.overwrite)
         photograph = item.open(self.options.max_pixels)
-        format_of(item.target)
+        background = self._background(item)
         make_parent(item.target)
         size = limited_size(photograph.header.size, paint.max_size_px)
         item.in_strips = not self._fits_whole(item.source, size)
         folder = raster_place(photograph.header.bytes_of(size), budget)
-        item.raster = photograph.read(max_size_px=paint.max_size_px, folder=folder)
+        item.raster = photograph.read(max_size_px=paint.max_size_px, folder=folder, background=background)
         if not item.in_strips:
             item.raster = item.raster.ready_for(self.stylizer.device)
         elif paint.stroke_scale != 1:
             item.small = self._read_small(item, size)
         self._advisor.consider(item.source, size)
 
+    def _background(self, item: WorkItem) -> tuple[int, int, int] | None:
+        """Return the colour on which the photograph's transparency is laid before painting, or None if it stays."""
+        image_format, background = format_of(item.target), self.options.background
+        has_alpha = item.open(self.options.max_pixels).header.has_alpha
+        if not has_alpha or background is not None or image_format.alpha != "none":
+            return background
+        self.teller(item.target, laid_on_white(image_format))
+        return WHITE
+
     def _read_small(self, item: WorkItem, size: tuple[int, int]) -> Raster:
         """Read the photograph, which is painted at this size, at the one that its strokes ask for."""
         photograph = item.open(self.options.max_pixels)
         folder = raster_place(photograph.header.bytes_of(size), self.options.budget)
-        return photograph.read(max_size_px=max(shrunk_size(size, self.options.paint.stroke_scale)), folder=folder)
+        small_px = max(shrunk_size(size, self.options.paint.stroke_scale))
+        return photograph.read(max_size_px=small_px, folder=folder, background=self._background(item))
 
     def _fits_whole(self, source: Path, size: tuple[int, int]) -> bool:
         try:
@@ -183,7 +198,8 @@ class FilePainter:
             # The same photograph may have been given twice, and another thread may be writing its picture.
             with self._targets.setdefault(item.target, Lock()):
                 check_replaceable(item.target, self.options.overwrite)
-                write_raster(item.target, item.raster, quality=self.options.quality, style=self.options.style)
+                options = self.options
+                write_raster(item.target, item.raster, quality=options.quality, style=options.style, tell=self.teller)
         except StylizeError as error:
             item.error = error
         finally:

@@ -132,3 +132,4 @@ def paint_files(
         yield items[0]
         return
     yield from process(items, painter, stylizer.compute)
+    painter.teller.finish()

@@ -18,7 +18,7 @@ from stylize.generators import Generator
 from stylize.generators.base import check_size
 from stylize.inference.file_painter import FileOptions
 from stylize.inference.jobs import Job, paint_files, plan_jobs
-from stylize.inference.options import PaintOptions
+from stylize.inference.options import PaintOptions, color_of
 from stylize.inference.pixels import pixels_of
 from stylize.inference.plans import find_budget
 from stylize.inference.stylizer import Stylizer, shrink
@@ -145,6 +145,7 @@ class Model:
         max_memory_gib: float | None = None,
         max_pixels: int | None = None,
         quality: int = 95,
+        background: str | None = None,
         overwrite: bool = False,
         on_progress: Callable[[float], None] = lambda share: None,
     ) -> Path:
@@ -160,6 +161,8 @@ class Model:
             max_memory_gib: Memory budget of the whole process on the compute device; None: half of the free memory.
             max_pixels: Accept photographs of up to this many pixels; None: 179 million.
             quality: Encoder quality for JPEG, WebP and AVIF, 1 to 100.
+            background: Colour, as CSS names it or "#rrggbb", on which transparency is laid before painting; None: it
+                stays, or is laid on white where the format of the output has none.
             overwrite: Replace an existing file.
             on_progress: Called with each share of a picture that was painted in strips; the shares add up to 1.
 
@@ -174,10 +177,11 @@ class Model:
             raise StylizeError(f"quality: got {quality}, must be from 1 to 100")
         if max_memory_gib is not None and not max_memory_gib > 0:
             raise StylizeError(f"max_memory_gib: got {max_memory_gib:g}, must be above 0")
+        color = None if background is None else color_of("background", background)
         paint = PaintOptions(strength, keep_colors, max_size, stroke_scale)
         job = self._plan(Path(source), None if target is None else Path(target))
         budget = find_budget(self._stylizer.device, temporary_folder(job.target), max_memory_gib)
-        options = FileOptions(budget, paint, max_pixels, quality, overwrite, style=self.card.style)
+        options = FileOptions(budget, paint, max_pixels, quality, overwrite, style=self.card.style, background=color)
         (item,) = paint_files([job], self._stylizer, options, on_progress)
         if item.error is not None:
             raise item.error

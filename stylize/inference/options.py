@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
+
+from PIL import ImageColor
 
 from stylize.errors import StylizeError
 from stylize.generators import MIN_SIZE_PX
@@ -46,6 +49,25 @@ class PaintOptions:
         side = self.max_size_px
         if side is not None and not (isinstance(side, int) and side >= MIN_SIZE_PX):
             raise StylizeError(f"max_size: got {side!r}, must be a whole number of at least {MIN_SIZE_PX} px, or None")
+
+
+def color_of(name: str, text: str) -> tuple[int, int, int]:
+    """Return red, green and blue, 0 to 255 each, of a colour as CSS names it.
+
+    Raises:
+        StylizeError: There is no such colour, or it is transparent itself; `name` begins the message.
+
+    >>> color_of("background", "navy"), color_of("background", "#ff8000")
+    ((0, 0, 128), (255, 128, 0))
+    """
+    color: tuple[int, ...] = ()
+    with suppress(ValueError, AttributeError):
+        color = ImageColor.getrgb(text.strip())
+    if len(color) != 3 or not all(0 <= level <= 255 for level in color):
+        raise StylizeError(
+            f"{name}: got {str(text)[:100]!r}, must be an opaque colour as 'white', '#rrggbb' or 'rgb(9, 9, 9)'"
+        )
+    return color[0], color[1], color[2]
 
 
 def _check_number(name: str, value: object, least: float, most: float) -> None:

@@ -21,10 +21,12 @@ from stylize.pictures.color import (
     with_profile,
     without_profile_to_srgb,
 )
-from stylize.pictures.exif import corrected_exif, corrected_xmp, exif_of_tiff, from_photoshop, gif_is_whole
+from stylize.pictures.exif import ORIENTATION, corrected_exif, exif_of_tiff, from_photoshop, gif_is_whole
 from stylize.pictures.formats import SIGNATURE_BYTES, Format, format_of_content
+from stylize.pictures.notes import orientation_of, read_notes
 from stylize.pictures.png_color import png_profile
 from stylize.pictures.raster import Header, Metadata
+from stylize.pictures.texts import Notes
 from stylize.pictures.values import (
     BITS,
     STANDARD_SPACES,
@@ -43,6 +45,7 @@ from stylize.pictures.values import (
     to_levels,
 )
 from stylize.pictures.vips import INCH_MM, Vips, color_bands, field, quiet_pillow, replace_lost_threads
+from stylize.pictures.xmp import corrected_xmp
 
 logger = logging.getLogger("stylize")
 
@@ -122,8 +125,8 @@ class VipsFile:
         check_samples(path, self.image.format, self.tags)
         self.stated = self._stated_profile()
         self.stored_size = self.image.width, field(self.image, "page-height", self.image.height)
-        orientation = field(self.image, "orientation", 1)
-        self.orientation = orientation if 1 <= orientation <= 8 else 1
+        self._notes = read_notes(path, "PNG") if image_format.name == "PNG" else None
+        self.orientation = self._orientation()
         self.header = Header(
             self.stored_size if self.orientation < 5 else self.stored_size[::-1],
             self.image.height // self.stored_size[1],
@@ -170,16 +173,36 @@ class VipsFile:
         profile = self.stated or field(self.image, "icc-profile-data", None)
         return usable_profile(profile, color_bands(self.image), self.path)
 
+    def _orientation(self) -> int:
+        """Return how the frames are stored: as EXIF says, or else XMP; libheif has turned AVIF as its boxes say."""
+        given = field(self.image, "orientation", 1)
+        if self.format.name in ("TIFF", "AVIF"):
+            if given == 1 and self.format.name == "TIFF" and (xmp := field(self.image, "xmp-data", None)):
+                given = 1 if _tiff_is_oriented(self.path) else orientation_of(None, xmp)
+            return given if 1 <= given <= 8 else 1
+        exif, xmp = self._blocks(self._notes or Notes())
+        return orientation_of(exif, xmp)
+
+    def _blocks(self, notes: Notes) -> tuple[bytes | None, bytes | None]:
+        """EXIF and XMP: what the file's blocks hold, or else what libvips has found."""
+        exif, xmp = notes.exif, notes.xmp
+        return exif or field(self.image, "exif-data", None), xmp or field(self.image, "xmp-data", None)
+
     def metadata(self, size: tuple[int, int]) -> Metadata:
-        exif, xmp = field(self.image, "exif-data", None), field(self.image, "xmp-data", None)
-        iptc = field(self.image, "iptc-data", None)
+        notes = self._notes or read_notes(self.path, self.format.name)
+        exif, xmp = self._blocks(notes)
+        iptc = notes.iptc or field(self.image, "iptc-data", None)
         if self.format.name == "TIFF":
             exif = _exif_of_tiff(self.path)
         resolution = self.image.xres, self.image.yres
+        corrected = None if exif is None else corrected_exif(exif, size)
         return Metadata(
-            exif=None if exif is None else corrected_exif(exif, size),
-            xmp=None if xmp is None else corrected_xmp(xmp),
+            exif=corrected,
+            xmp=None if xmp is None else corrected_xmp(xmp, size),
+            xmp_extension=None if notes.xmp_extension is None else corrected_xmp(notes.xmp_extension, size),
             iptc=None if iptc is None else from_photoshop(iptc),
+            texts=notes.texts,
+            left_out=notes.left_out if exif is None or corrected is not None else (*notes.left_out, "damaged EXIF"),
             dpi=None if resolution == (1, 1) else (resolution[0] * INCH_MM, resolution[1] * INCH_MM),
             delays_ms=tuple(field(self.image, "delay", []) if self.header.frames > 1 else []),
             loops=field(self.image, "loop", 0),
@@ -196,6 +219,15 @@ def _exif_of_tiff(path: Path) -> bytes | None:
     except Exception as error:  # of the metadata alone; the pixels are another matter
         logger.debug("%s: its EXIF cannot be read (%s)", path, error)
         return None
+
+
+def _tiff_is_oriented(path: Path) -> bool:
+    """Return whether a TIFF file has a tag of its own for the orientation."""
+    try:
+        with quiet_pillow(unlimited=True), Image.open(path) as image:
+            return ORIENTATION in getattr(image, "tag_v2", {})
+    except Exception:  # damaged files make it raise almost anything
+        return True
 
 
 class PillowFile:
@@ -237,9 +269,15 @@ class PillowFile:
 
     def metadata(self, size: tuple[int, int]) -> Metadata:
         info: Mapping[Any, Any] = self.image.info
-        exif, profile, dpi = info.get("exif"), info.get("icc_profile"), info.get("dpi")
+        notes = read_notes(self.path, str(self.image.format))
+        exif, xmp = notes.exif or info.get("exif"), notes.xmp or info.get("xmp")
+        profile, dpi = info.get("icc_profile"), info.get("dpi")
         return Metadata(
             exif=corrected_exif(exif, size) if exif else None,
+            xmp=corrected_xmp(xmp, size) if isinstance(xmp, bytes) and xmp else None,
+            iptc=None if notes.iptc is None else from_photoshop(notes.iptc),
+            texts=notes.texts,
+            left_out=notes.left_out,
             dpi=None if dpi is None or min(dpi) <= 0 else (float(dpi[0]), float(dpi[1])),
             profile=profile if profile and is_output_profile(profile) else None,
         )

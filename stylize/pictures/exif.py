@@ -1,4 +1,4 @@
-"""EXIF, XMP and IPTC as bytes: kept as they are, except for values that are no longer true.
+"""EXIF and IPTC as bytes: kept as they are, except for values that are no longer true.
 
 libvips would rewrite EXIF with a library that loses unknown tags and maker notes. These functions change the few values
 that must change in place, and insert the block into the encoded file.
@@ -6,9 +6,7 @@ that must change in place, and insert the block into the encoded file.
 
 from __future__ import annotations
 
-import re
 import struct
-import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -16,7 +14,6 @@ from PIL import Image
 
 EXIF_PREFIX = b"Exif\0\0"
 JPEG_EXIF_BYTES = 65535 - 2 - len(EXIF_PREFIX)
-PNG_HEAD_BYTES = 33  # an EXIF block may follow them
 IMAGE, EXTENSION = 0x2C, 0x21  # the blocks of GIF
 PHOTOSHOP, IPTC_RESOURCE = b"Photoshop 3.0\0", b"8BIM\4\4"
 
@@ -29,6 +26,7 @@ DESCRIBING = frozenset(
 )
 IPTC = 0x83BB
 SHORT, LONG, UNDEFINED, DIRECTORY_64 = 3, 4, 7, 18
+INTEGERS = {1: "B", SHORT: "H", LONG: "I"}
 TYPE_BYTES = {1: 1, 2: 1, SHORT: 2, LONG: 4, 5: 8, 6: 1, UNDEFINED: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 
 
@@ -59,39 +57,37 @@ def corrected_exif(block: bytes, size: tuple[int, int]) -> bytes | None:
     return bytes(tiff)
 
 
-def corrected_xmp(packet: bytes) -> bytes:
-    """Return an XMP packet for an upright picture.
+def exif_orientation(block: bytes) -> int | None:
+    """Return the orientation that an EXIF block gives, 1 to 8, or None if it gives none or is damaged."""
+    tiff = bytearray(block.removeprefix(EXIF_PREFIX))
+    try:
+        order = {b"II*\0": "<", b"MM\0*": ">"}[bytes(tiff[:4])]
+        for tag, at in _entries(tiff, order, struct.unpack_from(f"{order}I", tiff, 4)[0]):
+            if tag == ORIENTATION:
+                code = INTEGERS.get(struct.unpack_from(f"{order}H", tiff, at + 2)[0], "H")
+                value = int(struct.unpack_from(f"{order}{code}", tiff, at + 8)[0])
+                return value if 1 <= value <= 8 else None
+    except (KeyError, struct.error):
+        return None
+    return None
 
-    >>> corrected_xmp(b'<a tiff:Orientation="6"/>')
-    b'<a tiff:Orientation="1"/>'
-    """
-    packet = re.sub(rb"(\btiff:Orientation\s*=\s*[\"'])[2-8](?=[\"'])", rb"\g<1>1", packet)
-    return re.sub(rb"(<tiff:Orientation>\s*)[2-8](?=\s*<)", rb"\g<1>1", packet)
 
-
-def jpeg_with(head: bytes, exif: bytes | None, dpi: tuple[float, float] | None, segments: bytes) -> bytes:
-    """Insert a JFIF header, other segments and an EXIF block into the beginning of a JPEG file that has neither.
+def jpeg_with(head: bytes, dpi: tuple[float, float] | None, segments: bytes) -> bytes:
+    """Insert a JFIF header and other segments into the beginning of a JPEG file that has none.
 
     Args:
         head: At least the first two bytes.
-        exif: Without prefix; at most 65,527 bytes.
         dpi: The resolution, if there is one.
         segments: Whole segments, or nothing.
     """
     across, down = (min(65535, max(1, round(value))) for value in dpi or (1, 1))
-    parts = [head[:2], _segment(0xE0, b"JFIF\0\1\2" + struct.pack(">BHHBB", dpi is not None, across, down, 0, 0))]
-    parts.append(segments)
-    if exif is not None:
-        parts.append(_segment(0xE1, EXIF_PREFIX + exif))
-    return b"".join([*parts, head[2:]])
+    jfif = b"JFIF\0\1\2" + struct.pack(">BHHBB", dpi is not None, across, down, 0, 0)
+    return head[:2] + _segment(0xE0, jfif) + segments + head[2:]
 
 
-def png_with(head: bytes, chunks: bytes, exif: bytes | None) -> bytes:
-    """Insert whole chunks and an EXIF block into the beginning, at least 33 bytes, of a PNG file that has none."""
-    if exif is None:
-        return head[:33] + chunks + head[33:]
-    chunk = b"eXIf" + exif
-    return head[:33] + chunks + struct.pack(">I", len(exif)) + chunk + struct.pack(">I", zlib.crc32(chunk)) + head[33:]
+def exif_segment(exif: bytes) -> bytes:
+    """Return the segment of a JPEG file for an EXIF block without prefix, of at most 65,527 bytes."""
+    return _segment(0xE1, EXIF_PREFIX + exif)
 
 
 def gif_is_whole(content: bytes) -> bool:

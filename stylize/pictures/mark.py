@@ -12,7 +12,6 @@ import stat
 import struct
 import zlib
 from pathlib import Path
-from typing import BinaryIO
 
 from stylize.pictures.formats import SIGNATURE_BYTES, format_of_content
 from stylize.version import __version__
@@ -69,18 +68,6 @@ def png_text(mark: bytes) -> bytes:
 def jpeg_comment(mark: bytes) -> bytes:
     """Return the segment of a JPEG file that holds the mark."""
     return b"\xff\xfe" + struct.pack(">H", len(mark) + 2) + mark
-
-
-def add_to_gif(file: BinaryIO, mark: bytes) -> None:
-    """Append the mark to a whole GIF file, before its trailer."""
-    file.seek(-1, os.SEEK_END)
-    file.write(b"!\xfe" + bytes([len(mark)]) + mark + b"\0;")
-
-
-def ppm_with(content: bytes, mark: bytes) -> bytes:
-    """Insert the mark into a PPM file, after its first line."""
-    first, _, rest = content.partition(b"\n")
-    return first + b"\n# " + mark + b"\n" + rest
 
 
 def bmp_with(content: bytes, mark: bytes) -> bytes:

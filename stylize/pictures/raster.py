@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stylize.pictures.picture import Picture
+from stylize.pictures.texts import Text
 from stylize.system.devices import CPU
 from stylize.system.levels import levels_to_device, levels_to_host, pinned
 from stylize.system.row_store import RowStore
@@ -43,7 +44,10 @@ class Metadata:
         bits: Bits per channel, 8 or 16.
         exif: EXIF block without prefix and thumbnail, for an upright picture.
         xmp: XMP packet.
+        xmp_extension: What did not fit into a JPEG's first XMP packet.
         iptc: IPTC block.
+        texts: Texts and comments, without the mark of painted files.
+        left_out: What of the photograph's file could not be kept, each in some words.
         dpi: Horizontal and vertical resolution; None if the file has none.
         profile: ICC profile of RGB colours in which files are written; None for sRGB without a profile.
         delays_ms: Duration of each frame; empty for a still picture.
@@ -53,7 +57,10 @@ class Metadata:
     bits: int = 8
     exif: bytes | None = None
     xmp: bytes | None = None
+    xmp_extension: bytes | None = None
     iptc: bytes | None = None
+    texts: tuple[Text, ...] = ()
+    left_out: tuple[str, ...] = ()
     dpi: tuple[float, float] | None = None
     profile: bytes | None = None
     delays_ms: tuple[int, ...] = ()

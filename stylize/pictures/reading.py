@@ -23,7 +23,7 @@ from stylize.pictures.limits import limits
 from stylize.pictures.orientation import UprightRows, upright
 from stylize.pictures.picture import Picture, limited_size, scaled_size
 from stylize.pictures.raster import Header, Raster
-from stylize.pictures.vips import VERSION, Vips, color_bands, strips, vips_reason, with_bits
+from stylize.pictures.vips import VERSION, Vips, color_bands, on_background, strips, vips_reason, with_bits
 from stylize.system.row_store import RowStore
 
 SOURCE_STRIPS = 8
@@ -115,12 +115,19 @@ class OpenPicture:
         self._file = file
         self._max_pixels = max_pixels
 
-    def read(self, *, max_size_px: int | None = None, folder: Path | None = None) -> Raster:
+    def read(
+        self,
+        *,
+        max_size_px: int | None = None,
+        folder: Path | None = None,
+        background: tuple[int, int, int] | None = None,
+    ) -> Raster:
         """Decode all frames, strip by strip; may be called several times.
 
         Args:
             max_size_px: Shrink to this longer side; smaller pictures stay as they are.
             folder: Where the pixels are kept, in a file without a name; None: in memory.
+            background: Colour in sRGB, 0 to 255 each, on which transparency is laid; None: it stays.
 
         Raises:
             StylizeError: The file is damaged or too large, or the folder has too little room.
@@ -133,6 +140,8 @@ class OpenPicture:
             image, profile = file.load(stored_size, PAINTING_MARGIN), file.profile()
             rows_per_strip = _rows_per_strip(image, stored_size[1] * header.frames)
             pixels = to_srgb(_resized(image, header.frames, stored_size), profile)
+            if background is not None:
+                pixels = on_background(pixels, background)
             rows = _new_rows(pixels, (size[1] * header.frames, size[0], pixels.bands), folder)
             try:
                 with UprightRows(rows, stored_size, file.orientation, folder) as turned:

@@ -68,6 +68,19 @@ def color_bands(image: Vips) -> int:
     return int(image.bands - image.hasalpha())
 
 
+def on_background(image: Vips, background: tuple[int, int, int]) -> Vips:
+    """Lay an RGBA image of 8 or 16 bits on a colour, 0 to 255 each; others stay as they are."""
+    if not image.hasalpha():
+        return image
+    bits = 8 if image.format == "uchar" else 16
+    white = 2**bits - 1
+    alpha = image.extract_band(image.bands - 1) / white
+    laid = image.extract_band(0, n=image.bands - 1) * alpha + (1 - alpha) * [
+        level * white / 255 for level in background
+    ]
+    return laid.rint().cast(image.format).copy(interpretation="srgb" if bits == 8 else "rgb16")
+
+
 def with_bits(image: Vips, bits: int) -> Vips:
     """Round a 16-bit image to the nearest of the 8-bit levels if 8 bits are asked for; others stay as they are."""
     if image.format == "ushort" and bits == 8:

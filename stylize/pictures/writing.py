@@ -17,22 +17,31 @@ from PIL import Image
 
 from stylize.errors import StylizeError
 from stylize.pictures.color import in_profile
+from stylize.pictures.comments import (
+    JPEG_XMP_BYTES,
+    SEGMENT_BYTES,
+    add_to_gif,
+    jpeg_segment,
+    ppm_with,
+    xmp_segments,
+)
 from stylize.pictures.exif import (
     JPEG_EXIF_BYTES,
-    PNG_HEAD_BYTES,
     add_to_tiff,
     corrected_exif,
+    exif_segment,
     jpeg_with,
-    png_with,
     to_photoshop,
     webp_with,
 )
 from stylize.pictures.formats import Format, format_of
-from stylize.pictures.mark import add_to_gif, avif_box, bmp_with, jpeg_comment, mark_of, png_text, ppm_with, webp_chunk
+from stylize.pictures.losses import Tell, held_texts, losses, tell
+from stylize.pictures.mark import avif_box, bmp_with, jpeg_comment, mark_of, png_text, webp_chunk
 from stylize.pictures.picture import Picture
+from stylize.pictures.png_chunks import iptc_chunk, png_chunk, text_chunk, xmp_chunk
 from stylize.pictures.raster import Metadata, Raster, raster_of
 from stylize.pictures.tiff_source import rows_as_image
-from stylize.pictures.vips import INCH_MM, Options, Vips, quiet_pillow, save, vips_reason, with_bits
+from stylize.pictures.vips import INCH_MM, Options, Vips, on_background, quiet_pillow, save, vips_reason, with_bits
 from stylize.system.files import written_atomically
 
 logger = logging.getLogger("stylize")
@@ -40,22 +49,25 @@ logger = logging.getLogger("stylize")
 # The optimal code takes a quarter of the time of a small file, and all coefficients in memory, 12 bytes per pixel.
 OPTIMIZED_JPEG_PX = range(1_000_000, 16_000_000)
 CLASSIC_TIFF_BYTES = 3_900_000_000
+PNG_HEAD_BYTES = 33  # other chunks may follow them
+WHITE = 255, 255, 255
 USUAL_DPI = (72.0, 72.0)  # EXIF's default; libvips always writes a resolution
 KEPT = {"keep": "icc:xmp:iptc:other"}  # EXIF is laid into the file as it is
 
 
-def write_raster(path: Path, raster: Raster, *, quality: int = 95, style: str | None = None) -> None:
+def write_raster(path: Path, raster: Raster, *, quality: int = 95, style: str | None = None, tell: Tell = tell) -> None:
     """Write an image file in the format of its suffix, with all metadata that it can hold, whole or not at all.
 
     Pixels are converted to the metadata's profile. Formats without 16 bits get the nearest 8-bit levels, formats
-    without transparency leave it out, GIF keeps whether a pixel is opaque, formats without animation get the first
-    frame.
+    without transparency get it laid on white, GIF keeps whether a pixel is opaque, formats without animation get the
+    first frame.
 
     Args:
         path: Where to write.
         raster: The pixels and their metadata.
         quality: 1 to 100, for JPEG, WebP and AVIF.
         style: Name of the style for the mark of painted files; None: no mark.
+        tell: Called with the path and a line for what the format cannot hold.
 
     Raises:
         StylizeError: Unknown suffix, the picture is too large for the format, or the place cannot be written to.
@@ -63,6 +75,8 @@ def write_raster(path: Path, raster: Raster, *, quality: int = 95, style: str | 
     image_format = format_of(path)
     if raster.frames > 1 and not image_format.is_animated:
         logger.warning("%s: got %d frames, of which %s holds the first", path, raster.frames, image_format.name)
+    for loss in losses(raster, image_format):
+        tell(path, loss)
     write = WRITERS.get(image_format.name, _write_by_pillow)
     with written_atomically(path) as file:
         try:
@@ -98,7 +112,7 @@ def _encodable(raster: Raster, image_format: Format) -> Iterator[Vips]:
         if raster.frames > 1 and not image_format.is_animated:
             image = image.crop(0, 0, *raster.size)
         if image_format.alpha == "none":
-            image = image.extract_band(0, n=3)
+            image = on_background(image, WHITE)
         bits = min(raster.bits, image_format.bits)
         profile = raster.metadata.profile if image_format.has_profile else None
         with in_profile(image, profile, bits) as converted:
@@ -109,10 +123,8 @@ def _annotated(image: Vips, raster: Raster, image_format: Format) -> Vips:
     metadata, dpi = raster.metadata, raster.metadata.dpi or USUAL_DPI
     image = image.copy(xres=dpi[0] / INCH_MM, yres=dpi[1] / INCH_MM)
     image.set_type(pyvips.GValue.gstr_type, "resolution-unit", "in")
-    if metadata.xmp is not None:
+    if metadata.xmp is not None and image_format.name in ("WEBP", "TIFF"):
         image.set_type(pyvips.GValue.blob_type, "xmp-data", metadata.xmp)
-    if metadata.iptc is not None and image_format.name == "JPEG":  # into TIFF libvips writes a fourth of it
-        image.set_type(pyvips.GValue.blob_type, "iptc-data", to_photoshop(metadata.iptc))
     if image_format.is_animated and raster.frames > 1:
         image.set_type(pyvips.GValue.gint_type, "page-height", raster.size[1])
         image.set_type(pyvips.GValue.array_int_type, "delay", list(metadata.delays_ms or (100,) * raster.frames))
@@ -125,22 +137,61 @@ def _exif_to_write(raster: Raster) -> bytes | None:
 
 
 def _write_jpeg(file: BinaryIO, raster: Raster, encoding: _Encoding) -> None:
-    exif, mark = _exif_to_write(raster), b"" if encoding.mark is None else jpeg_comment(encoding.mark)
-    if exif is not None and len(exif) > JPEG_EXIF_BYTES:
-        logger.warning("%s: its EXIF of %s bytes is left out: JPEG holds 65,527", encoding.path, f"{len(exif):,}")
-        exif = None
+    segments = b"".join(_jpeg_segments(raster, encoding))
     # painted colour edges are sharp, so colours have the full resolution
     options = {"Q": encoding.quality, "subsample_mode": "off"}
     options["optimize_coding"] = math.prod(raster.size) in OPTIMIZED_JPEG_PX
     with _encodable(raster, encoding.format) as image:
-        write = _after_head(file, 2, lambda head: jpeg_with(head, exif, raster.metadata.dpi, mark))
+        write = _after_head(file, 2, lambda head: jpeg_with(head, raster.metadata.dpi, segments))
         save(image, "jpegsave_target", {**options, **KEPT}, write)
 
 
+def _jpeg_segments(raster: Raster, encoding: _Encoding) -> Iterator[bytes]:
+    metadata, exif = raster.metadata, _exif_to_write(raster)
+    if encoding.mark is not None:
+        yield jpeg_comment(encoding.mark)
+    if exif is not None and _fits(exif, JPEG_EXIF_BYTES, "EXIF", encoding):
+        yield exif_segment(exif)
+    if metadata.xmp is not None and _fits(metadata.xmp, JPEG_XMP_BYTES, "XMP", encoding):
+        yield xmp_segments(metadata.xmp, metadata.xmp_extension)
+    if metadata.iptc is not None and _fits(iptc := to_photoshop(metadata.iptc), SEGMENT_BYTES, "IPTC", encoding):
+        yield jpeg_segment(0xED, iptc)
+    for text in held_texts(metadata.texts, encoding.format):
+        if _fits(comment := text.as_comment(), SEGMENT_BYTES, "comment", encoding):
+            yield jpeg_segment(0xFE, comment)
+
+
+def _fits(block: bytes, most: int, name: str, encoding: _Encoding) -> bool:
+    """Return whether a block fits into a segment of JPEG; log it where it does not."""
+    if len(block) > most:
+        logger.warning(
+            "%s: its %s of %s bytes is left out: JPEG holds %s", encoding.path, name, f"{len(block):,}", f"{most:,}"
+        )
+    return len(block) <= most
+
+
+def _png_chunks(raster: Raster, encoding: _Encoding) -> Iterator[bytes]:
+    metadata, exif = raster.metadata, _exif_to_write(raster)
+    if encoding.mark is not None:
+        yield png_text(encoding.mark)
+    if exif is not None:
+        yield png_chunk(b"eXIf", exif)
+    if metadata.xmp is not None:
+        yield xmp_chunk(metadata.xmp)
+    if metadata.iptc is not None:
+        yield iptc_chunk(to_photoshop(metadata.iptc))
+    for text in metadata.texts:
+        chunk = text_chunk(text)
+        if chunk is None:
+            logger.warning("%s: a comment is left out, for it is no text", encoding.path)
+        else:
+            yield chunk
+
+
 def _write_png(file: BinaryIO, raster: Raster, encoding: _Encoding) -> None:
-    exif, mark = _exif_to_write(raster), b"" if encoding.mark is None else png_text(encoding.mark)
+    chunks = b"".join(_png_chunks(raster, encoding))
     with _encodable(raster, encoding.format) as image:
-        write = _after_head(file, PNG_HEAD_BYTES, lambda head: png_with(head, mark, exif))
+        write = _after_head(file, PNG_HEAD_BYTES, lambda head: head[:33] + chunks + head[33:])
         save(image, "pngsave_target", {"compression": 3, "filter": "sub", **KEPT}, write)
 
 
@@ -189,8 +240,8 @@ def _write_gif(file: BinaryIO, raster: Raster, encoding: _Encoding) -> None:
     options = {"dither": 1.0 if raster.frames == 1 else 0.0}
     with _encodable(raster, encoding.format) as image:
         save(image, "gifsave_target", options, file.write)
-    if encoding.mark is not None:
-        add_to_gif(file, encoding.mark)
+    comments = [text.as_comment() for text in held_texts(raster.metadata.texts, encoding.format)]
+    add_to_gif(file, [*comments, *([] if encoding.mark is None else [encoding.mark])])
 
 
 def _write_avif(file: BinaryIO, raster: Raster, encoding: _Encoding) -> None:
@@ -202,8 +253,6 @@ def _write_avif(file: BinaryIO, raster: Raster, encoding: _Encoding) -> None:
     metadata = {"exif": exif, "icc_profile": raster.metadata.profile, "xmp": raster.metadata.xmp}
     options = {"quality": encoding.quality, "subsampling": "4:4:4"}
     _save_by_pillow(file, raster, encoding, {**options, **{key: value for key, value in metadata.items() if value}})
-    if encoding.mark is not None:
-        file.write(avif_box(encoding.mark))
 
 
 def _is_read_by_pillow(exif: bytes) -> bool:
@@ -222,14 +271,21 @@ def _write_by_pillow(file: BinaryIO, raster: Raster, encoding: _Encoding) -> Non
 
 
 def _save_by_pillow(file: BinaryIO, raster: Raster, encoding: _Encoding, options: Options) -> None:
-    with_mark = {"PPM": ppm_with, "BMP": bmp_with}.get(encoding.format.name)
     content = io.BytesIO()  # Pillow does not notice when a full disk takes only a part of a file
     with _encodable(raster, encoding.format) as image, quiet_pillow(unlimited=False):
         Image.fromarray(image.numpy()).save(content, encoding.format.name, **options)
-    if encoding.mark is None or with_mark is None:
-        file.write(content.getbuffer())
-    else:
-        file.write(with_mark(content.getvalue(), encoding.mark))
+    file.write(_annotated_content(content.getvalue(), raster, encoding))
+
+
+def _annotated_content(content: bytes, raster: Raster, encoding: _Encoding) -> bytes:
+    mark = [] if encoding.mark is None else [encoding.mark]
+    if encoding.format.name == "PPM":
+        return ppm_with(
+            content, [*mark, *(text.as_comment() for text in held_texts(raster.metadata.texts, encoding.format))]
+        )
+    if encoding.format.name == "BMP" and mark:
+        return bmp_with(content, mark[0])
+    return content + b"".join(map(avif_box, mark)) if encoding.format.name == "AVIF" else content
 
 
 # The encoders of the formats that Pillow alone does not write well enough.
