@@ -161,7 +161,7 @@ def test_mutated_models_load_or_are_refused_in_one_line(tmp_path: Path) -> None:
 
 
 def image_seeds(folder: Path) -> list[Path]:
-    """Sixteen images over the formats and their modes."""
+    """Images over the formats and their modes."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exif = Image.Exif()
@@ -185,7 +185,10 @@ def image_seeds(folder: Path) -> list[Path]:
     }
     for name, (image, options) in saves.items():
         image.save(folder / name, **options)
-    return [*(folder / name for name in saves), *stated_colours(folder)]
+    annotated = annotated_seeds((folder / "alpha.png").read_bytes(), (folder / "turned.jpg").read_bytes())
+    for name, content in annotated.items():
+        (folder / name).write_bytes(content)
+    return [*(folder / name for name in (*saves, *annotated)), *stated_colours(folder)]
 
 
 def stated_colours(folder: Path) -> list[Path]:
@@ -194,17 +197,43 @@ def stated_colours(folder: Path) -> list[Path]:
     chromaticities = struct.pack(">8I", 31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)
     stated = {b"gAMA": struct.pack(">I", 100000), b"cHRM": chromaticities, b"cICP": bytes((12, 13, 0, 1))}
     for kind, content in stated.items():
-        chunk = struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
         places.append(folder / f"{kind.decode()}.png")
-        places[-1].write_bytes(plain[:33] + chunk + plain[33:])
+        places[-1].write_bytes(plain[:33] + chunk(kind, content) + plain[33:])
     return places
+
+
+def annotated_seeds(png: bytes, jpeg: bytes) -> dict[str, bytes]:
+    """Images with texts, comments, raw profiles, XMP of two parts, and EXIF after the pixels."""
+    exif = b"II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0\0\0\0\0"
+    raw = b"\nexif\n      %d\n%s\n" % (len(exif), exif.hex().encode())
+    digest = b"0123456789ABCDEF" * 2
+    xmp = b'<rdf:RDF tiff:Orientation="6" xmpNote:HasExtendedXMP="%s"></rdf:RDF>' % digest
+    texts = [
+        (b"tEXt", b"Comment\0a text"), (b"zTXt", b"Title\0\0" + zlib.compress(b"a text")),
+        (b"iTXt", b"Author\0\1\0de\0Autor\0" + zlib.compress(b"a text")),
+        (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
+        (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(raw)),
+    ]  # fmt: skip
+    before, after = (b"".join(map(chunk, *zip(*texts, strict=True))), chunk(b"eXIf", exif))
+    extension = b"http://ns.adobe.com/xmp/extension/\0" + digest + struct.pack(">II", 3, 0) + b"<x>"
+    parts = [(0xFE, b"a text"), (0xFE, b""), (0xE1, b"http://ns.adobe.com/xap/1.0/\0" + xmp), (0xE1, extension)]
+    segments = b"".join(struct.pack(">BBH", 0xFF, marker, len(part) + 2) + part for marker, part in parts)
+    return {
+        "before.png": png[:33] + before + png[33:],
+        "after.png": png[:-12] + before + after + png[-12:],
+        "annotated.jpg": jpeg[:2] + segments + jpeg[2:],
+    }
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
 @pytest.mark.filterwarnings("default")
 def test_mutated_images_are_read_or_refused_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR)
     seeds = image_seeds(tmp_path)
-    assert [outcome(seed, read_picture) for seed in seeds] == ["read"] * 16
+    assert [outcome(seed, read_picture) for seed in seeds] == ["read"] * len(seeds)
     draw, outcomes = random.Random(0), []
     for i in range(IMAGE_MUTATIONS):
         seed = seeds[i % len(seeds)]
