@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from fixtures_runs import write_model
 from PIL import Image, IptcImagePlugin, features
 from test_images import icc_profile
 from test_jobs import budget
 
 import stylize
+from stylize.cli.apply import apply
 from stylize.errors import StylizeError
 from stylize.inference.file_painter import FileOptions
 from stylize.inference.jobs import Job, paint_files
@@ -412,3 +414,15 @@ def test_sides_that_xmp_gives_agree_with_the_picture() -> None:
     assert corrected == packet.replace(b'"640"', b'"48"').replace(b'"480"', b'"64"').replace(b">640", b">48").replace(
         b">480", b">64"
     )
+
+
+def test_the_command_lays_transparency_on_a_colour(tmp_path: Path) -> None:
+    see_through().save(tmp_path / "a.png")
+    command = ["apply", str(tmp_path / "a.png"), "--model", str(write_model(tmp_path / "model.safetensors"))]
+    command += ["--strength", "0", "-o", str(tmp_path / "b.png"), "--background"]
+    done = CliRunner().invoke(apply, [*command[1:], "teal"], catch_exceptions=False)
+    assert done.exit_code == 0
+    with Image.open(tmp_path / "b.png") as image:
+        assert (image.mode, image.getpixel((60, 20))) == ("RGB", (0, 128, 128))
+    with pytest.raises(StylizeError, match=r"^--background: got 'tea', must be an opaque colour"):
+        CliRunner().invoke(apply, [*command[1:], "tea"], catch_exceptions=False)

@@ -34,7 +34,7 @@ def read_jpeg(path: Path) -> Notes:
     """
     comments: list[bytes] = []
     parts: dict[bytes, dict[int, bytes]] = {}
-    with path.open("rb") as file:
+    with path.open("rb", buffering=0) as file:
         place = 2
         for _ in range(MOST_SEGMENTS):
             file.seek(place)

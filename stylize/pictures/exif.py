@@ -108,16 +108,16 @@ def _palette_bytes(flags: bytes) -> int:
     return 3 * 2 ** ((flags[0] & 7) + 1) if flags and flags[0] & 0x80 else 0
 
 
-def to_photoshop(iptc: bytes) -> bytes:
+def to_photoshop(iptc: bytes, prefix: bytes = PHOTOSHOP) -> bytes:
     """Return an IPTC block as JPEG files hold it: as a Photoshop resource."""
-    return PHOTOSHOP + IPTC_RESOURCE + struct.pack(">HI", 0, len(iptc)) + iptc + bytes(len(iptc) % 2)
+    return prefix + IPTC_RESOURCE + struct.pack(">HI", 0, len(iptc)) + iptc + bytes(len(iptc) % 2)
 
 
 def from_photoshop(content: bytes) -> bytes | None:
     """Return the IPTC block of Photoshop resources, or None if there is none; a bare block is returned as it is."""
-    if not content.startswith(PHOTOSHOP):
+    if not content.startswith((PHOTOSHOP, b"8BIM")):
         return content if content.startswith(b"\x1c") else None
-    at = len(PHOTOSHOP)
+    at = len(PHOTOSHOP) if content.startswith(PHOTOSHOP) else 0
     while content[at : at + 4] == b"8BIM" and at + 12 <= len(content):
         kind = content[at : at + 6]
         at += 6 + (content[at + 6] + 2) // 2 * 2

@@ -34,7 +34,7 @@ def read_png(path: Path) -> Notes:
     texts: list[Text] = []
     left_out: list[str] = []
     room = TextRoom()
-    with path.open("rb") as file:
+    with path.open("rb", buffering=0) as file:  # a buffer would read the pixels, too
         for name, content in _chunks(file):
             if content is None:
                 left_out.append("a text of more than 8 MiB" if name != b"eXIf" else "EXIF of more than 8 MiB")

@@ -179,7 +179,7 @@ def _png_chunks(raster: Raster, encoding: _Encoding) -> Iterator[bytes]:
     if metadata.xmp is not None:
         yield xmp_chunk(metadata.xmp)
     if metadata.iptc is not None:
-        yield iptc_chunk(to_photoshop(metadata.iptc))
+        yield iptc_chunk(to_photoshop(metadata.iptc, b""))
     for text in metadata.texts:
         chunk = text_chunk(text)
         if chunk is None:
