@@ -94,11 +94,14 @@ class FilePainter:
         paint, budget = self.options.paint, self.options.budget
         check_replaceable(item.target, self.options.overwrite)
         photograph = item.open(self.options.max_pixels)
-        background = self._background(item)
+        format_of(item.target)
         make_parent(item.target)
         size = limited_size(photograph.header.size, paint.max_size_px)
         item.in_strips = not self._fits_whole(item.source, size)
         folder = raster_place(photograph.header.bytes_of(size), budget)
+        background = self._background(item)
+        if photograph.header.has_alpha and background is not None and self.options.background is None:
+            self.teller(item.target, laid_on_white(format_of(item.target)))
         item.raster = photograph.read(max_size_px=paint.max_size_px, folder=folder, background=background)
         if not item.in_strips:
             item.raster = item.raster.ready_for(self.stylizer.device)
@@ -108,12 +111,8 @@ class FilePainter:
 
     def _background(self, item: WorkItem) -> tuple[int, int, int] | None:
         """Return the colour on which the photograph's transparency is laid before painting, or None if it stays."""
-        image_format, background = format_of(item.target), self.options.background
-        has_alpha = item.open(self.options.max_pixels).header.has_alpha
-        if not has_alpha or background is not None or image_format.alpha != "none":
-            return background
-        self.teller(item.target, laid_on_white(image_format))
-        return WHITE
+        chosen = self.options.background
+        return WHITE if chosen is None and format_of(item.target).alpha == "none" else chosen
 
     def _read_small(self, item: WorkItem, size: tuple[int, int]) -> Raster:
         """Read the photograph, which is painted at this size, at the one that its strokes ask for."""
