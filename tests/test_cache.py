@@ -78,7 +78,7 @@ def test_crops_from_the_cache_are_those_of_the_files_bit_for_bit(
 ) -> None:
     decoded, cached = batches(files, None), batches(files, tmp_path / "cache", workers)
     if start:
-        cached.options["multiprocessing_context"] = start
+        cached.start = start
     expected = torch.stack(list(decoded.from_step(0, 20)))
     skipped = list(told.messages)
     told.clear()
@@ -267,7 +267,7 @@ def test_a_decoding_process_that_is_killed_while_it_is_built_is_replaced(
     monkeypatch.setattr(cache_module, "read_rgb", killed_once)
     PhotographCache(tmp_path / "cache", files, SIDE_PX).prepare(workers=2)
     assert the_cache(tmp_path / "cache").read_bytes() == expected
-    assert told.messages[1].startswith("a decoding process died (DataLoader worker")
+    assert told.messages[1].startswith("a decoding process died (killed by SIGKILL); started")
     assert "started again at photograph " in told.messages[1]
 
 

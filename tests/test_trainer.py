@@ -646,7 +646,7 @@ def test_a_decoding_process_that_is_spawned_gives_the_same_batches(tmp_path: Pat
     files = sorted((tmp_path / "photos").iterdir())
     dataset = CropDataset(files, ContentConfig(path="photos", resize=40, crop=32), 0)
     spawned = Batches(dataset, 4, workers=1)
-    spawned.options["multiprocessing_context"] = "spawn"
+    spawned.start = "spawn"
     here, there = (list(batches.from_step(3, 5)) for batches in (Batches(dataset, 4), spawned))
     assert torch.equal(torch.stack(here), torch.stack(there))
 

@@ -19,14 +19,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from stylize.errors import StylizeError
 from stylize.pictures.reading import DECODER, read_header, read_rgb
 from stylize.system import distributed
 from stylize.system.files import FolderLock, written_atomically
-from stylize.training.workers import loaded, options_of
+from stylize.training.workers import loaded
 
 logger = logging.getLogger("stylize")
 
@@ -166,7 +165,9 @@ class PhotographCache:
         decoding = _Decoding(self.files, self.shorter_side_px)
         bar = tqdm(total=len(self.files), unit="photograph", disable=not sys.stderr.isatty(), dynamic_ncols=True)
         with bar:
-            for path, decoded in zip(self.files, _in_order(decoding, workers), strict=True):
+            for path, decoded in zip(
+                self.files, loaded(decoding, 0, len(self.files), "photograph", workers), strict=True
+            ):
                 entry = _Entry(*states[str(path)], offset)
                 if isinstance(decoded, str):
                     entry = entry._replace(unreadable=decoded)
@@ -217,33 +218,19 @@ def estimated_bytes(files: Sequence[Path], shorter_side_px: int) -> int:
     return round(3 * shorter_side_px**2 * sum(ratios) * len(files) / len(measured))
 
 
-class _Decoding(Dataset["NDArray[np.uint8] | str"]):
-    """Decoded photographs, or the reason why a photograph cannot be decoded."""
+class _Decoding:
+    """Turns the number of a photograph into its pixels, or the reason why it cannot be decoded."""
 
     def __init__(self, files: Sequence[Path], shorter_side_px: int) -> None:
         self.files = files
         self.shorter_side_px = shorter_side_px
 
-    def __getitem__(self, index: int) -> NDArray[np.uint8] | str:
+    def __call__(self, index: int) -> NDArray[np.uint8] | str:
         file = self.files[index]
         try:
             return np.asarray(read_rgb(file, self.shorter_side_px))
         except StylizeError as error:
             return str(error).removeprefix(f"{file}: ")
-
-
-def _in_order(decoding: _Decoding, workers: int) -> Iterator[NDArray[np.uint8] | str]:
-    count = len(decoding.files)
-    options = options_of(workers)
-
-    def from_file(first: int) -> DataLoader[Any]:
-        return DataLoader(decoding, batch_size=None, sampler=range(first, count), collate_fn=_as_it_is, **options)
-
-    return loaded(from_file, 0, count, "photograph")
-
-
-def _as_it_is(decoded: Any) -> Any:
-    return decoded
 
 
 def _state(file: Path) -> tuple[int, int]:

@@ -9,16 +9,16 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from stylize.errors import StylizeError
 from stylize.pictures.reading import read_rgb
@@ -26,7 +26,7 @@ from stylize.system import distributed
 from stylize.training.cache import PhotographCache
 from stylize.training.contrast import pixels_have_contrast
 from stylize.training.photographs import LISTED_FILES, ContentConfig
-from stylize.training.workers import loaded, options_of
+from stylize.training.workers import loaded, never
 
 logger = logging.getLogger("stylize")
 UNREADABLE_SHARE = 0.05
@@ -125,30 +125,26 @@ def unreadable_report(messages: Sequence[str], count: int) -> str:
     return f"{len(distinct)} of {count} photographs cannot be read: {listed}{more}"
 
 
-class _Positions(torch.utils.data.Sampler[list[int]]):
-    """Positions of the batches of some steps; with several processes, only the share of this one."""
+@dataclass(frozen=True)
+class _Batch:
+    """The work of decoding processes: the crops of a step `(N, 3, crop, crop)`, or None, and messages about files.
 
-    def __init__(self, first_step: int, last_step: int, batch_size: int) -> None:
-        self.steps = range(first_step, last_step)
-        self.batch_size = batch_size
+    With several processes, only the share of this one.
+    """
 
-    def __iter__(self) -> Iterator[list[int]]:
-        part = self.batch_size // distributed.count()
-        for step in self.steps:
-            first = step * self.batch_size + distributed.rank() * part
-            yield list(range(first, first + part))
+    dataset: CropDataset
+    size: int
+    rank: int
+    processes: int
 
-    def __len__(self) -> int:
-        return len(self.steps)
-
-
-def _collate(items: list[tuple[Tensor | None, list[str]]]) -> tuple[Tensor | None, list[str]]:
-    crops = [crop for crop, _ in items if crop is not None]
-    messages = [message for _, some in items for message in some]
-    if len(crops) < len(items):
-        return None, messages
-    # numpy copies in this thread; torch would divide a megabyte among its threads and wait for them
-    return torch.from_numpy(np.stack([crop.numpy() for crop in crops])), messages
+    def __call__(self, step: int) -> tuple[NDArray[np.uint8] | None, list[str]]:
+        part = self.size // self.processes
+        first = step * self.size + self.rank * part
+        items = [self.dataset[position] for position in range(first, first + part)]
+        crops = [crop.numpy() for crop, _ in items if crop is not None]
+        messages = [message for _, some in items for message in some]
+        # numpy copies in this thread; torch would divide a megabyte among its threads and wait for them
+        return np.stack(crops) if len(crops) == len(items) else None, messages
 
 
 class Batches:
@@ -162,7 +158,10 @@ class Batches:
         building_workers: Number of processes that decode for the cache before training, where `workers` is 0.
 
     Attributes:
+        workers: Number of decoding processes.
         unreadable: Messages about the files that could not be read so far.
+        stops: Asked while no batch comes: whether to wait no longer.
+        start: Start method of the decoding processes; empty: Python's default.
     """
 
     def __init__(
@@ -176,14 +175,12 @@ class Batches:
         self.dataset = dataset
         self.batch_size = batch_size
         self.building_workers = building_workers
-        self.options: dict[str, Any] = {**options_of(workers), "pin_memory": pin_memory}
+        self.workers = workers
+        self.pin_memory = pin_memory
         self.unreadable: set[str] = set()
+        self.stops: Callable[[], bool] = never
+        self.start = ""
         self._prepared = False
-
-    @property
-    def workers(self) -> int:
-        """Number of decoding processes."""
-        return int(self.options["num_workers"])
 
     def prepare(self) -> None:
         """Build the cache of decoded photographs if one is configured; otherwise `from_step` does it.
@@ -198,22 +195,21 @@ class Batches:
     def from_step(self, first_step: int, last_step: int) -> Iterator[Tensor]:
         """Yield the batches of the steps `first_step` to `last_step` − 1: uint8 `(N, 3, crop, crop)`.
 
-        With several processes, only the share of this one.
+        With several processes, only the share of this one. It ends early if `stops` says so while no batch comes.
 
         Raises:
             StylizeError: More than 5 % of the files, or all that were tried, cannot be read; the message lists them.
         """
         self.prepare()
 
-        def loader_from(step: int) -> DataLoader[Any]:
-            positions = _Positions(step, last_step, self.batch_size)
-            return DataLoader(self.dataset, batch_sampler=positions, collate_fn=_collate, **self.options)
-
-        for crops, messages in loaded(loader_from, first_step, last_step, "step"):
+        batch = _Batch(self.dataset, self.batch_size, distributed.rank(), distributed.count())
+        results = loaded(batch, first_step, last_step, "step", self.workers, self.stops, self.start)
+        for crops, messages in results:
             self._report(messages)
             if crops is None:
                 raise StylizeError(unreadable_report(messages, len(self.dataset.files)))
-            yield crops
+            tensor = torch.from_numpy(crops)
+            yield tensor.pin_memory() if self.pin_memory else tensor
 
     def _report(self, messages: list[str]) -> None:
         for message in sorted(set(messages) - self.unreadable):

@@ -181,6 +181,8 @@ class Trainer:
             StylizeError: Ten losses in a row were not finite, or too many files cannot be read.
         """
         self.generator.train()
+        # Several processes stop together: one that leaves alone makes the others fail.
+        self.batches.stops = lambda: self.stop_requested and distributed.count() == 1
         batches = self.batches.from_step(self.progress.step, self.config.steps)
         for batch in monitor.timed(prefetched(batches, self.compute)):
             self._step_or_skip(batch, monitor)
@@ -196,6 +198,11 @@ class Trainer:
                 monitor.tell(f"stopped early: no better held-out loss since step {self.progress.best_step}")
                 break
             if stop and self.progress.step < self.config.steps:
+                raise Interrupted
+        else:
+            if self.progress.step < self.config.steps:  # a signal came while no photographs did
+                self._account_for(self._read(), monitor)
+                self._save_if_possible(monitor)
                 raise Interrupted
         return self.progress
 

@@ -1,0 +1,158 @@
+"""Faults of machines, folders and foreign files, as users of training programs report them."""
+
+import faulthandler
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fixtures_runs import write_config
+
+from stylize.build import build_run
+from stylize.config import load_config
+from stylize.errors import StylizeError
+from stylize.system.devices import CPU
+from stylize.training import workers as workers_module
+from stylize.training.monitor import Monitor
+from stylize.training.trainer import Interrupted, Progress, Trainer
+from stylize.training.workers import loaded
+
+FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs decoding processes that are forked")
+
+
+def trainer_of(folder: Path, **changes: Any) -> Trainer:
+    dotted = {key.replace("__", "."): value for key, value in changes.items()}
+    return build_run(load_config(write_config(folder, dotted)), CPU, folder / "run").trainer
+
+
+# Decoding processes
+
+
+class Work:
+    """Megabytes of an item's number; at item 5 the given fault, until it has struck so often."""
+
+    def __init__(self, fault: Callable[[], object], folder: Path, times: int = 1) -> None:
+        self.fault = fault
+        self.folder = folder
+        self.times = times
+
+    def __call__(self, item: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        struck = len(list(self.folder.iterdir()))
+        if item == 5 and struck < self.times:
+            (self.folder / str(struck)).touch()
+            self.fault()
+        return np.full(2_000_000, item, np.uint8)
+
+
+def killed(number: int) -> Callable[[], object]:
+    def fault() -> None:
+        faulthandler.disable()  # pytest's
+        os.kill(os.getpid(), number)
+
+    return fault
+
+
+def raises(error: Exception) -> Callable[[], object]:
+    def fault() -> None:
+        raise error
+
+    return fault
+
+
+FAULTS = {
+    "a process killed for want of memory": (killed(signal.SIGKILL), "died (killed by SIGKILL)"),
+    "a process that died of a bus error": (killed(signal.SIGBUS), "died (killed by SIGBUS)"),
+    "a process that ends by itself": (lambda: os._exit(3), "died (with status 3)"),
+    "a process without memory": (raises(MemoryError()), "failed (MemoryError)"),
+    "a process that fails in two lines": (raises(OSError(24, "Too many\nopen files")), "failed (OSError: [Errno 24] "),
+    "a process that hangs": (lambda: time.sleep(3600), "has sent nothing for 1 s"),
+    "a process that is stopped": (killed(signal.SIGSTOP), "has sent nothing for 1 s"),
+}
+
+
+@FORKS
+@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("times", [1, 99])
+def test_a_decoding_process_that_fails_is_replaced_or_ends_the_run_in_a_line(
+    tmp_path: Path, name: str, times: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(workers_module, "PATIENCE_S", 1)
+    fault, reason = FAULTS[name]
+    results = loaded(Work(fault, tmp_path, times), 0, 9, "step", 2)
+    if times == 1:
+        assert [(len(result), result[0], result[-1]) for result in results] == [(2_000_000, i, i) for i in range(9)]
+        (message,) = caplog.messages
+        assert message.startswith(f"a decoding process {reason}")
+    else:
+        with pytest.raises(StylizeError) as caught:
+            list(results)
+        assert str(caught.value).startswith("step ")
+        assert f"decoding processes failed 3 times in a row ({reason}" in str(caught.value)
+        assert str(caught.value).endswith("give them memory, or set content.workers to 0")
+        assert "\n" not in str(caught.value)
+    assert not [thread for thread in threading.enumerate() if "_receive" in thread.name]
+
+
+@FORKS
+@pytest.mark.parametrize(("started", "who"), [(1, "they do the work of all"), (0, "the training process decodes")])
+def test_where_no_more_processes_can_be_started_those_that_are_go_on(
+    tmp_path: Path, started: int, who: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fork, forked = os.fork, []
+
+    def limited() -> int:
+        if len(forked) == started:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        forked.append(1)
+        return fork()
+
+    monkeypatch.setattr(os, "fork", limited)
+    assert [result[0] for result in loaded(Work(raises(MemoryError()), tmp_path, 0), 0, 9, "step", 3)] == [*range(9)]
+    assert caplog.messages == [
+        f"content.workers: of 3 decoding processes {started} could be started (Resource temporarily unavailable): {who}"
+    ]
+
+
+@FORKS
+def test_batches_need_neither_shared_memory_nor_semaphores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for place in ("torch.UntypedStorage._share_fd_cpu_", "torch.UntypedStorage._share_filename_cpu_"):
+        monkeypatch.setattr(place, none)
+    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", none)
+    monkeypatch.setattr("multiprocessing.heap.Arena.__init__", none)
+    alone = list(trainer_of(tmp_path).batches.from_step(0, 4))
+    cached = trainer_of(tmp_path, content__workers=2, content__cache="cache").batches
+    for batches in (trainer_of(tmp_path, content__workers=2).batches, cached):
+        assert all(map(np.array_equal, batches.from_step(0, 4), alone))
+
+
+@FORKS
+def test_a_signal_ends_a_training_whose_photographs_do_not_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers_module, "GRACE_S", 0.5)
+    trainer = trainer_of(tmp_path, content__workers=1, train__steps=9, train__checkpoint_every=9)
+    read = type(trainer.batches.dataset).__getitem__
+
+    def hung(dataset: Any, position: int) -> Any:
+        if position >= 6:
+            time.sleep(3600)
+        return read(dataset, position)
+
+    monkeypatch.setattr(type(trainer.batches.dataset), "__getitem__", hung)
+    (tmp_path / "run").mkdir()
+
+    def ask_at_3(progress: Progress) -> None:
+        if progress.step == 3:
+            threading.Timer(0.5, lambda: setattr(trainer, "stop_requested", True)).start()
+
+    with Monitor(tmp_path / "run", steps=9) as monitor, pytest.raises(Interrupted):
+        trainer.fit(monitor, ask_at_3)
+    assert (trainer.progress.step, trainer.saved_step) == (3, 3)
