@@ -188,7 +188,8 @@ def test_more_processes_than_gpus_are_refused_before_they_meet(
     monkeypatch.setattr("stylize.system.distributed.choose_device", lambda name: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    for name, value in {**variables, "WORLD_SIZE": "4"}.items():
+    meeting = {"WORLD_SIZE": "4", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in {**variables, **meeting}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(StylizeError) as caught, distributed.joined("cuda"):
         pass

@@ -6,16 +6,20 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from fixtures_runs import write_config
+from fixtures_runs import write_config, write_model
 
 from stylize.build import build_run
 from stylize.config import load_config
 from stylize.errors import StylizeError
+from stylize.models.file import read_card
+from stylize.models.find import BUILT_IN, find_model
+from stylize.system import distributed
 from stylize.system.devices import CPU
 from stylize.training import workers as workers_module
 from stylize.training.monitor import Monitor
@@ -156,3 +160,109 @@ def test_a_signal_ends_a_training_whose_photographs_do_not_come(
     with Monitor(tmp_path / "run", steps=9) as monitor, pytest.raises(Interrupted):
         trainer.fit(monitor, ask_at_3)
     assert (trainer.progress.step, trainer.saved_step) == (3, 3)
+
+
+# Variables of distributed processes
+
+VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+WHOLE = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+SET: dict[str, tuple[dict[str, str], str]] = {
+    "WORLD_SIZE alone": ({"WORLD_SIZE": "2"}, "WORLD_SIZE: got 2, but RANK, MASTER_ADDR, MASTER_PORT are not set"),
+    "no port": ({**WHOLE, "MASTER_PORT": ""}, "WORLD_SIZE: got 2, but MASTER_PORT is not set"),
+    "a word": ({"WORLD_SIZE": "abc"}, "WORLD_SIZE: got 'abc', must be a whole number from 1 to 1,000,000"),
+    "no process": ({"WORLD_SIZE": "0"}, "WORLD_SIZE: got '0', must be a whole number from 1 to 1,000,000"),
+    "fewer than none": ({"WORLD_SIZE": "-1"}, "WORLD_SIZE: got '-1', must be a whole number from 1 to 1,000,000"),
+    "a rank beyond the last": ({**WHOLE, "RANK": "2"}, "RANK: got '2', must be a whole number from 0 to 1"),
+    "a rank that is a word": ({**WHOLE, "RANK": "one"}, "RANK: got 'one', must be a whole number from 0 to 1"),
+    "a port that is none": (
+        {**WHOLE, "MASTER_PORT": "99999"},
+        "MASTER_PORT: got '99999', must be a whole number from 1 to 65,535",
+    ),
+    "nobody comes": ({**WHOLE, "RANK": "1"}, "WORLD_SIZE: 2 processes have not come together at 127.0.0.1:1 ("),
+    "an unknown host": (
+        {**WHOLE, "RANK": "1", "MASTER_ADDR": "no.such.invalid"},
+        "WORLD_SIZE: 2 processes have not come together at no.such.invalid:1 (",
+    ),
+    "an empty WORLD_SIZE": ({"WORLD_SIZE": ""}, ""),
+    "one process": ({"WORLD_SIZE": "1"}, ""),
+    "a RANK of something else": ({"RANK": "3", "LOCAL_RANK": "x", "LOCAL_WORLD_SIZE": ""}, ""),
+    "an attempt of something else": ({"TORCHELASTIC_RESTART_COUNT": "2"}, ""),
+    "a job of SLURM": ({"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_JOB_ID": "7"}, ""),
+}
+
+
+@pytest.mark.parametrize("name", SET)
+def test_variables_of_distributed_processes_are_fit_or_refused_in_a_line(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables, refusal = SET[name]
+    for variable in VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(distributed, "PATIENCE_AT_THE_START", timedelta(seconds=1))
+    if refusal:
+        with pytest.raises(StylizeError) as caught, distributed.joined("cpu"):
+            pass
+        assert str(caught.value).startswith(refusal)
+        assert str(caught.value).endswith(
+            ": start several processes with torchrun, or unset WORLD_SIZE to train in one"
+        )
+        assert "\n" not in str(caught.value)
+    else:
+        with distributed.joined("cpu") as device:
+            assert (device, distributed.count(), distributed.restarted()) == (CPU, 1, False)
+
+
+# Models by name
+
+
+@pytest.mark.parametrize(
+    ("beside", "name", "reason"),
+    [
+        ("nothing", "stained_glass", "built in"),
+        ("folder", "stained_glass", "built in; the folder is ./stained_glass"),
+        ("file", "stained_glass", "built in; the file is ./stained_glass"),
+        ("run", "stained_glass", "the best model of that run, not the built-in style stained_glass"),
+        ("run", "./stained_glass", "the best model of that run"),
+        ("file", "./stained_glass", "the file given"),
+    ],
+)
+def test_a_name_is_that_of_the_built_in_style_unless_a_run_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: str, name: str, reason: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "stained_glass"
+    if beside == "folder":
+        write_model(place / "other.safetensors")
+    elif beside != "nothing":
+        write_model(place if beside == "file" else place / "model.safetensors")
+    found = find_model(name)
+    assert found.reason == reason
+    read_card(found.path)
+    assert (found.path.parent == BUILT_IN) == ("built in" in reason and "not the" not in reason)
+
+
+def test_a_folder_without_a_model_is_told_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stained_glass").mkdir()
+    with pytest.raises(StylizeError, match="holds no model"):
+        find_model("./stained_glass")
+
+
+def test_the_newest_model_is_found_among_odd_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_model(Path("runs/old/model.safetensors"))
+    os.utime("runs/old/model.safetensors", (1, 1))
+    assert find_model(None).reason == "the newest under runs/"
+    Path("runs/folder/model.safetensors").mkdir(parents=True)
+    Path("runs/dangling").mkdir()
+    Path("runs/dangling/model.safetensors").symlink_to("nowhere")
+    Path("runs/foreign").mkdir()
+    Path("runs/foreign/model.safetensors").write_bytes(b"words")
+    Path("runs/file").touch()
+    Path("runs/loop").symlink_to("loop")
+    found = find_model(None)
+    assert found.path == Path("runs/old/model.safetensors")
+    assert found.reason.startswith("the newest under runs/ that can be read; passed over: runs/")
+    assert "runs/foreign/model.safetensors" in found.reason

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from stylize.errors import StylizeError, nearest
+from stylize.models.file import read_card
 
 BUILT_IN = Path(__file__).parent / "builtin"
 RUNS = Path("runs")
@@ -27,6 +30,9 @@ def built_in_models() -> dict[str, Path]:
 def find_model(name: str | None, runs: Path = RUNS, place: str = "--model") -> FoundModel:
     """Find a model by the path of its file, its run folder, or the name of a built-in style.
 
+    A bare name is that of the built-in style even if there is a folder or file of that name beside, unless that is a
+    run folder with a model; a path such as `./name` is never a built-in style.
+
     Args:
         name: Path or name; None: the newest model under `runs`, else the first built-in style.
         runs: Parent folder of the run folders.
@@ -39,16 +45,17 @@ def find_model(name: str | None, runs: Path = RUNS, place: str = "--model") -> F
     if name is None:
         return _newest(runs) or _first_of(built_in)
     path = Path(name)
-    if path.is_dir():
-        if not (path / MODEL_NAME).is_file():
-            raise StylizeError(
-                f"{place}: {path} holds no {MODEL_NAME}: no training has got as far as its first validation"
-            )
-        return FoundModel(path / MODEL_NAME, "the best model of that run")
-    if path.exists():
+    is_run = os.path.isfile(path / MODEL_NAME)
+    if name in built_in and not is_run:
+        kind = "folder" if os.path.isdir(path) else "file"
+        return FoundModel(built_in[name], f"built in; the {kind} is ./{name}" if os.path.exists(path) else "built in")
+    if is_run:
+        beside = f", not the built-in style {name}" if name in built_in else ""
+        return FoundModel(path / MODEL_NAME, f"the best model of that run{beside}")
+    if os.path.isdir(path):
+        raise StylizeError(f"{place}: {path} holds no {MODEL_NAME}: no training has got as far as its first validation")
+    if os.path.exists(path):
         return FoundModel(path, "the file given")
-    if name in built_in:
-        return FoundModel(built_in[name], "built in")
     listed = ", ".join(f"'{style}'" for style in built_in)
     kinds = (
         f"a model file, a run folder, or a built-in style ({listed})." if built_in else "a model file or a run folder"
@@ -57,8 +64,22 @@ def find_model(name: str | None, runs: Path = RUNS, place: str = "--model") -> F
 
 
 def _newest(runs: Path) -> FoundModel | None:
-    models = sorted(runs.glob(f"*/{MODEL_NAME}"), key=lambda path: path.stat().st_mtime)
-    return FoundModel(models[-1], f"the newest under {runs}/") if models else None
+    """The newest model; files of that name that are none of stylize's, or cannot be read, are passed over."""
+    times: dict[Path, float] = {}
+    with suppress(OSError):
+        for path in runs.glob(f"*/{MODEL_NAME}"):
+            with suppress(OSError):
+                times[path] = path.stat().st_mtime
+    passed_over = []
+    for path in sorted(times, key=lambda path: times[path], reverse=True):
+        try:
+            read_card(path)
+        except (OSError, StylizeError):
+            passed_over.append(str(path))
+            continue
+        beside = f" that can be read; passed over: {', '.join(passed_over)}" if passed_over else ""
+        return FoundModel(path, f"the newest under {runs}/{beside}")
+    return None
 
 
 def _first_of(built_in: dict[str, Path]) -> FoundModel:

@@ -235,7 +235,8 @@ class Compute:
         """
         if self.kind == "cpu" or (cached_bytes is not None and cached_bytes < available_bytes()):
             return 0
-        processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        told = os.environ.get("LOCAL_WORLD_SIZE", "")
+        processes_here = max(1, int(told)) if told.isdecimal() else 1
         return max(1, usable_cores() // processes_here - CORES_KEPT)
 
     def random_states(self) -> list[Tensor]:

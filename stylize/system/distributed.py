@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import gc
 import importlib
+import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -21,11 +23,15 @@ from torch import Tensor, nn
 from stylize.errors import StylizeError
 from stylize.system.devices import choose_device
 
+logger = logging.getLogger("stylize")
+
 T = TypeVar("T")
 
 BACKENDS = "cpu:gloo,cuda:nccl"
 # A process that waits longer for the others fails; the first may be reading a large folder of photographs.
 PATIENCE = timedelta(minutes=30)
+PATIENCE_AT_THE_START = timedelta(minutes=5)
+REMEDY = "start several processes with torchrun, or unset WORLD_SIZE to train in one"
 
 
 @contextmanager
@@ -39,10 +45,11 @@ def joined(device_name: str) -> Iterator[torch.device]:
             own.
 
     Raises:
-        StylizeError: torch does not find the device, or there are fewer GPUs than processes on this machine.
+        StylizeError: torch does not find the device, there are fewer GPUs than processes on this machine, the
+            variables that torchrun sets are unfit, or the processes do not come together.
     """
     device = choose_device(device_name)
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if _asked_for() == 1:
         yield device
         return
     if device.type == "cuda":
@@ -56,8 +63,7 @@ def joined(device_name: str) -> Iterator[torch.device]:
     importlib.import_module("torch.distributed.nn")
 
     # The store outlives processes that torchrun restarts: they must not find the addresses of dead ones in it.
-    meeting = dist.rendezvous("env://", timeout=PATIENCE)  # type: ignore[attr-defined]
-    store, own_rank, world_size = next(meeting)
+    store, own_rank, world_size = _meet()
     dist.init_process_group(
         BACKENDS if device.type == "cuda" else "gloo",
         store=dist.PrefixStore(f"attempt {_attempt()}", store),  # type: ignore[attr-defined]
@@ -72,14 +78,66 @@ def joined(device_name: str) -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
+def _asked_for() -> int:
+    """The number of processes that the variables of torchrun tell of; 1 without them.
+
+    Raises:
+        StylizeError: One is missing or unfit.
+    """
+    processes = _whole("WORLD_SIZE", 1, 10**6) if os.environ.get("WORLD_SIZE") else 1
+    if processes == 1:
+        return 1
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        lacks = f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set"
+        raise StylizeError(f"WORLD_SIZE: got {processes}, but {lacks}: {REMEDY}")
+    _whole("RANK", 0, processes - 1)
+    _whole("MASTER_PORT", 1, 65535)
+    return processes
+
+
+def _whole(name: str, least: int, most: int) -> int:
+    """The whole number in an environment variable.
+
+    Raises:
+        StylizeError: It holds something else.
+    """
+    text = os.environ.get(name, "")
+    if not re.fullmatch("[0-9]{1,9}", text.strip()) or not least <= int(text) <= most:
+        raise StylizeError(f"{name}: got {text[:50]!r}, must be a whole number from {least} to {most:,}: {REMEDY}")
+    return int(text)
+
+
+def _meet() -> tuple[Any, int, int]:
+    """Wait for all processes; returns their store, and the rank and the number of processes.
+
+    Raises:
+        StylizeError: They do not come, or not to this address.
+    """
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    count = os.environ["WORLD_SIZE"]
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        logger.warning("WORLD_SIZE: waiting at %s until %s processes have come", place, count)
+    try:
+        meeting = dist.rendezvous("env://", timeout=PATIENCE_AT_THE_START)  # type: ignore[attr-defined]
+        store, own_rank, world_size = next(meeting)
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise StylizeError(
+            f"WORLD_SIZE: {count} processes have not come together at {place} ({reason}): {REMEDY}"
+        ) from error
+    store.set_timeout(PATIENCE)
+    return store, own_rank, world_size
+
+
 def _own_gpu() -> torch.device:
     """The GPU of this process. NCCL takes one process a GPU, and fails late and darkly where two have the same.
 
     Raises:
         StylizeError: There are fewer GPUs than processes on this machine.
     """
-    own_rank = int(os.environ["LOCAL_RANK"])
-    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", own_rank + 1)), torch.cuda.device_count()
+    own_rank, gpus = _whole("LOCAL_RANK", 0, 1000), torch.cuda.device_count()
+    processes = _whole("LOCAL_WORLD_SIZE", own_rank + 1, 1000) if "LOCAL_WORLD_SIZE" in os.environ else own_rank + 1
     if processes > gpus:
         raise StylizeError(
             f"torchrun: got {processes} processes on this machine, must be at most the number of its GPUs, {gpus}: "
@@ -94,7 +152,9 @@ def restarted() -> bool:
 
 
 def _attempt() -> int:
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if not os.environ.get("WORLD_SIZE") or not os.environ.get("TORCHELASTIC_RESTART_COUNT"):
+        return 0
+    return _whole("TORCHELASTIC_RESTART_COUNT", 0, 10**6)
 
 
 def count() -> int:
