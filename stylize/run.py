@@ -18,9 +18,10 @@ from typing import NamedTuple
 import torch
 
 from stylize.build import Run, build_run
-from stylize.config import RunConfig, load_config
+from stylize.config import RunConfig
 from stylize.errors import StylizeError
 from stylize.losses.summary import held_out_text
+from stylize.resuming import INPUTS_NAME, check_inputs, inputs_of, moved_since, record_inputs
 from stylize.system import distributed
 from stylize.system.files import LOCK_NAME, FolderLock, remove_leftovers, write_atomically
 from stylize.system.memory import keep_freed_memory
@@ -31,22 +32,9 @@ __all__ = ["Continuation", "Progress", "RunResult", "check", "continuation", "tr
 
 logger = logging.getLogger("stylize")
 
-RUN_FILES = ("config.yaml", "model.safetensors", "metrics.jsonl", "checkpoints", "samples")
+RUN_FILES = ("config.yaml", INPUTS_NAME, "model.safetensors", "metrics.jsonl", "checkpoints", "samples")
+RECORDS_IN = {"checkpoints": ("*.pt", "*.pt.damaged"), "samples": ("step-*.jpg",)}
 WAITING_SHARE = 0.05
-# Keys that may differ when a run is resumed: they do not change what was computed so far.
-RESUMABLE_KEYS = frozenset(
-    f"train.{key}"
-    for key in (
-        "steps",
-        "checkpoint_every",
-        "keep_checkpoints",
-        "validate_every",
-        "stop_after",
-        "log_every",
-        "compile",
-        "deterministic",
-    )
-) | {"content.workers", "content.cache"}
 
 
 @dataclass(frozen=True)
@@ -119,7 +107,7 @@ def train(
         if distributed.restarted():
             resume, overwrite = distributed.broadcast(continuation(folder))
         run = _built(config, folder, own_device, resume, overwrite)
-        with _locked_folder(folder, config, resume, overwrite):
+        with _locked_folder(folder, run, resume, overwrite):
             if resume:
                 run.trainer.resume()
                 logger.info("resuming at step %d", run.trainer.progress.step)
@@ -153,6 +141,8 @@ def _built(config: RunConfig, folder: Path, device: torch.device, resume: bool, 
     if distributed.is_first():
         _check_folder(folder, config, resume, overwrite)
     run = build_run(config, device, folder)
+    if resume and distributed.is_first():
+        check_inputs(folder, _inputs_of(run), moved_since(folder / "config.yaml", config))
     _describe(run)
     if run.photographs.validation and not run.trainer.validation:
         raise StylizeError("content.validation: none of the held-out photographs can be read")
@@ -176,19 +166,23 @@ def _log_level(only_warnings: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _locked_folder(folder: Path, config: RunConfig, resume: bool, overwrite: bool) -> Iterator[None]:
+def _locked_folder(folder: Path, run: Run, resume: bool, overwrite: bool) -> Iterator[None]:
     """Within the block the folder is prepared and locked by the first process; the others wait for it."""
     with ExitStack() as stack:
         if distributed.is_first():
             _make_folder(folder)
             stack.enter_context(FolderLock(folder))
-            _check_folder(folder, config, resume, overwrite)  # another run may have begun while this one was built
-            _prepare(folder, config, overwrite)
+            # another run may have begun while this one was built
+            _check_folder(folder, run.config, resume, overwrite)
+            _prepare(folder, run.config, overwrite)
+            if not (resume and (folder / INPUTS_NAME).exists()):
+                record_inputs(folder, _inputs_of(run))
         distributed.broadcast(None)
         yield
 
 
 def _check_folder(folder: Path, config: RunConfig, resume: bool, overwrite: bool) -> None:
+    _check_links(folder)
     if folder.exists() and not folder.is_dir():
         raise StylizeError(f"{folder}: is a file, must be a run folder")
     parent = next(parent for parent in folder.absolute().parents if parent.exists())
@@ -199,7 +193,7 @@ def _check_folder(folder: Path, config: RunConfig, resume: bool, overwrite: bool
     if resume:
         if not started:
             raise StylizeError(f"{folder}: nothing to resume: there is no run")
-        _check_same_run(folder / "config.yaml", config)
+        moved_since(folder / "config.yaml", config)
     elif _holds_files(folder) and not (overwrite and started):
         remedy = "go on with --resume, replace it with --overwrite, or" if started else "is no run folder;"
         raise StylizeError(f"{folder}: is there already: {remedy} choose another --output")
@@ -210,15 +204,8 @@ def _holds_files(folder: Path) -> bool:
     return folder.is_dir() and any(p.name != LOCK_NAME and p.suffix != ".part" for p in folder.iterdir())
 
 
-def _check_same_run(path: Path, config: RunConfig) -> None:
-    """Refuse to resume with settings under which the run so far would have been another."""
-    before, now = load_config(path).flat(), config.flat()
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key) and key not in RESUMABLE_KEYS:
-            raise StylizeError(
-                f"--resume: {key} was {before.get(key)!r} and is now {now.get(key)!r}, must be as before; "
-                "start a new run with --output"
-            )
+def _inputs_of(run: Run) -> dict[str, str]:
+    return inputs_of(run.config, run.photographs.training, run.photographs.validation)
 
 
 def _make_folder(folder: Path) -> None:
@@ -232,9 +219,40 @@ def _prepare(folder: Path, config: RunConfig, overwrite: bool) -> None:
     if overwrite:
         # config.yaml last: without it, what a kill leaves here could not be overwritten any more
         for path in [*folder.glob("events.out.tfevents.*"), *(folder / name for name in reversed(RUN_FILES))]:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            try:
+                _remove(path)
+            except OSError as error:
+                raise StylizeError(f"{error.filename or path}: cannot be removed ({error.strerror})") from error
     remove_leftovers(folder)
     write_atomically(folder / "config.yaml", config.to_yaml().encode())
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, or a folder of a run; a link to a folder and a mounted one stay, without the run's records.
+
+    Raises:
+        OSError: It cannot be removed.
+    """
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+    elif not (path.is_symlink() or path.is_mount()):
+        shutil.rmtree(path)
+    else:  # a place on another disk, which may hold other files, too
+        for kind in RECORDS_IN.get(path.name, ()):
+            for record in path.glob(kind):
+                record.unlink()
+
+
+def _check_links(folder: Path) -> None:
+    """Refuse links that lead nowhere before a record or checkpoint is lost by them.
+
+    Raises:
+        StylizeError: The folder, or one within it, is such a link.
+    """
+    for path in (folder, *(folder / name for name in RECORDS_IN)):
+        if path.is_symlink() and not path.is_dir():
+            target = path.readlink()
+            raise StylizeError(f"{path}: is a link to {target}, must lead to a folder; make that, or remove the link")
 
 
 def _describe(run: Run) -> None:

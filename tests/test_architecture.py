@@ -66,7 +66,8 @@ MAY_IMPORT = {
         "training",
         "config",
     },
-    "stylize.run": {"losses", "errors", "system", "training", "config", "build"},
+    "stylize.resuming": {"config", "errors", "system"},
+    "stylize.run": {"losses", "errors", "system", "training", "config", "build", "resuming"},
     "stylize.evaluation": {
         "errors",
         "system",

@@ -40,7 +40,7 @@ class Outcome(NamedTuple):
 
 
 Call = Callable[..., Outcome]
-RUN_FILES = {".lock", "config.yaml", "model.safetensors", "metrics.jsonl", "checkpoints", "samples"}
+RUN_FILES = {".lock", "config.yaml", "inputs.json", "model.safetensors", "metrics.jsonl", "checkpoints", "samples"}
 
 
 @pytest.fixture
@@ -229,8 +229,7 @@ def test_train_resumes_only_with_the_settings_of_the_run(
     before = contents(tmp_path)
     changed = ("train", "--config", "a.yaml", "--output", "runs/tiny", "--resume", "--set", "content.path=photos")
     assert refusal(*changed, "--set", "train.learning_rate=0.1") == (
-        f"--resume: content.path was '{trained}/photos' and is now '{tmp_path}/photos', must be as before; "
-        "start a new run with --output"
+        "--resume: train.learning_rate was 0.001 and is now 0.1, must be as before; start a new run with --output"
     )
     assert contents(tmp_path) == before
 

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fixtures_runs import write_config, write_model
+from fixtures_runs import picture, write_config, write_model
 
+from stylize import run
 from stylize.build import build_run
 from stylize.config import load_config
 from stylize.errors import StylizeError
-from stylize.models.file import read_card
+from stylize.models.file import load_model, read_card
 from stylize.models.find import BUILT_IN, find_model
 from stylize.system import distributed
 from stylize.system.devices import CPU
@@ -266,3 +267,122 @@ def test_the_newest_model_is_found_among_odd_folders(tmp_path: Path, monkeypatch
     assert found.path == Path("runs/old/model.safetensors")
     assert found.reason.startswith("the newest under runs/ that can be read; passed over: runs/")
     assert "runs/foreign/model.safetensors" in found.reason
+
+
+# Moved and linked folders
+
+
+def train_in(folder: Path, resume: bool = False, overwrite: bool = False, **changes: Any) -> None:
+    """Train with the config and the photographs in a folder."""
+    run.train(load_config(folder / "a.yaml", [f"{k.replace('__', '.')}={v}" for k, v in changes.items()]),
+              folder / "run", device="cpu", resume=resume, overwrite=overwrite, quiet=True)  # fmt: skip
+
+
+def weights(folder: Path) -> bytes:
+    state = load_model(folder / "run" / "model.safetensors")[0].state_dict()
+    return b"".join(value.numpy().tobytes() for value in state.values())
+
+
+@pytest.fixture
+def half(tmp_path: Path) -> Path:
+    """A run of two steps in a folder `one`."""
+    (tmp_path / "one").mkdir()
+    write_config(tmp_path / "one", {"train.steps": 2})
+    train_in(tmp_path / "one")
+    return tmp_path / "one"
+
+
+def renamed(one: Path) -> Path:
+    return one.rename(one.parent / "another name")
+
+
+def data_moved(one: Path) -> Path:
+    (one / "photos").rename(one.parent / "a data set")
+    (one / "style.png").rename(one.parent / "the style.png")
+    write_config(one, {"content.path": "../a data set", "style.image": "../the style.png"})
+    return one
+
+
+def data_linked(one: Path) -> Path:
+    (one / "linked").symlink_to("photos")
+    write_config(one, {"content.path": "./linked/../linked", "style.image": "./style.png"})
+    return one
+
+
+@pytest.mark.parametrize("move", [renamed, data_moved, data_linked], ids=["renamed", "data moved", "data linked"])
+def test_a_run_whose_folders_moved_is_resumed_to_the_same_weights(
+    half: Path, move: Callable[[Path], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = half.parent / "whole"
+    whole.mkdir()
+    write_config(whole)
+    train_in(whole)
+    moved = move(half)
+    train_in(moved, resume=True, train__steps=4)
+    assert weights(moved) == weights(whole)
+    assert not caplog.messages
+
+
+def other_photographs(one: Path) -> None:
+    (one / "photos").rename(one / "elsewhere")
+    picture(one / "elsewhere/3.jpg", 50, 50, seed=99)
+    write_config(one, {"content.path": "elsewhere"})
+
+
+def another_style(one: Path) -> None:
+    (one / "style.png").rename(one / "elsewhere.png")
+    picture(one / "elsewhere.png", seed=98)
+    write_config(one, {"style.image": "elsewhere.png"})
+
+
+@pytest.mark.parametrize(("change", "key"), [(other_photographs, "content.path"), (another_style, "style.image")])
+def test_other_files_at_another_place_are_refused(half: Path, change: Callable[[Path], None], key: str) -> None:
+    change(half)
+    with pytest.raises(StylizeError) as caught:
+        train_in(half, resume=True, train__steps=4)
+    assert str(caught.value).startswith(f"--resume: {key} was '")
+    assert "which holds something else, must hold the same; start a new run with --output" in str(caught.value)
+
+
+def test_a_style_picture_that_was_replaced_is_told(half: Path, caplog: pytest.LogCaptureFixture) -> None:
+    picture(half / "style.png", seed=98)
+    train_in(half, resume=True, train__steps=4)
+    assert "style.image: its files have changed since the run began: it goes on with the new ones" in caplog.messages
+
+
+def test_a_run_of_an_older_version_is_resumed_where_its_photographs_moved(
+    half: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (half / "run" / "inputs.json").unlink()
+    (half / "photos").rename(half / "elsewhere")
+    write_config(half, {"content.path": "elsewhere"})
+    train_in(half, resume=True, train__steps=4)
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("how", ["resume", "overwrite"])
+@pytest.mark.parametrize("name", ["checkpoints", "samples", "run"])
+def test_a_folder_of_a_run_may_be_a_link(half: Path, name: str, how: str) -> None:
+    place = half / "run" if name == "run" else half / "run" / name
+    target = half.parent / "disk"
+    place.rename(target)
+    place.symlink_to(target)
+    (target / "theirs.txt").write_text("kept")
+    train_in(half, **{how: True}, train__steps=4)
+    assert place.is_symlink()
+    assert (target / "theirs.txt").read_text() == "kept"
+    assert [path.name for path in (half / "run" / "checkpoints").iterdir() if path.suffix == ".pt"]
+    assert (half / "run" / "samples" / "step-00000004.jpg").exists()
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "samples", "run", "cache"])
+@pytest.mark.parametrize("target", ["nowhere", "itself"])
+def test_a_link_that_leads_nowhere_is_told(tmp_path: Path, name: str, target: str) -> None:
+    write_config(tmp_path, {"content.cache": "cache"})
+    place = tmp_path / name if name in ("run", "cache") else tmp_path / "run" / name
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to(place if target == "itself" else "nowhere")
+    with pytest.raises(StylizeError, match=r"must lead to a folder; make that, or remove the link$") as caught:
+        train_in(tmp_path)
+    assert str(place) in str(caught.value)
+    assert "\n" not in str(caught.value)

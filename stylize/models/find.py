@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -45,16 +44,16 @@ def find_model(name: str | None, runs: Path = RUNS, place: str = "--model") -> F
     if name is None:
         return _newest(runs) or _first_of(built_in)
     path = Path(name)
-    is_run = os.path.isfile(path / MODEL_NAME)
+    is_run = (path / MODEL_NAME).is_file()
     if name in built_in and not is_run:
-        kind = "folder" if os.path.isdir(path) else "file"
-        return FoundModel(built_in[name], f"built in; the {kind} is ./{name}" if os.path.exists(path) else "built in")
+        kind = "folder" if path.is_dir() else "file"
+        return FoundModel(built_in[name], f"built in; the {kind} is ./{name}" if path.exists() else "built in")
     if is_run:
         beside = f", not the built-in style {name}" if name in built_in else ""
         return FoundModel(path / MODEL_NAME, f"the best model of that run{beside}")
-    if os.path.isdir(path):
+    if path.is_dir():
         raise StylizeError(f"{place}: {path} holds no {MODEL_NAME}: no training has got as far as its first validation")
-    if os.path.exists(path):
+    if path.exists():
         return FoundModel(path, "the file given")
     listed = ", ".join(f"'{style}'" for style in built_in)
     kinds = (

@@ -135,8 +135,14 @@ class PhotographCache:
                 return
             logger.info("content.cache: %s is stale (%s): built anew", self.path, reason)
         remedy = "another process is building a cache there; wait for its end, or choose another content.cache"
+        folder = self.path.parent
+        if folder.is_symlink() and not folder.is_dir():
+            raise StylizeError(
+                f"content.cache: {folder}: is a link to {folder.readlink()}, must lead to a folder; "
+                "make that, or remove the link"
+            )
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             with FolderLock(self.path.parent, remedy, LOCK_NAME):
                 self._make_room()
                 with written_atomically(self.path) as file:

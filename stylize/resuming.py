@@ -1,0 +1,149 @@
+"""Whether a run may be resumed: by its settings, and by what its files hold, wherever they are now."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stylize.config import RunConfig, is_vgg_keyword, load_config
+from stylize.errors import StylizeError
+from stylize.system.files import write_atomically
+
+logger = logging.getLogger("stylize")
+
+INPUTS_NAME = "inputs.json"
+HASHED_BYTES = 2**20  # of a file of weights, which has half a gigabyte
+# Keys that may differ when a run is resumed: they do not change what was computed so far.
+RESUMABLE_KEYS = frozenset(
+    f"train.{key}"
+    for key in (
+        "steps",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "validate_every",
+        "stop_after",
+        "log_every",
+        "compile",
+        "deterministic",
+    )
+) | {"content.workers", "content.cache"}
+# Keys that hold paths: files may have moved. What they hold must be as before.
+MOVABLE_KEYS = ("content.path", "content.validation", "style.image", "style.images", "loss.vgg")
+
+
+class Moved(NamedTuple):
+    """A key whose path is another than before."""
+
+    key: str
+    before: Any
+    now: Any
+
+    def refusal(self, but: str) -> StylizeError:
+        return StylizeError(
+            f"--resume: {self.key} was {self.before!r} and is now {self.now!r}, {but}; start a new run with --output"
+        )
+
+
+def moved_since(path: Path, config: RunConfig) -> list[Moved]:
+    """Return the paths that differ from those of a run's config file.
+
+    Raises:
+        StylizeError: Under these settings the run so far would have been another.
+    """
+    before, now = load_config(path).flat(), config.flat()
+    moved = []
+    for key in sorted(before.keys() | now.keys()):
+        pair = Moved(key, before.get(key), now.get(key))
+        if pair.before == pair.now or key in RESUMABLE_KEYS:
+            continue
+        if key not in MOVABLE_KEYS or not _is_a_move(pair):
+            raise pair.refusal("must be as before")
+        moved.append(pair)
+    return moved
+
+
+def _is_a_move(pair: Moved) -> bool:
+    """Whether both values are paths, and nothing but the paths differs."""
+    if pair.key == "style.images":
+        before, now = ([{**image, "path": ""} for image in images] for images in (pair.before, pair.now))
+        return before == now
+    if not isinstance(pair.before, str) or not isinstance(pair.now, str):
+        return False
+    if pair.key == "loss.vgg":
+        return not any(is_vgg_keyword(source) for name in (pair.before, pair.now) for source in name.split("-or-"))
+    return True
+
+
+def inputs_of(config: RunConfig, training: Sequence[Path], held_out: Sequence[Path]) -> dict[str, str]:
+    """Return a hash of what each key's files hold; of photographs, of their relative names and sizes."""
+    apart = isinstance(config.content.validation, str)
+    inputs = {"content.path": _hash_of_folder(training if apart else [*training, *held_out])}
+    if apart:
+        inputs["content.validation"] = _hash_of_folder(held_out)
+    styles = "".join(_hash_of_file(Path(image.path)) for image in config.style.all_images())
+    inputs["style.images" if config.style.images else "style.image"] = hashlib.sha256(styles.encode()).hexdigest()
+    if Path(config.loss.vgg).is_file():
+        inputs["loss.vgg"] = _hash_of_file(Path(config.loss.vgg), HASHED_BYTES)
+    return inputs
+
+
+def _hash_of_folder(files: Sequence[Path]) -> str:
+    common = os.path.commonpath([file.parent for file in files]) if files else ""
+    content = hashlib.sha256()
+    for file in files:
+        try:
+            size = file.stat().st_size
+        except OSError:
+            size = -1
+        content.update(os.fsencode(f"{os.path.relpath(file, common)}\0{size}\0"))
+    return content.hexdigest()
+
+
+def _hash_of_file(path: Path, count: int = -1) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.sha256(b"%d " % path.stat().st_size + file.read(count)).hexdigest()
+    except OSError as error:
+        raise StylizeError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def check_inputs(folder: Path, inputs: dict[str, str], moved: Sequence[Moved]) -> None:
+    """Compare what the files hold with what they held when the run in this folder began.
+
+    Where a path stayed and its files changed this is logged. Runs of older versions have no such record: there, moved
+    photographs are compared by the checkpoint, by their names.
+
+    Raises:
+        StylizeError: A path is another than before, and so is what it holds.
+    """
+    before = _recorded(folder)
+    for pair in moved:
+        if pair.key in before and before[pair.key] != inputs.get(pair.key):
+            raise pair.refusal("which holds something else, must hold the same")
+        if pair.key not in before and not pair.key.startswith("content."):
+            raise pair.refusal("and the run has no record of what it held, must be as before")
+    for key in sorted((before.keys() & inputs.keys()) - {pair.key for pair in moved}):
+        if before[key] != inputs[key]:
+            logger.warning("%s: its files have changed since the run began: it goes on with the new ones", key)
+
+
+def record_inputs(folder: Path, inputs: dict[str, str]) -> None:
+    """Write what the files hold into the run folder.
+
+    Raises:
+        StylizeError: It cannot be written.
+    """
+    write_atomically(folder / INPUTS_NAME, json.dumps(inputs, indent=1).encode())
+
+
+def _recorded(folder: Path) -> dict[str, str]:
+    try:
+        recorded = json.loads((folder / INPUTS_NAME).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {str(key): str(value) for key, value in recorded.items()} if isinstance(recorded, dict) else {}
