@@ -21,7 +21,15 @@ from stylize.build import Run, build_run
 from stylize.config import RunConfig
 from stylize.errors import StylizeError
 from stylize.losses.summary import held_out_text
-from stylize.resuming import INPUTS_NAME, check_inputs, inputs_of, moved_since, record_inputs
+from stylize.resuming import (
+    INPUTS_NAME,
+    MOVABLE_KEYS,
+    RESUMABLE_KEYS,
+    check_inputs,
+    inputs_of,
+    moved_since,
+    record_inputs,
+)
 from stylize.system import distributed
 from stylize.system.files import LOCK_NAME, FolderLock, remove_leftovers, write_atomically
 from stylize.system.memory import keep_freed_memory
@@ -35,6 +43,8 @@ logger = logging.getLogger("stylize")
 RUN_FILES = ("config.yaml", INPUTS_NAME, "model.safetensors", "metrics.jsonl", "checkpoints", "samples")
 RECORDS_IN = {"checkpoints": ("*.pt", "*.pt.damaged"), "samples": ("step-*.jpg",)}
 WAITING_SHARE = 0.05
+# Of the settings on TensorBoard's page those that it shows first; most comparisons are of them.
+FIRST_COLUMNS = ("generator.norm", "generator.name", "loss.style_weight", "train.learning_rate", "seed", "train.steps")
 
 
 @dataclass(frozen=True)
@@ -283,7 +293,7 @@ def _fit(
         except Interrupted:
             interrupted = True
         else:
-            monitor.log_hyperparameters(_hyperparameters(config), trainer.progress.validation)
+            monitor.log_hyperparameters(_hyperparameters(config), trainer.progress.validation, FIRST_COLUMNS)
     seconds = time.monotonic() - start_s
     images = (trainer.progress.step - first_step) * config.train.batch_size
     return RunResult(
@@ -333,7 +343,11 @@ def _stopping_on_signals(trainer: Trainer, wanted: bool) -> Iterator[None]:
 
 
 def _hyperparameters(config: RunConfig) -> dict[str, object]:
-    return {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in config.flat().items()}
+    """The settings by which runs differ in what they compute: no paths, and nothing without a value."""
+    dropped = RESUMABLE_KEYS | {*MOVABLE_KEYS, "name"}
+    values = {key: value for key, value in config.flat().items() if key not in dropped and value not in (None, [])}
+    values["train.steps"] = config.train.steps
+    return {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in values.items()}
 
 
 def _report(result: RunResult, run: Run) -> None:

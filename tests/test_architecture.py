@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "stylize.pictures": {"errors", "system", "pictures", "version"},
     "stylize.norms": {"errors", "ops", "system"},
     "stylize.generators": {"errors", "norms", "ops", "system", "generators"},
-    "stylize.losses": {"errors", "ops", "losses"},
+    "stylize.losses": {"errors", "system", "ops", "losses"},
     "stylize.models": {"errors", "generators", "system", "models", "version"},
     "stylize.training": {
         "errors",

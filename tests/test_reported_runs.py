@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -12,14 +13,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from click.testing import CliRunner
 from fixtures_runs import picture, write_config, write_model
+from safetensors.torch import save_file
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams.backend_context import Context
+from test_importing import stored
 
 from stylize import run
 from stylize.build import build_run
+from stylize.cli import cli
 from stylize.config import load_config
 from stylize.errors import StylizeError
+from stylize.losses.vgg_weights import read_weights
 from stylize.models.file import load_model, read_card
 from stylize.models.find import BUILT_IN, find_model
+from stylize.models.importing import import_model
 from stylize.system import distributed
 from stylize.system.devices import CPU
 from stylize.training import workers as workers_module
@@ -386,3 +399,118 @@ def test_a_link_that_leads_nowhere_is_told(tmp_path: Path, name: str, target: st
         train_in(tmp_path)
     assert str(place) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# Weights of other programs
+
+Stored = dict[str, Any]
+
+
+def prefixed(prefix: str) -> Callable[[Stored], object]:
+    return lambda state: {f"{prefix}{name}": value for name, value in state.items()}
+
+
+FOREIGN: dict[str, Callable[[Stored], object]] = {
+    "as the example saved it": lambda state: state,
+    "of DataParallel": prefixed("module."),
+    "of torch.compile": prefixed("_orig_mod."),
+    "of both": prefixed("module._orig_mod."),
+    "of both the other way": prefixed("_orig_mod.module."),
+    "within state_dict": lambda state: {"epoch": 3, "state_dict": state, "optimizer": {"lr": 0.1}},
+    "within model_state_dict": lambda state: {"model_state_dict": state, "loss": 1.0},
+    "within model": lambda state: {"model": state},
+    "within generator": lambda state: {"discriminator": {"a": torch.zeros(1)}, "generator": state},
+    "within netG, of DataParallel": lambda state: {"netG": prefixed("module.")(state)},
+    "the averaged weights": lambda state: {"params": prefixed("not.")(state), "params_ema": state},
+    "within two": lambda state: {"model": {"state_dict": state}},
+    "of Lightning, beside a loss": lambda state: {
+        "pytorch-lightning_version": "2.0",
+        "state_dict": {"loss.vgg.0.weight": torch.zeros(1), **dict(prefixed("style_net.")(state))},  # type: ignore[call-overload]
+    },
+    "in float16": lambda state: {name: value.half() for name, value in state.items()},
+    "in bfloat16": lambda state: {name: value.bfloat16() for name, value in state.items()},
+    "in float64": lambda state: {name: value.double() for name, value in state.items()},
+    "not contiguous": lambda state: {k: v.mT.contiguous().mT if v.ndim > 1 else v for k, v in state.items()},
+    "parameters that want gradients": lambda state: {name: torch.nn.Parameter(value) for name, value in state.items()},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+@pytest.mark.parametrize("form", [".pth", ".ckpt", "old.pth"])
+def test_weights_of_other_programs_are_taken(tmp_path: Path, kind: str, form: str) -> None:
+    state = stored(8)
+    path = tmp_path / f"a{form}"
+    torch.save(FOREIGN[kind](state), path, _use_new_zipfile_serialization=form != "old.pth")
+    (tmp_path / "a.safetensors").write_bytes(import_model(path, "a"))
+    weight = load_model(tmp_path / "a.safetensors")[0].state_dict()["blocks.2.conv.weight"]
+    torch.testing.assert_close(weight, state["res3.conv2.conv2d.weight"], atol=2e-3 if "16" in kind else 0, rtol=0.01)
+
+
+def test_safetensors_of_other_programs_are_taken(tmp_path: Path) -> None:
+    save_file({f"module.{name}": value for name, value in stored(8).items()}, tmp_path / "a.safetensors")
+    assert import_model(tmp_path / "a.safetensors", "a")
+
+
+def spoiled(name: str, value: float) -> Stored:
+    state = stored(8)
+    state[name].view(-1)[0] = value
+    return state
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, value: float) -> None:
+    torch.save(spoiled("res3.in2.weight", value), tmp_path / "a.pth")
+    with pytest.raises(StylizeError, match=r"a.pth: not all values of 'res3.in2.weight' are finite"):
+        import_model(tmp_path / "a.pth", "a")
+
+
+def test_a_program_is_told_from_weights(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch about TorchScript itself
+        torch.jit.save(torch.jit.trace(torch.nn.Linear(1, 1), torch.zeros(1)), tmp_path / "a.pt")
+    with pytest.raises(StylizeError, match="is a TorchScript archive, a program; must be a state dict"):
+        import_model(tmp_path / "a.pt", "a")
+
+
+def test_import_makes_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(stored(8), "a.pth")
+    result = CliRunner().invoke(cli, ["import", "a.pth", "-o", "new/folder/x.safetensors"])
+    assert (result.exit_code, result.exception) == (0, None)
+    assert load_model(Path("new/folder/x.safetensors"))[1].style == "a"
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "vgg."])
+@pytest.mark.parametrize("place", ["", "state_dict", "model"])
+def test_weights_of_vgg_may_have_prefixes(tmp_path: Path, prefix: str, place: str) -> None:
+    weights = {"features.0.weight": torch.rand(64, 3, 3, 3), "features.0.bias": torch.rand(64)}
+    state = {f"{prefix}{name}": value for name, value in weights.items()}
+    torch.save({place: state, "epoch": 1} if place else state, tmp_path / "vgg.pth")
+    torch.testing.assert_close(read_weights(tmp_path / "vgg.pth", 1), weights)
+    state[f"{prefix}features.0.bias"][0] = float("nan")
+    torch.save(state, tmp_path / "vgg.pth")
+    with pytest.raises(StylizeError, match=r"not all values of features.0.bias are finite"):
+        read_weights(tmp_path / "vgg.pth", 1)
+
+
+# TensorBoard
+
+
+def test_final_figures_stand_on_the_page_of_settings_and_not_among_the_curves(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_config(tmp_path, {"seed": seed, "train.learning_rate": 1e-3 + seed / 1e4})
+        run.train(load_config(tmp_path / "a.yaml"), tmp_path / "runs" / str(seed), device="cpu", quiet=True)
+    events = EventMultiplexer().AddRunsFromDirectory(str(tmp_path / "runs"))
+    events.Reload()
+    provider = MultiplexerDataProvider(events, str(tmp_path))
+    scalars = provider.list_scalars(RequestContext(), experiment_id="", plugin_name="scalars")
+    assert {tag.split("/")[0] for tags in scalars.values() for tag in tags} == {"train", "validation"}
+    context = Context(TBContext(data_provider=provider, logdir=str(tmp_path)))
+    metadata = context.hparams_metadata(RequestContext(), "")
+    experiment = context.experiment_from_metadata(RequestContext(), "", True, metadata, [])
+    metrics = {info.name.tag for info in experiment.metric_infos}
+    assert {"validation/total", "validation/style", "validation/content"} <= metrics
+    assert metrics <= set(scalars["0"])
+    names = [info.name for info in experiment.hparam_infos]
+    assert not [name for name in names if name.split(".")[-1] in ("path", "image", "images", "cache", "workers", "vgg")]
+    assert set(names[:6]) == set(run.FIRST_COLUMNS)

@@ -20,7 +20,8 @@ from stylize.system.files import write_atomically
 def import_model(old: Path, output: Path, style: str | None, overwrite: bool) -> None:
     """Convert a model of PyTorch's fast_neural_style example to a model file.
 
-    OLD.pth is a state dict that the example saved; it is read without running code.
+    OLD.pth is a state dict that the example saved, or a checkpoint of another program with one in it (.pth, .pt, .ckpt,
+    .safetensors); it is read without running code.
     """
     if output.suffix != ".safetensors":
         raise StylizeError(f"-o: got '{output}', must end in .safetensors")
@@ -28,5 +29,10 @@ def import_model(old: Path, output: Path, style: str | None, overwrite: bool) ->
         raise StylizeError(f"{output}: is there already: replace it with --overwrite, or choose another -o")
     from stylize.models.importing import import_model as encoded
 
-    write_atomically(output, encoded(old, style if style is not None else old.stem))
+    content = encoded(old, style if style is not None else old.stem)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StylizeError(f"-o: {output.parent}: cannot be created ({error.strerror})") from error
+    write_atomically(output, content)
     click.echo(f"model: {output}")

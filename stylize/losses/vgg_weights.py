@@ -18,12 +18,14 @@ from torch.nn import functional as F
 from stylize.errors import StylizeError, pick
 from stylize.losses.terms import layer_keys
 from stylize.losses.vgg import LAYERS, VGG19, Convolution, Pooling, VGGPadding, last_convolution, tap_depth
+from stylize.system.state_dicts import state_within, without_prefix
 
 CONNECTION_TIMEOUT_S = 15.0
 COMPACT = Path(__file__).parent / "weights" / "vgg19-compact.safetensors"
 
 CONVOLUTIONS: Mapping[str, Convolution] = {kind: kind for kind in get_args(Convolution)}
 
+VGG_LAYERS = frozenset(f"features.{layer.key}" for layer in LAYERS)
 COMPACT_FORMAT = "stylize compact VGG-19"
 
 
@@ -104,6 +106,8 @@ def read_weights(path: Path, depth: int) -> dict[str, Tensor]:
                 raise StylizeError(_too_shallow(path, i, depth))
             if value is None or tuple(value.shape) != right:
                 raise StylizeError(f"{path}: no VGG-19: must hold features.{layer.key}.{kind} of shape {right}")
+            if not bool(value.isfinite().all()):
+                raise StylizeError(f"{path}: not all values of features.{layer.key}.{kind} are finite: it is damaged")
             weights[f"features.{layer.key}.{kind}"] = value.float()
     return weights
 
@@ -196,14 +200,15 @@ def _read_state(path: Path) -> Mapping[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+            return without_prefix(load_file(path), VGG_LAYERS)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file can make the readers raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StylizeError(f"{path}: not a weight file that can be read safely ({reason})") from error
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+    state = state_within(loaded)
+    if state is None:
         raise StylizeError(f"{path}: not a weight file: must be a dict of tensors by name")
-    return state
+    return without_prefix(state, VGG_LAYERS)
 
 
 def imagenet_weights() -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor
 from stylize.errors import StylizeError
 from stylize.generators import GeneratorConfig, build_generator
 from stylize.models.file import ModelCard, check_style_name, encode_model, make_generator
+from stylize.system.state_dicts import read_state
 
 MAX_FILE_BYTES = 2**30
 WHITE = 255
@@ -29,10 +30,10 @@ DROPPED = ("running_mean", "running_var", "num_batches_tracked")  # saved by old
 
 
 def import_model(path: Path, style: str) -> bytes:
-    """Convert a state dict that PyTorch's example saved.
+    """Convert a state dict of PyTorch's example, as it saved it or as other programs keep it; see `read_state`.
 
     Args:
-        path: A .pth file; only weights are read, so it cannot run code.
+        path: A file; only weights are read, so it cannot run code.
         style: Name of the style.
 
     Returns:
@@ -42,7 +43,8 @@ def import_model(path: Path, style: str) -> bytes:
         StylizeError: The file is missing, damaged, or of another network.
     """
     check_style_name(style)
-    state = _renamed(_read(path), path)
+    _check_size(path)
+    state = _renamed(read_state(path, set(LAYERS)), path)
     config = _config_of(state, path)
     _scale_to_unit_range_(state)
     generator = make_generator(config, state)
@@ -75,18 +77,11 @@ def _scale_to_unit_range_(state: dict[str, Tensor]) -> None:
         state[name] = state[name] / WHITE
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
+def _check_size(path: Path) -> None:
     if not path.is_file():
         raise StylizeError(f"{path}: {'is a folder, must be a .pth file' if path.is_dir() else 'no such file'}")
     if path.stat().st_size > MAX_FILE_BYTES:
         raise StylizeError(f"{path}: got {path.stat().st_size:,} bytes, must be at most {MAX_FILE_BYTES:,}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes the reader raise almost anything
-        raise StylizeError(f"{path}: must be a state dict that torch.save wrote: weights, no code") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise StylizeError(f"{path}: must hold a state dict: names with tensors")
-    return state
 
 
 def _renamed(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -97,6 +92,8 @@ def _renamed(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
             continue
         if layer not in LAYERS or not value.is_floating_point():
             raise _of_another_network(path, str(name))
+        if not bool(value.isfinite().all()):
+            raise StylizeError(f"{path}: not all values of '{name[:100]}' are finite: its training diverged")
         renamed[f"{LAYERS[layer]}.{kind}"] = value.float()
     return renamed
 

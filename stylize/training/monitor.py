@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from torch import Tensor
-from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from stylize.errors import StylizeError
@@ -232,13 +231,18 @@ class Monitor:
         self._write("TensorBoard's events", self.tensorboard.flush)
 
     @_unless_silent
-    def log_hyperparameters(self, values: Mapping[str, Any], results: Mapping[str, float]) -> None:
-        """Fill TensorBoard's HParams tab: the settings with the final held-out losses."""
-        metrics = {f"hparam/{name}": value for name, value in results.items()}
-        for summary in hparams(dict(values), metrics):  # type: ignore[no-untyped-call]
-            self.tensorboard.add(summary, 0)
-        for name, value in metrics.items():
-            self.tensorboard.scalar(name, value, 0)
+    def log_hyperparameters(
+        self, values: Mapping[str, Any], results: Mapping[str, float], first: Collection[str] = ()
+    ) -> None:
+        """Fill TensorBoard's HParams tab: the settings, with the last values of the held-out losses' own curves.
+
+        Args:
+            values: Settings by name.
+            results: Held-out losses by name.
+            first: The settings that the tab shows before the others.
+        """
+        tags = [f"validation/{name}" for name in results if "/" not in name] or ["train/total"]
+        self.tensorboard.settings(values, tags, first)
 
     @_unless_silent
     def tell(self, message: str) -> None:
