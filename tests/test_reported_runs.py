@@ -33,6 +33,7 @@ from stylize.losses.vgg_weights import read_weights
 from stylize.models.file import load_model, read_card
 from stylize.models.find import BUILT_IN, find_model
 from stylize.models.importing import import_model
+from stylize.studies.runs import _processes
 from stylize.system import distributed
 from stylize.system.devices import CPU
 from stylize.training import workers as workers_module
@@ -149,6 +150,15 @@ def test_batches_need_neither_shared_memory_nor_semaphores(tmp_path: Path, monke
     cached = trainer_of(tmp_path, content__workers=2, content__cache="cache").batches
     for batches in (trainer_of(tmp_path, content__workers=2).batches, cached):
         assert all(map(np.array_equal, batches.from_step(0, 4), alone))
+
+
+def test_studies_without_shared_memory_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", none)
+    with pytest.raises(StylizeError, match=r"^--jobs: processes cannot be started \(No space left on device\): make"):
+        _processes(2, 1)
 
 
 @FORKS

@@ -169,7 +169,13 @@ def _together(runs: Sequence[StudyRun], device: str, jobs: int) -> Iterator[Stud
 
 def _processes(count: int, threads: int) -> ProcessPoolExecutor:
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(count, mp_context=context, initializer=_begin_process, initargs=(threads,))
+    try:
+        return ProcessPoolExecutor(count, mp_context=context, initializer=_begin_process, initargs=(threads,))
+    except OSError as error:  # its locks are in shared memory
+        raise StylizeError(
+            f"--jobs: processes cannot be started ({error.strerror or error}): make room in /dev/shm, in a container "
+            "with --shm-size, or take --jobs 1"
+        ) from error
 
 
 def _train_in_environment(run: StudyRun, device: str) -> None:
