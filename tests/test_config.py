@@ -248,8 +248,8 @@ def test_an_override_may_give_what_the_file_left_out() -> None:
         ("train.deterministic=1", "configs/a.yaml: train.deterministic: got 1, must be true or false"),
         (
             "train.step=3",
-            "configs/a.yaml: train.step: unknown key, must be one of 'batch_size', 'checkpoint_every', 'compile', "
-            "'deterministic', 'keep_checkpoints', 'learning_rate', 'log_every', 'precision', 'schedule', 'steps', "
+            "configs/a.yaml: train.step: unknown key, must be one of 'batch_size', 'checkpoint_every', 'clip', "
+            "'compile', 'deterministic', 'keep_checkpoints', 'learning_rate', 'log_every', 'precision', 'schedule', 'steps', "
             "'stop_after', 'validate_every'. Did you mean 'steps'?",
         ),
     ],
