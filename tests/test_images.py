@@ -14,9 +14,9 @@ from PIL import Image, ImageCms, features
 from torch import Tensor
 
 from stylize.errors import StylizeError
-from stylize.pictures.decoders import open_file
 from stylize.pictures.find import find_images
 from stylize.pictures.formats import FORMATS, SIGNATURE_BYTES, Format, format_of, format_of_content
+from stylize.pictures.opening import open_file
 from stylize.pictures.picture import Picture, scaled_size, to_bytes, to_image, to_tensor
 from stylize.pictures.reading import read_header, read_picture, read_rgb
 from stylize.pictures.sheets import contact_sheet

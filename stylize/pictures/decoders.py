@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyvips
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from stylize.errors import StylizeError
 from stylize.pictures.color import (
@@ -22,11 +22,12 @@ from stylize.pictures.color import (
     without_profile_to_srgb,
 )
 from stylize.pictures.exif import ORIENTATION, corrected_exif, exif_of_tiff, from_photoshop, gif_is_whole
-from stylize.pictures.formats import SIGNATURE_BYTES, Format, format_of_content
+from stylize.pictures.formats import Format
 from stylize.pictures.notes import orientation_of, read_notes
 from stylize.pictures.png_color import png_profile
 from stylize.pictures.raster import Header, Metadata
 from stylize.pictures.texts import Notes
+from stylize.pictures.tiff_pages import choose_pages
 from stylize.pictures.values import (
     BITS,
     STANDARD_SPACES,
@@ -44,7 +45,7 @@ from stylize.pictures.values import (
     tiff_tags,
     to_levels,
 )
-from stylize.pictures.vips import INCH_MM, Vips, color_bands, field, quiet_pillow, replace_lost_threads
+from stylize.pictures.vips import INCH_MM, Vips, color_bands, field, quiet_pillow
 from stylize.pictures.xmp import corrected_xmp
 
 logger = logging.getLogger("stylize")
@@ -60,11 +61,13 @@ class ImageFile(Protocol):
         header: What the beginning of the file says.
         stored_size: Width and height in px of a frame as it is stored, before it is turned upright.
         orientation: How it is stored, 1 to 8 as in EXIF.
+        note: What is told of pictures of the file that are left out; empty if nothing is.
     """
 
     header: Header
     stored_size: tuple[int, int]
     orientation: int
+    note: str
 
     def load(self, stored_size: tuple[int, int], margin: int) -> Vips:
         """Return the frames, one below the other, with 8 or 16 bits per channel.
@@ -86,42 +89,23 @@ class ImageFile(Protocol):
         """Close the file."""
 
 
-def open_file(path: Path, *, unlimited: bool) -> ImageFile:
-    """Open an image file and read its header.
-
-    Args:
-        path: The file.
-        unlimited: Lift the decoders' own limits of size.
-
-    Raises:
-        Exception: Whatever a decoder raises for a file that is no image or damaged.
-    """
-    replace_lost_threads()
-    with path.open("rb") as file:
-        image_format = format_of_content(file.read(SIGNATURE_BYTES))
-    if image_format is None or image_format.loader is None:
-        return PillowFile(path, unlimited=unlimited)
-    try:
-        return VipsFile(path, image_format, unlimited=unlimited)
-    except pyvips.Error as error:  # Pillow reads some kinds that libvips does not
-        try:
-            return PillowFile(path, unlimited=unlimited)
-        except UnidentifiedImageError:
-            raise error from None  # which knows why
-
-
 class VipsFile:
     """A file that libvips decodes."""
 
+    note = ""
+
     def __init__(self, path: Path, image_format: Format, *, unlimited: bool) -> None:
         self.path, self.format = path, image_format
-        self.options = {"n": -1} if image_format.loads_all_frames else {}
+        self.options: dict[str, Any] = {"n": -1} if image_format.loads_all_frames else {}
+        if image_format.name == "TIFF":
+            choice = choose_pages(path)
+            self.options, self.note = choice.options, choice.note
         if unlimited and image_format.has_loader_limits:
             self.options["unlimited"] = True
         self.source = pyvips.Source.new_from_file(os.fsencode(path))  # names need not be text
         self.image = self._load()
         self._is_read = False
-        self.tags = tiff_tags(path) if image_format.name == "TIFF" else Tags()
+        self.tags = tiff_tags(path, choice.place) if image_format.name == "TIFF" else Tags()
         check_samples(path, self.image.format, self.tags)
         self.stated = self._stated_profile()
         self.stored_size = self.image.width, field(self.image, "page-height", self.image.height)
@@ -234,6 +218,7 @@ class PillowFile:
     """A file that only Pillow decodes: its first frame, as a whole, in 8 bits."""
 
     orientation = 1  # it is turned when it is loaded
+    note = ""
 
     def __init__(self, path: Path, *, unlimited: bool) -> None:
         self.path, self.unlimited = path, unlimited
@@ -247,16 +232,23 @@ class PillowFile:
         has_alpha = "A" in self.image.getbands() or "transparency" in self.image.info
         self.header = Header(self.image.size[::-1] if is_turned else self.image.size, has_alpha=has_alpha)
         self.stored_size = self.header.size
+        frames = getattr(self.image, "n_frames", 1)
+        self.note = f"of {frames} pictures in this file the first was taken" if frames > 1 else ""
 
     def load(self, stored_size: tuple[int, int], margin: int) -> Vips:
         with quiet_pillow(unlimited=self.unlimited):
             self.image.load()
-            upright = ImageOps.exif_transpose(self.image)
-            alpha, rgb = alpha_of(upright), to_rgb(upright, self.path, self._range())
-        if alpha is not None:
-            rgb.putalpha(alpha)
+            rgb = self.to_levels(self.image)
         self.stored_size = rgb.size
         return pyvips.Image.new_from_array(np.asarray(rgb)).copy(interpretation="srgb")
+
+    def to_levels(self, image: Image.Image) -> Image.Image:
+        """Return a loaded frame upright, as 8-bit RGB or RGBA."""
+        upright = ImageOps.exif_transpose(image)
+        alpha, rgb = alpha_of(upright), to_rgb(upright, self.path, self._range())
+        if alpha is not None:
+            rgb.putalpha(alpha)
+        return rgb
 
     def _range(self) -> Range:
         """Return what 16-bit samples mean; of 12 bits Pillow keeps the values."""

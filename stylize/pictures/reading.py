@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,18 +19,24 @@ from PIL import Image, UnidentifiedImageError
 
 from stylize.errors import StylizeError
 from stylize.pictures.color import is_output_profile, pixels_to_srgb, to_srgb
-from stylize.pictures.decoders import ImageFile, open_file
+from stylize.pictures.decoders import ImageFile
 from stylize.pictures.limits import limits
+from stylize.pictures.opening import open_file
 from stylize.pictures.orientation import UprightRows, upright
 from stylize.pictures.picture import Picture, limited_size, scaled_size
 from stylize.pictures.raster import Header, Raster
 from stylize.pictures.vips import VERSION, Vips, color_bands, on_background, strips, vips_reason, with_bits
 from stylize.system.row_store import RowStore
 
+logger = logging.getLogger("stylize")
+
 SOURCE_STRIPS = 8
 # A JPEG is decoded at the smallest scale that is at least this many times as large as what is wanted. What is painted
 # gets the better picture; photographs to train on come faster: 12 megapixels to 288 px in 24.6 ms instead of 27.5 ms.
 PAINTING_MARGIN, TRAINING_MARGIN = 2, 1
+# A photograph that is enlarged to train on has at most so many pixels: times the square of its shorter side, or, where
+# that side is large, absolutely, but always two squares.
+ENLARGED_SQUARES, ENLARGED_PIXELS, LEAST_SQUARES = 16, 1 << 24, 2
 # What decides the pixels beside the file: another version may give others.
 DECODER = f"libvips {VERSION} and Pillow {PIL.__version__}"
 
@@ -93,10 +100,23 @@ def read_rgb(path: Path, shorter_side_px: int | None = None) -> Image.Image:
         StylizeError: The file is missing, no image, damaged or too large.
     """
     with open_picture(path) as picture:
-        size = picture.header.size
-        if shorter_side_px is not None:
-            size = scaled_size(size, shorter_side_px / min(size))
-        return Image.fromarray(picture.read_rgb(size))
+        rgb = picture.read_rgb() if shorter_side_px is None else picture.read_scaled(shorter_side_px)
+        return Image.fromarray(rgb)
+
+
+def size_to_train_on(size: tuple[int, int], shorter_side_px: int) -> tuple[int, int]:
+    """Return width and height of a photograph with this shorter side, of which the training draws its crops.
+
+    Of a thin picture that would be enlarged out of proportion only the middle part is taken.
+
+    >>> size_to_train_on((600, 400), 288), size_to_train_on((9000, 300), 288), size_to_train_on((3000, 10), 288)
+    ((432, 288), (8640, 288), (4608, 288))
+    """
+    width, height = scaled_size(size, shorter_side_px / min(size))
+    square = shorter_side_px**2
+    enlarged = max(LEAST_SQUARES * square, min(ENLARGED_SQUARES * square, ENLARGED_PIXELS))
+    longest = max(size[0] * size[1], enlarged) // shorter_side_px
+    return min(width, longest), min(height, longest)
 
 
 class OpenPicture:
@@ -114,6 +134,7 @@ class OpenPicture:
         self.header = file.header
         self._file = file
         self._max_pixels = max_pixels
+        self._note = file.note
 
     def read(
         self,
@@ -133,6 +154,7 @@ class OpenPicture:
             StylizeError: The file is damaged or too large, or the folder has too little room.
         """
         header, file = self.header, self._file
+        self._tell()
         with _refusals_of(self.path):
             self._check_pixels(header.frames, "; --max-pixels lifts the limit")
             size = limited_size(header.size, max_size_px)
@@ -153,6 +175,12 @@ class OpenPicture:
                 raise
             return self._raster(rows, size, profile)
 
+    def _tell(self) -> None:
+        """Log once that pictures of the file are left out."""
+        if self._note:
+            logger.warning("%s: %s", self.path, self._note)
+        self._note = ""
+
     def _raster(self, rows: RowStore, size: tuple[int, int], profile: bytes | None) -> Raster:
         metadata = replace(self._file.metadata(size), bits=8 * rows.dtype.itemsize)
         if profile is not None and is_output_profile(profile):
@@ -168,15 +196,31 @@ class OpenPicture:
         Raises:
             StylizeError: The file is damaged or too large.
         """
-        file, size = self._file, self.header.size if size is None else size
+        size = self.header.size if size is None else size
+        return self._read_rgb(size, size)
+
+    def read_scaled(self, shorter_side_px: int) -> NDArray[np.uint8]:
+        """Decode the first frame as 8-bit sRGB, shrunk or enlarged to this shorter side; see `size_to_train_on`.
+
+        Raises:
+            StylizeError: The file is damaged or too large.
+        """
+        size = self.header.size
+        whole = scaled_size(size, shorter_side_px / min(size))
+        return self._read_rgb(whole, size_to_train_on(size, shorter_side_px))
+
+    def _read_rgb(self, whole: tuple[int, int], part: tuple[int, int]) -> NDArray[np.uint8]:
+        """Decode the first frame at the size `whole`, of which the middle `part` is returned."""
+        file = self._file
         with _refusals_of(self.path):
             self._check_pixels(1, "; shrink it with another program")
-            stored_size = size if file.orientation < 5 else size[::-1]
-            image, profile = file.load(stored_size, TRAINING_MARGIN), file.profile()
+            stored_whole, stored_part = (s if file.orientation < 5 else s[::-1] for s in (whole, part))
+            image, profile = file.load(stored_whole, TRAINING_MARGIN), file.profile()
             if self.header.frames > 1:
                 image = image.crop(0, 0, *file.stored_size)
-            rows_per_strip = _rows_per_strip(image, stored_size[1])
-            image = with_bits(_resized(image, 1, stored_size), 8)
+            image = _middle(image, stored_whole, stored_part)
+            rows_per_strip = _rows_per_strip(image, stored_part[1])
+            image = with_bits(_resized(image, 1, stored_part), 8)
             if profile is None or color_bands(image) == 4:
                 image, profile = to_srgb(image, profile), None
             pixels = np.concatenate(list(strips(image, rows_per_strip)))
@@ -239,6 +283,16 @@ def _rows_per_strip(image: Vips, height: int) -> int:
     """
     row_bytes = image.width * image.bands * (1 if image.format == "uchar" else 2)
     return max(1, int(SOURCE_STRIPS * limits.strip_bytes / (row_bytes * max(1.0, image.height / height))))
+
+
+def _middle(image: Vips, whole: tuple[int, int], part: tuple[int, int]) -> Vips:
+    """Return the middle part of an image that has the size `part` where the image has the size `whole`."""
+    if part == whole:
+        return image
+    width, height = (
+        max(1, round(side * p / w)) for side, p, w in zip((image.width, image.height), part, whole, strict=True)
+    )
+    return image.crop((image.width - width) // 2, (image.height - height) // 2, width, height)
 
 
 def _resized(image: Vips, frames: int, size: tuple[int, int]) -> Vips:

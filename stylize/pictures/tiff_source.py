@@ -7,6 +7,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import numpy as np
 import pyvips
@@ -14,27 +15,52 @@ import torch
 
 from stylize.pictures.limits import limits
 from stylize.pictures.vips import Callbacks, Vips, replace_lost_threads
-from stylize.system.row_store import RowStore
+
+
+class Rows(Protocol):
+    """What is read of a `RowStore`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(H, W, C)`."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the values."""
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+
+    def read(self, first: int, last: int) -> torch.Tensor:
+        """The rows `first` to `last` − 1."""
 
 
 @contextmanager
-def rows_as_image(rows: RowStore) -> Iterator[Vips]:
-    """Yield rows `(H, W, 3 or 4)` as an image, which libvips reads in strips; errors of reading are raised at the end.
+def rows_as_image(rows: Rows) -> Iterator[Vips]:
+    """Yield rows `(H, W, 1 to 4)` as an image, which libvips reads in strips; errors of reading are raised at the end.
 
     They are handed over as an uncompressed TIFF file: `rawload` would map all of its file into memory.
     """
+    callbacks = Callbacks()
+    with callbacks.raised():
+        yield image_of_rows(rows, callbacks)
+
+
+def image_of_rows(rows: Rows, callbacks: Callbacks) -> Vips:
+    """Return rows `(H, W, 1 to 4)` as an image, usable as long as the callbacks live, which keep errors of reading."""
     replace_lost_threads()
-    callbacks, source, tiff = Callbacks(), pyvips.SourceCustom(), _RowsAsTiff(rows)
+    callbacks.owner = source = pyvips.SourceCustom()
+    tiff = _RowsAsTiff(rows)
     source.on_read(callbacks.guarded(tiff.read, None))
     source.on_seek(callbacks.guarded(tiff.seek, -1))
-    with callbacks.raised():
-        yield pyvips.Image.tiffload_source(source, access="sequential", fail_on="error", unlimited=True)
+    return pyvips.Image.tiffload_source(source, access="sequential", fail_on="error", unlimited=True)
 
 
 class _RowsAsTiff:
     """An uncompressed TIFF file that is made while it is read."""
 
-    def __init__(self, rows: RowStore) -> None:
+    def __init__(self, rows: Rows) -> None:
         self.rows = rows
         self.strip_rows = max(1, min(rows.shape[0], limits.strip_bytes // rows.row_bytes))
         self.header = self._directory(0)
@@ -68,9 +94,10 @@ class _RowsAsTiff:
         stride = self.strip_rows * self.rows.row_bytes
         counts = [min(stride, height * self.rows.row_bytes - i * stride) for i in range(strips)]
         offsets = [start + i * stride for i in range(strips)]
-        entries = [(256, [width]), (257, [height]), (258, [bits] * channels), (259, [1]), (262, [2]), (273, offsets)]
+        entries = [(256, [width]), (257, [height]), (258, [bits] * channels), (259, [1])]
+        entries += [(262, [1 if channels < 3 else 2]), (273, offsets)]
         entries += [(277, [channels]), (278, [self.strip_rows]), (279, counts), (284, [1])]
-        entries += [(338, [2])] if channels == 4 else []  # not premultiplied
+        entries += [(338, [2])] if channels % 2 == 0 else []  # not premultiplied
         directory = struct.pack("=Q", len(entries))
         after = b""
         for tag, values in entries:

@@ -74,8 +74,8 @@ class Tags(dict[int, tuple[Any, ...]]):
         return next(iter(self[tag]), None)
 
 
-def tiff_tags(path: Path, page: int = 0) -> Tags:
-    """Return what one directory of a TIFF file says of its samples.
+def tiff_tags(path: Path, place: int = 0) -> Tags:
+    """Return what the directory at an offset of a TIFF file, by default the first, says of its samples.
 
     Raises:
         Exception: Whatever Pillow raises for a damaged directory.
@@ -85,9 +85,8 @@ def tiff_tags(path: Path, page: int = 0) -> Tags:
         directory = TiffImagePlugin.ImageFileDirectory_v2(
             head + file.read(8) if head[2:4] in (b"+\0", b"\0+") else head
         )
-        for _ in range(page + 1):
-            file.seek(directory.next)
-            directory.load(file)
+        file.seek(place or directory.next)
+        directory.load(file)
         wanted = (BITS, PHOTOMETRIC, EXTRA_SAMPLES, *(tag for pair in MIN_MAX for tag in pair))
         found = {tag: directory[tag] for tag in wanted if tag in directory}
     return Tags({tag: value if isinstance(value, tuple) else (value,) for tag, value in found.items()})

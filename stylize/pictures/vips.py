@@ -124,10 +124,16 @@ def quiet_pillow(*, unlimited: bool) -> Iterator[None]:
 
 
 class Callbacks:
-    """Functions that libvips calls, maybe from threads of its own; an error in one is raised when libvips returns."""
+    """Functions that libvips calls, maybe from threads of its own; an error in one is raised when libvips returns.
+
+    Attributes:
+        error: The error, or None.
+        owner: What must live as long as these functions may be called.
+    """
 
     def __init__(self) -> None:
         self.error: BaseException | None = None
+        self.owner: object = None
 
     def guarded(self, call: Callable[..., Any], failed: Any) -> Callable[..., Any]:
         """Wrap a function: after an error it returns `failed`, which libvips takes for one."""

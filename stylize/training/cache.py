@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from stylize.errors import StylizeError
-from stylize.pictures.reading import DECODER, read_header, read_rgb
+from stylize.pictures.reading import DECODER, read_header, read_rgb, size_to_train_on
 from stylize.system import distributed
 from stylize.system.files import FolderLock, written_atomically
 from stylize.training.workers import loaded
@@ -220,7 +220,8 @@ def estimated_bytes(files: Sequence[Path], shorter_side_px: int) -> int:
             size = read_header(file).size
         except StylizeError:
             continue  # takes no space in the cache
-        ratios.append(max(size) / min(size))
+        width, height = size_to_train_on(size, shorter_side_px)
+        ratios.append(width * height / shorter_side_px**2)
     return round(3 * shorter_side_px**2 * sum(ratios) * len(files) / len(measured))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from stylize.errors import StylizeError
 from stylize.pictures.find import find_images
 from stylize.pictures.formats import listed_suffixes
-from stylize.pictures.picture import scaled_size, to_tensor
+from stylize.pictures.picture import to_tensor
 from stylize.pictures.reading import open_picture, read_rgb
 from stylize.training.contrast import pixels_have_contrast
 
@@ -182,7 +182,7 @@ def check_folder(
         try:
             with open_picture(file) as picture:
                 size = picture.header.size
-                pixels = picture.read_rgb(scaled_size(size, resize_px / min(size)))
+                pixels = picture.read_scaled(resize_px)
             sizes.append(size)
             small += min(size) < resize_px
             even += [] if pixels_have_contrast(pixels) else [file]

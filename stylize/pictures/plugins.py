@@ -1,0 +1,21 @@
+"""Plug-ins of Pillow for further formats: the extra `formats`."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+
+from stylize.pictures.formats import Format
+
+
+def load_plugin(image_format: Format) -> None:
+    """Let Pillow know a format that needs a plug-in, which is installed."""
+    if image_format.plugin is not None:
+        _register(image_format.plugin)
+
+
+@cache
+def _register(name: str) -> None:
+    module = import_module(name)
+    if hasattr(module, "register_heif_opener"):  # others register themselves when they are imported
+        module.register_heif_opener()
