@@ -25,17 +25,20 @@ def check_data(folder: Path, resize: int) -> None:
     """Check a folder of photographs: decode every file as a training would."""
     from tqdm import tqdm
 
-    from stylize.pictures.find import find_images
+    from stylize.pictures.find import search_folder
     from stylize.pictures.formats import listed_suffixes
     from stylize.training.loader import UNREADABLE_SHARE
     from stylize.training.photographs import check_folder
 
     if not folder.is_dir():
         raise StylizeError(f"{folder}: must be a folder of photographs that exists")
-    files = find_images(folder)
-    if not files:
-        raise StylizeError(f"{folder}: holds no image files ({listed_suffixes()})")
-    report = check_folder(files, resize, partial(tqdm, unit="image", disable=not sys.stderr.isatty()))
+    search = search_folder(folder, distinct=True)
+    for line in search.told():
+        click.echo(line)
+    if not search.images:
+        but = " but painted ones" if search.painted else ""
+        raise StylizeError(f"{folder}: holds no image files{but} ({listed_suffixes()})")
+    report = check_folder(search.images, resize, partial(tqdm, unit="image", disable=not sys.stderr.isatty()))
     click.echo(f"{report.files} image files, {len(report.unreadable)} unreadable")
     if report.sizes:
         shorter = sorted(min(size) for size in report.sizes)

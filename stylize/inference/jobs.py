@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,10 +13,14 @@ from stylize.errors import StylizeError
 from stylize.inference.file_painter import FileOptions, FilePainter, OnProgress
 from stylize.inference.pipeline import WorkItem, process
 from stylize.inference.stylizer import Stylizer
-from stylize.pictures.find import find_images
+from stylize.pictures.find import Search, search_folder
+from stylize.pictures.formats import FORMATS, SIGNATURE_BYTES, format_of_content, has_image_suffix
 from stylize.pictures.picture import limited_size
 from stylize.pictures.reading import read_header
 from stylize.system.files import remove_abandoned
+
+logger = logging.getLogger("stylize")
+WITHOUT_MARK = frozenset(suffix for row in FORMATS if row.name == "JXL" for suffix in row.suffixes)
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,8 @@ class Job:
 def plan_jobs(inputs: Sequence[Path], output: Path | None, style: str, recursive: bool) -> list[Job]:
     """Find the photographs and choose the file of each stylized picture.
 
+    In folders, pictures that are painted already, and the output folder, are left alone; what is left out is logged.
+
     Args:
         inputs: Files and folders.
         output: A file, or a folder for several pictures; None: `<image>.<style>.<suffix>` beside each photograph.
@@ -38,7 +45,7 @@ def plan_jobs(inputs: Sequence[Path], output: Path | None, style: str, recursive
     Raises:
         StylizeError: A folder holds no images, or the output cannot hold the pictures. Missing files are not noticed.
     """
-    photographs = [found for path in inputs for found in _find(path, style, recursive)]
+    photographs = [found for path in inputs for found in _find(path, output, style, recursive)]
     if output is None:
         return [Job(p.file, default_target(p.file, style)) for p in photographs]
     many = len(photographs) > 1 or any(path.is_dir() for path in inputs)
@@ -46,7 +53,7 @@ def plan_jobs(inputs: Sequence[Path], output: Path | None, style: str, recursive
         return [Job(photographs[0].file, output)]
     if output.is_file():
         raise StylizeError(f"-o: {output} is a file, must be a folder for several pictures")
-    jobs = [Job(p.file, output / p.relative) for p in photographs]
+    jobs = [Job(p.file, _writable(output / p.relative, p.file)) for p in photographs]
     _check_distinct(jobs)
     return jobs
 
@@ -57,14 +64,32 @@ class _Found:
     relative: Path  # to the folder that was given
 
 
-def _find(path: Path, style: str, recursive: bool) -> list[_Found]:
+def _find(path: Path, output: Path | None, style: str, recursive: bool) -> list[_Found]:
     if not path.is_dir():
         return [_Found(path, Path(path.name))]
-    files = [file for file in find_images(path, recursive=recursive) if not _is_painted(file, style)]
+    search = search_folder(path, recursive=recursive, without=_below(path, output))
+    by_name = [file for file in search.images if _is_painted(file, style)]
+    search.painted = sorted([*search.painted, *by_name])
+    files = [file for file in search.images if file not in set(by_name)]
+    for line in search.told():
+        logger.info("%s", line)
     if not files:
-        hint = "" if recursive else "; --recursive searches the folders below it"
-        raise StylizeError(f"{path}: holds no images{hint}")
+        raise StylizeError(f"{path}: {_nothing_found(search, recursive)}")
     return [_Found(file, file.relative_to(path)) for file in files]
+
+
+def _nothing_found(search: Search, recursive: bool) -> str:
+    hint = "" if recursive else "; --recursive searches the folders below it"
+    if search.closed == [search.folder]:
+        return "cannot be read"
+    return f"holds no images{' but painted ones' if search.painted else ''}{hint}"
+
+
+def _below(folder: Path, output: Path | None) -> Path | None:
+    """The output if it is a folder below the given one."""
+    if output is None or not output.is_dir() or output.samefile(folder):
+        return None
+    return output if folder.resolve() in output.resolve().parents else None
 
 
 def default_target(source: Path, style: str) -> Path:
@@ -73,12 +98,37 @@ def default_target(source: Path, style: str) -> Path:
     >>> default_target(Path("a/b.jpg"), "dots").as_posix()
     'a/b.dots.jpg'
     """
+    if not has_image_suffix(source.name):
+        named = _writable(source, source)
+        return named.with_name(f"{source.name}.{style}{named.suffix}") if named != source else _beside(source, style)
+    return _beside(source, style)
+
+
+def _beside(source: Path, style: str) -> Path:
     return source.with_name(f"{source.stem}.{style}{source.suffix}")
 
 
+def _writable(target: Path, source: Path) -> Path:
+    """The target with the usual suffix of the photograph's format, if no format has its own."""
+    if has_image_suffix(target.name):
+        return target
+    try:
+        with source.open("rb") as file:
+            image_format = format_of_content(file.read(SIGNATURE_BYTES))
+    except OSError:  # reading meets it again and reports it
+        return target
+    return target if image_format is None else target.with_name(target.name + image_format.suffixes[0])
+
+
 def _is_painted(file: Path, style: str) -> bool:
-    """Whether a file is an earlier output of this style beside its photograph."""
-    photograph = file.with_name(file.stem.removesuffix(f".{style}") + file.suffix)
+    """Whether a file without a mark is an earlier output beside its photograph, by its name.
+
+    That is `x.<style>.bmp` beside `x.bmp`; where the format cannot hold a mark, of any style.
+    """
+    stem = file.stem.removesuffix(f".{style}")
+    if stem == file.stem and file.suffix.lower() in WITHOUT_MARK:
+        stem = stem.rpartition(".")[0] or stem
+    photograph = file.with_name(stem + file.suffix)
     return photograph != file and photograph.exists()
 
 

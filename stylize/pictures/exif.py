@@ -145,7 +145,7 @@ def webp_with(content: bytes, exif: bytes | None, last: bytes) -> bytes:
 
 
 def add_to_tiff(file: BinaryIO, exif: bytes | None, iptc: bytes | None) -> None:
-    """Append a new first directory to a TIFF file of one picture: the old one, an EXIF block's tags, an IPTC block.
+    """Append a new first directory to a TIFF file: the old one, an EXIF block's tags, an IPTC block.
 
     Args:
         file: Open for reading and writing.
@@ -161,6 +161,7 @@ def add_to_tiff(file: BinaryIO, exif: bytes | None, iptc: bytes | None) -> None:
     file.seek(struct.unpack_from(f"{order}{pointer}", head, 8 if big else 4)[0])
     number = struct.unpack(f"{order}{count}", file.read(struct.calcsize(count)))[0]
     raw = file.read(number * entry)
+    following = file.read(struct.calcsize(pointer))  # the next page
     entries = {struct.unpack_from(f"{order}H", raw, i)[0]: raw[i : i + entry] for i in range(0, len(raw), entry)}
     for tag, kind, values, content in [] if exif is None else _describing(exif, order):
         entries[tag] = _placed(file, order, big, tag, kind, values, content)
@@ -168,7 +169,7 @@ def add_to_tiff(file: BinaryIO, exif: bytes | None, iptc: bytes | None) -> None:
         entries[IPTC] = _placed(file, order, big, IPTC, UNDEFINED, len(iptc), iptc)
     place = _end(file)
     joined = b"".join(entries[tag] for tag in sorted(entries))
-    file.write(struct.pack(f"{order}{count}", len(entries)) + joined + bytes(struct.calcsize(pointer)))
+    file.write(struct.pack(f"{order}{count}", len(entries)) + joined + following)
     file.seek(8 if big else 4)
     file.write(struct.pack(f"{order}{pointer}", place))
 

@@ -11,6 +11,7 @@ from stylize.errors import StylizeError
 
 HEAD_BYTES = 1024
 AS_PICTURE = "save it as PNG, TIFF or JPEG first"
+A_FRAME = "save a frame of it as PNG or JPEG first"
 DEVELOPED = "its picture must be developed first, save it as TIFF or JPEG"
 
 # What it is, the beginning of such a file, and the remedy.
@@ -23,7 +24,7 @@ FOREIGN: tuple[tuple[str, bytes, str], ...] = (
     ("a raw file (RW2)", rb"IIU\0", DEVELOPED),
     ("a raw file (X3F)", rb"FOVb", DEVELOPED),
     ("a raw file (MRW)", rb"\0MRM", DEVELOPED),
-    ("a video", rb"....(?:ftyp|moov|mdat|wide)|RIFF....AVI |\x1aE\xdf\xa3|\0\0\x01[\xba\xb3]|FLV\x01|OggS", "give a frame of it"),
+    ("a video", rb"....(?:ftyp|moov|mdat|wide)|RIFF....AVI |\x1aE\xdf\xa3|\0\0\x01[\xba\xb3]|FLV\x01|OggS", A_FRAME),
     ("a PDF", rb"%PDF-", AS_PICTURE),
     ("a PostScript file", rb"%!PS|\xc5\xd0\xd3\xc6", AS_PICTURE),
     ("a Photoshop file", rb"8BPS", AS_PICTURE),

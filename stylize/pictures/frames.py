@@ -145,9 +145,7 @@ class _PillowFrames:
         self._delays: dict[int, int] = {}
         self._callbacks: Callbacks | None = None
 
-    def as_image(
-        self, size: tuple[int, int], channels: int, convert: Callable[[Image.Image], Image.Image]
-    ) -> Vips:
+    def as_image(self, size: tuple[int, int], channels: int, convert: Callable[[Image.Image], Image.Image]) -> Vips:
         """Return all frames, one below the other, as an image whose pixels are decoded when they are computed."""
 
         def decode(number: int) -> NDArray[np.uint8]:

@@ -31,6 +31,7 @@ from stylize.system.row_store import RowStore
 logger = logging.getLogger("stylize")
 
 SOURCE_STRIPS = 8
+MOST_ROWS = 1 << 14  # of a very thin picture, which libvips would search for line by line
 # A JPEG is decoded at the smallest scale that is at least this many times as large as what is wanted. What is painted
 # gets the better picture; photographs to train on come faster: 12 megapixels to 288 px in 24.6 ms instead of 27.5 ms.
 PAINTING_MARGIN, TRAINING_MARGIN = 2, 1
@@ -236,6 +237,12 @@ class OpenPicture:
                 f"{self.path}: got {math.ceil(pixels / 1e5) / 10:,} megapixels ({each}), must be at most "
                 f"{limit / 1e6:,.1f}{remedy}"
             )
+        file_bytes = self.path.stat().st_size
+        if self._max_pixels is None and pixels > max(limits.surely_safe_pixels, limits.pixels_per_byte * file_bytes):
+            raise StylizeError(
+                f"{self.path}: got {math.ceil(pixels / 1e5) / 10:,} megapixels in {file_bytes:,} bytes, must be at "
+                f"most {limits.pixels_per_byte:,} pixels a byte{remedy}"
+            )
 
     def close(self) -> None:
         """Close the file; rasters that were read stay."""
@@ -282,7 +289,8 @@ def _rows_per_strip(image: Vips, height: int) -> int:
     much higher than the filter.
     """
     row_bytes = image.width * image.bands * (1 if image.format == "uchar" else 2)
-    return max(1, int(SOURCE_STRIPS * limits.strip_bytes / (row_bytes * max(1.0, image.height / height))))
+    rows = SOURCE_STRIPS * limits.strip_bytes / (row_bytes * max(1.0, image.height / height))
+    return min(max(1, int(rows)), MOST_ROWS)
 
 
 def _middle(image: Vips, whole: tuple[int, int], part: tuple[int, int]) -> Vips:

@@ -26,6 +26,7 @@ from stylize.pictures.comments import (
     xmp_segments,
 )
 from stylize.pictures.exif import (
+    EXIF_PREFIX,
     JPEG_EXIF_BYTES,
     add_to_tiff,
     corrected_exif,
@@ -38,6 +39,7 @@ from stylize.pictures.formats import Format, format_of
 from stylize.pictures.losses import Tell, held_texts, losses, tell
 from stylize.pictures.mark import avif_box, bmp_with, jpeg_comment, mark_of, png_text, webp_chunk
 from stylize.pictures.picture import Picture
+from stylize.pictures.plugins import load_plugin
 from stylize.pictures.png_chunks import iptc_chunk, png_chunk, text_chunk, xmp_chunk
 from stylize.pictures.raster import Metadata, Raster, raster_of
 from stylize.pictures.tiff_source import rows_as_image
@@ -190,9 +192,24 @@ def _png_chunks(raster: Raster, encoding: _Encoding) -> Iterator[bytes]:
 
 def _write_png(file: BinaryIO, raster: Raster, encoding: _Encoding) -> None:
     chunks = b"".join(_png_chunks(raster, encoding))
+    if raster.frames > 1:
+        _write_animated_png(file, raster, encoding, chunks)
+        return
     with _encodable(raster, encoding.format) as image:
         write = _after_head(file, PNG_HEAD_BYTES, lambda head: head[:33] + chunks + head[33:])
         save(image, "pngsave_target", {"compression": 3, "filter": "sub", **KEPT}, write)
+
+
+def _write_animated_png(file: BinaryIO, raster: Raster, encoding: _Encoding, chunks: bytes) -> None:
+    """Write by Pillow, with 8 bits: libvips writes no animations in PNG."""
+    options: Options = {"loop": raster.metadata.loops, "disposal": 0, "blend": 0}
+    if raster.metadata.profile is not None:
+        options["icc_profile"] = raster.metadata.profile
+    if raster.metadata.dpi is not None:
+        options["dpi"] = raster.metadata.dpi
+    content = io.BytesIO()
+    _save_by_pillow(content, raster, encoding, options)
+    _after_head(file, PNG_HEAD_BYTES, lambda head: head[:33] + chunks + head[33:])(content.getvalue())
 
 
 def _after_head(file: BinaryIO, head_bytes: int, changed: Callable[[bytes], bytes]) -> Callable[[Any], object]:
@@ -270,10 +287,25 @@ def _write_by_pillow(file: BinaryIO, raster: Raster, encoding: _Encoding) -> Non
     _save_by_pillow(file, raster, encoding, {"dpi": raster.metadata.dpi} if raster.metadata.dpi else {})
 
 
+def _write_by_plugin(file: BinaryIO, raster: Raster, encoding: _Encoding) -> None:
+    load_plugin(encoding.format)
+    exif, profile = _exif_to_write(raster), raster.metadata.profile
+    options: Options = {"quality": encoding.quality}
+    if exif is not None and _is_read_by_pillow(exif):
+        options["exif"] = EXIF_PREFIX + exif
+    if profile is not None:
+        options["icc_profile"] = profile
+    _save_by_pillow(file, raster, encoding, options)
+
+
 def _save_by_pillow(file: BinaryIO, raster: Raster, encoding: _Encoding, options: Options) -> None:
     content = io.BytesIO()  # Pillow does not notice when a full disk takes only a part of a file
     with _encodable(raster, encoding.format) as image, quiet_pillow(unlimited=False):
-        Image.fromarray(image.numpy()).save(content, encoding.format.name, **options)
+        frames = _frames_of(with_bits(image, 8), raster.size[1])
+        if len(frames) > 1:
+            delays = list(raster.metadata.delays_ms or (100,) * len(frames))
+            options = {**options, "save_all": True, "append_images": frames[1:], "duration": delays}
+        frames[0].save(content, encoding.format.name, **options)
     file.write(_annotated_content(content.getvalue(), raster, encoding))
 
 
@@ -285,7 +317,13 @@ def _annotated_content(content: bytes, raster: Raster, encoding: _Encoding) -> b
         )
     if encoding.format.name == "BMP" and mark:
         return bmp_with(content, mark[0])
-    return content + b"".join(map(avif_box, mark)) if encoding.format.name == "AVIF" else content
+    return content + b"".join(map(avif_box, mark)) if encoding.format.name in ("AVIF", "HEIF") else content
+
+
+def _frames_of(image: Vips, height: int) -> list[Image.Image]:
+    """Return the frames of an image, each of this height, as images of Pillow."""
+    values = image.numpy()
+    return [Image.fromarray(values[first : first + height]) for first in range(0, len(values), height)]
 
 
 # The encoders of the formats that Pillow alone does not write well enough.
@@ -296,4 +334,6 @@ WRITERS: dict[str, Callable[[BinaryIO, Raster, _Encoding], None]] = {
     "GIF": _write_gif,
     "TIFF": _write_tiff,
     "AVIF": _write_avif,
+    "HEIF": _write_by_plugin,
+    "JXL": _write_by_plugin,
 }

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from stylize.errors import StylizeError
-from stylize.pictures.find import find_images
+from stylize.pictures.find import search_folder
 from stylize.pictures.formats import listed_suffixes
 from stylize.pictures.picture import to_tensor
 from stylize.pictures.reading import open_picture, read_rgb
@@ -126,10 +126,13 @@ def _folder(path: str, key: str) -> list[Path]:
     folder = Path(path)
     if not folder.is_dir():
         raise StylizeError(f"{key}: got '{path}', must be a folder of photographs that exists")
-    files = find_images(folder)
-    if not files:
-        raise StylizeError(f"{key}: {path} holds no image files ({listed_suffixes()})")
-    return files
+    search = search_folder(folder, distinct=True)
+    for line in search.told():
+        logger.info("%s: %s", key, line)
+    if not search.images:
+        but = " but painted ones" if search.painted else ""
+        raise StylizeError(f"{key}: {path} holds no image files{but} ({listed_suffixes()})")
+    return search.images
 
 
 def validation_images(files: Sequence[Path], side_px: int) -> list[Tensor]:
