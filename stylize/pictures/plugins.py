@@ -11,11 +11,12 @@ from stylize.pictures.formats import Format
 def load_plugin(image_format: Format) -> None:
     """Let Pillow know a format that needs a plug-in, which is installed."""
     if image_format.plugin is not None:
-        _register(image_format.plugin)
+        register(image_format.plugin)
 
 
 @cache
-def _register(name: str) -> None:
+def register(name: str) -> None:
+    """Import a plug-in by its name, and let Pillow know it."""
     module = import_module(name)
     if hasattr(module, "register_heif_opener"):  # others register themselves when they are imported
         module.register_heif_opener()

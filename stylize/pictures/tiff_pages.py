@@ -150,8 +150,10 @@ def check_raw(path: Path, found: Sequence[Directory]) -> None:
     Raises:
         StylizeError: One does.
     """
-    if not found or not (any(directory.is_raw for directory in found) or DNG_VERSION in found[0].tags):
+    if not found or not (DNG_VERSION in found[0].tags or any(directory.is_raw for directory in found)):
         return
+    if DNG_VERSION not in found[0].tags and MAKE not in found[0].tags and len(found) == 1:
+        return  # of no camera: the decoder says what is wrong with its samples
     maker = bytes(found[0].tags.get(MAKE, ())).upper()
     name = next((name for start, name in RAW_MAKERS.items() if maker.startswith(start)), "TIFF")
     raise StylizeError(f"{path}: a raw file ({'DNG' if DNG_VERSION in found[0].tags else name}): {DEVELOPED}")
