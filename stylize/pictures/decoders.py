@@ -69,7 +69,7 @@ class ImageFile(Protocol):
     orientation: int
     note: str
 
-    def load(self, stored_size: tuple[int, int], margin: int) -> Vips:
+    def load(self, stored_size: tuple[int, int], margin: int, *, first_only: bool = False) -> Vips:
         """Return the frames, one below the other, with 8 or 16 bits per channel.
 
         Their pixels are read when they are computed, from top to bottom, and only until the next call.
@@ -77,6 +77,7 @@ class ImageFile(Protocol):
         Args:
             stored_size: Width and height in px that are wanted: a JPEG is shrunk while it is decoded.
             margin: How many times as large it must still be then; the rest is left to a better filter.
+            first_only: Whether the frames after the first may be left out.
         """
 
     def profile(self) -> bytes | None:
@@ -134,7 +135,7 @@ class VipsFile:
         image, self._is_read = self._load() if self._is_read else self.image, True
         return image
 
-    def load(self, stored_size: tuple[int, int], margin: int) -> Vips:
+    def load(self, stored_size: tuple[int, int], margin: int, *, first_only: bool = False) -> Vips:
         if self.format.name == "GIF" and not gif_is_whole(self.path.read_bytes()):
             raise StylizeError(f"{self.path}: cannot be read as an image (it ends within a frame)")
         factor = min(self.stored_size[0] / stored_size[0], self.stored_size[1] / stored_size[1])
@@ -235,7 +236,7 @@ class PillowFile:
         frames = getattr(self.image, "n_frames", 1)
         self.note = f"of {frames} pictures in this file the first was taken" if frames > 1 else ""
 
-    def load(self, stored_size: tuple[int, int], margin: int) -> Vips:
+    def load(self, stored_size: tuple[int, int], margin: int, *, first_only: bool = False) -> Vips:
         with quiet_pillow(unlimited=self.unlimited):
             self.image.load()
             rgb = self.to_levels(self.image)

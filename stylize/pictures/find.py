@@ -138,10 +138,11 @@ def _is_image(path: Path) -> bool:
         if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for its other end
             return False
         with path.open("rb") as file:
-            image_format = format_of_content(file.read(SIGNATURE_BYTES))
+            head = file.read(SIGNATURE_BYTES)
     except OSError:
         return False
-    return image_format is not None and not (image_format.name == "TIFF" and is_raw_tiff(path))
+    image_format = format_of_content(head)
+    return image_format is not None and not (image_format.name == "TIFF" and is_raw_tiff(path, head))
 
 
 def _distinct(files: Sequence[Path]) -> Iterator[Path]:

@@ -79,7 +79,7 @@ FORMATS = (
         "heifload_source", has_loader_limits=True,
         alpha="full", is_lossy=True, is_animated=True, has_profile=True, has_exif=True,
     ),
-    Format("BMP", (".bmp", ".dib"), rb"BM.{12}"),
+    Format("BMP", (".bmp", ".dib"), rb"BM.{4}\0{4}"),
     Format("PPM", (".ppm", ".pnm"), rb"P[1-6]\s+[#\d]"),
     Format(
         "HEIF", (".heic", ".heif", ".hif"), rb"....ftyp(?:hei[cxms]|hev[cxms]|mif1|msf1|miaf)",

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from stylize.errors import StylizeError
 from stylize.pictures.decoders import PillowFile, VipsFile
 from stylize.pictures.formats import Format
 from stylize.pictures.raster import Metadata
@@ -20,6 +21,7 @@ from stylize.pictures.vips import Callbacks, Vips, quiet_pillow
 
 PNG_SIGNATURE_BYTES = 8
 MOST_CHUNKS = 10_000
+FRAME_BYTES = 16  # that a frame takes at the least
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
@@ -88,10 +90,10 @@ class AnimatedPng(VipsFile):
         self.frames = _PillowFrames(path, unlimited)
         self.header = replace(self.header, frames=self.frames.count, bits=8)
 
-    def load(self, stored_size: tuple[int, int], margin: int) -> Vips:
+    def load(self, stored_size: tuple[int, int], margin: int, *, first_only: bool = False) -> Vips:
         if self.frames.count == 1:
             return super().load(stored_size, margin)
-        return self.frames.as_image(self.stored_size, self.channels, self._decoded)
+        return self.frames.as_image(self.stored_size, self.channels, self._decoded, first_only)
 
     def _decoded(self, frame: Image.Image) -> Image.Image:
         if frame.mode.startswith("I"):  # 16 bits of gray, which Pillow's own conversion clips
@@ -117,8 +119,8 @@ class AnimatedAvif(PillowFile):
         self.header = replace(self.header, frames=self.frames.count)
         self.note = ""
 
-    def load(self, stored_size: tuple[int, int], margin: int) -> Vips:
-        return self.frames.as_image(self.stored_size, 3 + self.header.has_alpha, self._decoded)
+    def load(self, stored_size: tuple[int, int], margin: int, *, first_only: bool = False) -> Vips:
+        return self.frames.as_image(self.stored_size, 3 + self.header.has_alpha, self._decoded, first_only)
 
     def _decoded(self, frame: Image.Image) -> Image.Image:
         return self.to_levels(frame).convert(MODES[3 + self.header.has_alpha])
@@ -141,11 +143,21 @@ class _PillowFrames:
         # the picture that programs without animation show may be no frame
         self.first = int(getattr(self.image, "default_image", False))
         self.count = max(1, getattr(self.image, "n_frames", 1) - self.first)
+        length = path.stat().st_size
+        if self.count > length // FRAME_BYTES:
+            self.close()
+            raise StylizeError(f"{path}: cannot be read as an image (states {self.count:,} frames in {length:,} bytes)")
         self.loops = int(self.image.info.get("loop", 0))
         self._delays: dict[int, int] = {}
         self._callbacks: Callbacks | None = None
 
-    def as_image(self, size: tuple[int, int], channels: int, convert: Callable[[Image.Image], Image.Image]) -> Vips:
+    def as_image(
+        self,
+        size: tuple[int, int],
+        channels: int,
+        convert: Callable[[Image.Image], Image.Image],
+        first_only: bool,
+    ) -> Vips:
         """Return all frames, one below the other, as an image whose pixels are decoded when they are computed."""
 
         def decode(number: int) -> NDArray[np.uint8]:
@@ -157,7 +169,8 @@ class _PillowFrames:
             values = np.asarray(convert(frame))
             return np.array(values.reshape(*values.shape[:2], channels))
 
-        rows = FrameRows((self.count * size[1], size[0], channels), self.count, decode)
+        count = 1 if first_only else self.count
+        rows = FrameRows((count * size[1], size[0], channels), count, decode)
         self._callbacks = Callbacks()
         return image_of_rows(rows, self._callbacks).copy(interpretation="srgb" if channels >= 3 else "b-w")
 

@@ -216,7 +216,7 @@ class OpenPicture:
         with _refusals_of(self.path):
             self._check_pixels(1, "; shrink it with another program")
             stored_whole, stored_part = (s if file.orientation < 5 else s[::-1] for s in (whole, part))
-            image, profile = file.load(stored_whole, TRAINING_MARGIN), file.profile()
+            image, profile = file.load(stored_whole, TRAINING_MARGIN, first_only=True), file.profile()
             if self.header.frames > 1:
                 image = image.crop(0, 0, *file.stored_size)
             image = _middle(image, stored_whole, stored_part)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from stylize.errors import StylizeError
-from stylize.pictures.foreign import DEVELOPED
+from stylize.pictures.foreign import DEVELOPED, check_foreign
 
 MOST_DIRECTORIES, MOST_ENTRIES, MOST_VALUES = 10_000, 4096, 64
 NEW_SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 255, 256, 257, 258, 259, 262
@@ -135,9 +135,10 @@ def choose_pages(path: Path) -> Choice:
     return choice
 
 
-def is_raw_tiff(path: Path) -> bool:
-    """Return whether a TIFF file is a raw file, by the tags of its directories."""
+def is_raw_tiff(path: Path, head: bytes) -> bool:
+    """Return whether a TIFF file, of which this is the beginning, is a raw file."""
     try:
+        check_foreign(path, head)
         choose_pages(path)
     except StylizeError as error:
         return DEVELOPED in str(error)
