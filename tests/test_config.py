@@ -249,8 +249,8 @@ def test_an_override_may_give_what_the_file_left_out() -> None:
         (
             "train.step=3",
             "configs/a.yaml: train.step: unknown key, must be one of 'batch_size', 'checkpoint_every', 'clip', "
-            "'compile', 'deterministic', 'keep_checkpoints', 'learning_rate', 'log_every', 'precision', 'schedule', 'steps', "
-            "'stop_after', 'validate_every'. Did you mean 'steps'?",
+            "'compile', 'deterministic', 'keep_checkpoints', 'learning_rate', 'log_every', 'precision', 'schedule', "
+            "'steps', 'stop_after', 'validate_every'. Did you mean 'steps'?",
         ),
     ],
 )
