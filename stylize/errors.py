@@ -1,12 +1,47 @@
-"""The one error a user can mend, and the one way to look a name up."""
+"""The one error a user can mend, its words, and the one way to look a name up."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
+
+LISTED = 10
+
+
+def shown(text: object) -> str:
+    """Text of one line that a console can show and will not act on: everything else in it is escaped.
+
+    A file's name may hold line breaks, escape codes, characters that turn the direction of writing, and bytes that are
+    no text (lone surrogates).
+
+    >>> shown("caf\\udce9\\n\\x1b[31m.png")
+    'caf\\\\udce9\\\\n\\\\x1b[31m.png'
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
+def reason_of(error: OSError) -> str:
+    """What the system says about a failure, without the number and the name of the file.
+
+    >>> reason_of(PermissionError(13, "Permission denied", "a.png")), reason_of(OSError("gone"))
+    ('Permission denied', 'gone')
+    """
+    return error.strerror or str(error) or type(error).__name__
+
+
+def listed(messages: Sequence[str]) -> str:
+    """The first ten of many messages in one line, and the number of the others.
+
+    >>> listed(["a: lost", "b: lost"])
+    'a: lost; b: lost'
+    >>> listed([str(i) for i in range(500)])
+    '0; 1; 2; 3; 4; 5; 6; 7; 8; 9; and 490 more'
+    """
+    more = [f"and {len(messages) - LISTED} more"] if len(messages) > LISTED else []
+    return "; ".join([*messages[:LISTED], *more])
 
 
 class StylizeError(Exception):
@@ -19,7 +54,7 @@ class StylizeError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+        super().__init__(shown(message))
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
