@@ -16,6 +16,7 @@ from stylize.errors import StylizeError
 from stylize.generators import GeneratorConfig
 from stylize.losses.terms import LossConfig
 from stylize.norms import NORMS
+from stylize.system.places import expanded
 from stylize.training.photographs import SAMPLES, ContentConfig
 from stylize.training.trainer import TrainConfig
 
@@ -343,7 +344,7 @@ def _with_absolute_objective(config: ObjectiveConfig, folder: Path) -> Objective
 
 
 def _absolute(path: str, folder: Path) -> str:
-    local = folder / Path(path).expanduser()
+    local = folder / expanded(path)
     return str(local if local.exists() or not Path(path).exists() else Path(path).resolve())
 
 

@@ -53,7 +53,7 @@ MAY_IMPORT = {
         "ops",
         "inference",
     },
-    "stylize.config": {"config_messages", "errors", "generators", "losses", "norms", "training"},
+    "stylize.config": {"config_messages", "errors", "generators", "losses", "norms", "system", "training"},
     "stylize.config_messages": {"errors"},
     "stylize.build": {
         "errors",

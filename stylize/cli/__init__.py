@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
@@ -13,11 +14,11 @@ from stylize.cli.evaluate import evaluate
 from stylize.cli.import_model import import_model
 from stylize.cli.info import info
 from stylize.cli.kinds import list_kinds
-from stylize.cli.messages import show_log
+from stylize.cli.messages import show_every_name, show_log
 from stylize.cli.optimize import optimize
 from stylize.cli.study import study
 from stylize.cli.train import train
-from stylize.errors import StylizeError
+from stylize.errors import StylizeError, reason_of, shown
 from stylize.system.threads import let_waiting_threads_sleep
 
 
@@ -34,6 +35,7 @@ for command in (train, apply, optimize, evaluate, study, import_model, info, lis
 def main() -> None:
     """Run the command line and exit: 0 done, 1 the user can mend it, 2 wrong usage, 130 interrupted."""
     let_waiting_threads_sleep()
+    show_every_name()
     show_log()
     try:
         status = cli.main(standalone_mode=False)
@@ -44,6 +46,10 @@ def main() -> None:
         status = error.exit_code
     except StylizeError as error:
         print(f"stylize: {' '.join(str(error).split())}", file=sys.stderr)
+        status = 1
+    except OSError as error:  # of a path that no command has looked at itself
+        place = "" if error.filename is None else f"{shown(os.fsdecode(error.filename))}: "
+        print(f"stylize: {place}{shown(reason_of(error))}", file=sys.stderr)
         status = 1
     except (KeyboardInterrupt, click.Abort):
         print("stylize: interrupted", file=sys.stderr)

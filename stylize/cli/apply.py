@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stylize.cli.options import device_option, verbose_option
+from stylize.cli.options import FiniteRange, device_option, verbose_option
 from stylize.errors import StylizeError
 from stylize.system.places import temporary_folder
 
@@ -40,7 +40,7 @@ logger = logging.getLogger("stylize")
 )
 @click.option(
     "--strength",
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     default=1.0,
     show_default=True,
     help="Mixture of photograph (0) and stylized picture (1).",
@@ -49,7 +49,7 @@ logger = logging.getLogger("stylize")
 @click.option("--max-size", type=click.IntRange(16), metavar="PX", help="Shrink larger pictures to this longer side.")
 @click.option(
     "--max-memory",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     metavar="GIB",
     help="Memory budget of the whole process on the compute device; larger pictures are painted in strips. "
     "Default: half of the free memory.",
@@ -62,7 +62,7 @@ logger = logging.getLogger("stylize")
 )
 @click.option(
     "--stroke-scale",
-    type=click.FloatRange(1, 8),
+    type=FiniteRange(1, 8),
     default=1.0,
     show_default=True,
     metavar="F",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 
@@ -16,6 +17,13 @@ class _AboveTheBar(logging.Handler):
             tqdm.tqdm.write(message, file=sys.stderr)
         else:
             print(message, file=sys.stderr)
+
+
+def show_every_name() -> None:
+    """Let stdout and stderr escape what they cannot encode, instead of raising an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def show_log() -> None:

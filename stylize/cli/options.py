@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 import logging
+import math
+from typing import Any
 
 import click
+
+
+class FiniteRange(click.FloatRange):
+    """A number within a range; not-a-number, which compares with nothing, and infinity are refused."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
+        number = float(super().convert(value, parameter, context))
+        if not math.isfinite(number):
+            self.fail(f"{value} must be a finite number.", parameter, context)
+        return number
 
 
 def _show_details(context: click.Context, parameter: click.Parameter, chosen: bool) -> bool:

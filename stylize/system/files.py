@@ -23,6 +23,7 @@ else:
 
 LOCK_NAME = ".lock"
 OF_A_RUN = "another process is training there; wait for its end, or choose another --output"
+NAME_BYTES = 200  # a file system has 255 in all
 TEMPORARY_NAME = re.compile(r"\..+\.[a-z0-9_]{8}\.part")
 WAITING_BYTES = 64 * 2**20
 BINARY = getattr(os, "O_BINARY", 0)  # Windows
@@ -73,9 +74,14 @@ def _create_temporary(path: Path) -> tuple[int, Path]:
     asked for, which is possible only by changing it, for all threads.
     """
     while True:
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        temporary = path.with_name(f".{_shortened(path.name)}.{secrets.token_hex(4)}.part")
         with suppress(FileExistsError):
             return os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | BINARY, 0o666), temporary
+
+
+def _shortened(name: str) -> str:
+    """The beginning of a name, whole characters, that leaves room for what a temporary name adds."""
+    return os.fsencode(name)[:NAME_BYTES].decode("utf-8", "ignore")
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from functools import lru_cache
 from pathlib import Path
 
 from stylize.errors import StylizeError
+
+logger = logging.getLogger("stylize")
+
+
+@lru_cache(maxsize=8)
+def _tell_once(message: str) -> None:
+    logger.warning("%s", message)
 
 
 def check_replaceable(target: Path, overwrite: bool) -> None:
@@ -34,8 +43,23 @@ def make_parent(target: Path) -> None:
         raise StylizeError(f"{target.parent}: cannot be written to")
 
 
+def expanded(path: str) -> Path:
+    """A path with `~` and `~user` replaced by the home folder.
+
+    Raises:
+        StylizeError: There is no such user, or no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise StylizeError(f"{path}: no home folder is known for it; write the whole path") from error
+
+
 def temporary_folder(target: Path) -> Path:
-    """The folder for temporary files of large pictures: `TMPDIR` if set, else the nearest existing one above a file."""
+    """The folder for temporary files of large pictures: `TMPDIR` if it can be used, else the nearest above a file."""
     if "TMPDIR" in os.environ:
-        return Path(os.environ["TMPDIR"])
+        named = Path(os.environ["TMPDIR"])
+        if named.is_dir() and os.access(named, os.W_OK | os.X_OK):
+            return named
+        _tell_once(f"TMPDIR: {named} is no folder that can be written to; temporary files go beside the outputs")
     return next(folder for folder in target.absolute().parents if folder.is_dir())

@@ -23,6 +23,7 @@ from stylize.studies.findings import Finding
 from stylize.studies.runs import PLACE, Arm
 from stylize.studies.study import Findings, Results, Setting, Study
 from stylize.system.files import write_atomically
+from stylize.system.places import expanded
 from stylize.training.trainer import Trainer
 
 logger = logging.getLogger("stylize")
@@ -48,7 +49,7 @@ def networks_of(setting: Setting) -> list[str]:
     Raises:
         StylizeError: Two of them have the same short name.
     """
-    named = [name if is_vgg_keyword(name) else str(Path(name).expanduser().resolve()) for name in setting.networks]
+    named = [name if is_vgg_keyword(name) else str(expanded(name).resolve()) for name in setting.networks]
     networks = list(dict.fromkeys([setting.base.loss.vgg, *named]))
     labels = [label(network) for network in networks]
     for network in networks:
