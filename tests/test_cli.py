@@ -322,7 +322,8 @@ def test_apply_refuses_outputs_that_cannot_be_written(tmp_path: Path, model: Pat
     assert refusal(*paint, "-o", f"{model.name}/out.jpg") == f"{model.name}: is a file, must be a folder"
     assert refusal(*paint, "-o", f"{model.name}/x/out.jpg") == (f"{model.name}/x: cannot be created (Not a directory)")
     assert refusal(*paint, "-o", "out.txt") == (
-        "out.txt: got the suffix '.txt', must be one of .avif, .bmp, .gif, .jpeg, .jpg, .png, .ppm, .tif, .tiff, .webp"
+        "out.txt: got the suffix '.txt', must be one of .apng, .avif, .avifs, .bmp, .btf, .dib, .gif, "
+        ".heic, .heif, .hif, .jfif, .jif, .jpe, .jpeg, .jpg, .jxl, .png, .pnm, .ppm, .ptif, .tf8, .tif, .tiff, .webp"
     )
     assert refusal(*paint, "b/image.jpg", "-o", model.name) == (
         f"-o: {model.name} is a file, must be a folder for several pictures"

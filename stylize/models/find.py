@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stylize.errors import StylizeError, nearest
-from stylize.models.file import read_card
 
 BUILT_IN = Path(__file__).parent / "builtin"
 RUNS = Path("runs")
@@ -64,6 +63,8 @@ def find_model(name: str | None, runs: Path = RUNS, place: str = "--model") -> F
 
 def _newest(runs: Path) -> FoundModel | None:
     """The newest model; files of that name that are none of stylize's, or cannot be read, are passed over."""
+    from stylize.models.file import read_card  # loads torch
+
     times: dict[Path, float] = {}
     with suppress(OSError):
         for path in runs.glob(f"*/{MODEL_NAME}"):

@@ -19,6 +19,7 @@ from stylize.training.contrast import has_contrast
 
 WINDOW = 32  # steps of a running median: early in a training gradients shrink a hundredfold within as many
 LEAST_STEPS = 5  # before which there is no median
+UNKNOWN = -1.0  # in a checkpoint: not-a-number does not equal itself
 IMAGE_NORM = "image_gradient_norm"
 
 
@@ -126,11 +127,12 @@ class GradientBounds:
     def state_dict(self) -> dict[str, Any]:
         """Return the running medians and counts, for a checkpoint."""
         counts = {"clipped_steps": self.clipped_steps, "bounded_images": self.bounded_images}
-        return {"norms": self._norms, "recorded": self._recorded, **counts}
+        return {"norms": self._norms.nan_to_num(UNKNOWN), "recorded": self._recorded, **counts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue with what `state_dict` returned."""
-        self._norms.copy_(state["norms"])
+        norms = state["norms"]
+        self._norms.copy_(torch.where(norms == UNKNOWN, math.nan, norms))
         self._recorded = int(state["recorded"])
         self.clipped_steps.copy_(state["clipped_steps"])
         self.bounded_images.copy_(state["bounded_images"])
