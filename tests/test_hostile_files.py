@@ -25,6 +25,7 @@ from PIL import Image, ImageCms, features
 from pydantic import BaseModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from test_reported_files import page, tiff
 
 from stylize.config import RunConfig, load_config
 from stylize.errors import StylizeError
@@ -188,7 +189,20 @@ def image_seeds(folder: Path) -> list[Path]:
     annotated = annotated_seeds((folder / "alpha.png").read_bytes(), (folder / "turned.jpg").read_bytes())
     for name, content in annotated.items():
         (folder / name).write_bytes(content)
-    return [*(folder / name for name in (*saves, *annotated)), *stated_colours(folder)]
+    return [*(folder / name for name in (*saves, *annotated)), *stated_colours(folder), *several_pictures(folder, rgb)]
+
+
+def several_pictures(folder: Path, rgb: Image.Image) -> list[Path]:
+    """Animations and documents: PNG, TIFF with pages, with a thumbnail and a SubIFD, and AVIF."""
+    more = {"save_all": True, "append_images": [rgb.rotate(180)]}
+    places = [folder / "moving.png", folder / "pages.tif", folder / "inner.tif"]
+    rgb.save(places[0], duration=[50, 60], **more)
+    rgb.save(places[1], compression="tiff_lzw", **more)
+    places[2].write_bytes(tiff(page(10, 20, 15, t254=1), inner={0: page(200)}))
+    if features.check("avif"):
+        places.append(folder / "moving.avif")
+        rgb.save(places[-1], duration=[50, 60], **more)
+    return places
 
 
 def stated_colours(folder: Path) -> list[Path]:

@@ -240,6 +240,32 @@ def test_a_still_picture_before_an_animated_png_is_no_frame_of_it(tmp_path: Path
         assert [round(level(read, i)) for i in range(read.frames)] == [120, 200]
 
 
+def test_an_animated_png_of_16_bits_is_read_with_8_which_is_told(tmp_path: Path) -> None:
+    def frame(value: int, number: int) -> tuple[bytes, bytes]:
+        control = struct.pack(">IIIIIHHBB", number, 20, 20, 0, 0, 1, 10, 0, 0)
+        return chunk(b"fcTL", control), zlib.compress((b"\0" + struct.pack(">H", value * 257) * 20) * 20)
+
+    (first, pixels), (second, more) = frame(50, 0), frame(200, 1)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 20, 20, 16, 0, 0, 0, 0))
+    parts = [header, chunk(b"acTL", struct.pack(">II", 2, 0)), first, chunk(b"IDAT", pixels), second]
+    parts += [chunk(b"fdAT", struct.pack(">I", 2) + more), chunk(b"IEND", b"")]
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    with read_raster(tmp_path / "a.png") as read:
+        assert [round(level(read, i)) for i in range(read.frames)] == [50, 200]
+        assert read.metadata.left_out == ("more than 8 bits of its frames",)
+
+
+def test_pages_of_16_bits_are_told_in_an_animated_png(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    deep = [Image.fromarray(np.full((20, 20), value, np.uint16)) for value in (257 * 50, 257 * 200)]
+    deep[0].save(tmp_path / "a.tif", save_all=True, append_images=deep[1:])
+    with read_raster(tmp_path / "a.tif") as read:
+        assert (read.frames, read.bits) == (2, 16)
+        write_raster(tmp_path / "b.png", read)
+    assert caplog.messages == [f"{tmp_path / 'b.png'}: 16 bits become 8, the most that PNG is written with"]
+    with read_raster(tmp_path / "b.png") as read:
+        assert [round(level(read, i)) for i in range(read.frames)] == [50, 200]
+
+
 def test_the_pages_of_a_painted_tiff_stay_behind_its_metadata(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x010E] = "three pages"

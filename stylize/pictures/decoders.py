@@ -227,13 +227,13 @@ class PillowFile:
             self.image = Image.open(path)
             try:
                 is_turned = self.image.getexif().get(0x0112, 1) >= 5
+                frames = getattr(self.image, "n_frames", 1)
             except BaseException:
                 self.close()
                 raise
         has_alpha = "A" in self.image.getbands() or "transparency" in self.image.info
         self.header = Header(self.image.size[::-1] if is_turned else self.image.size, has_alpha=has_alpha)
         self.stored_size = self.header.size
-        frames = getattr(self.image, "n_frames", 1)
         self.note = f"of {frames} pictures in this file the first was taken" if frames > 1 else ""
 
     def load(self, stored_size: tuple[int, int], margin: int, *, first_only: bool = False) -> Vips:

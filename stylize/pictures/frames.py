@@ -88,6 +88,7 @@ class AnimatedPng(VipsFile):
         super().__init__(path, image_format, unlimited=unlimited)
         self.unlimited, self.channels = unlimited, int(self.image.bands)
         self.frames = _PillowFrames(path, unlimited)
+        self.is_deep = self.header.bits > 8
         self.header = replace(self.header, frames=self.frames.count, bits=8)
 
     def load(self, stored_size: tuple[int, int], margin: int, *, first_only: bool = False) -> Vips:
@@ -101,7 +102,9 @@ class AnimatedPng(VipsFile):
         return frame.convert(MODES[self.channels])
 
     def metadata(self, size: tuple[int, int]) -> Metadata:
-        return replace(super().metadata(size), delays_ms=self.frames.delays_ms(), loops=self.frames.loops)
+        kept = super().metadata(size)
+        left_out = (*kept.left_out, "more than 8 bits of its frames") if self.is_deep else kept.left_out
+        return replace(kept, delays_ms=self.frames.delays_ms(), loops=self.frames.loops, left_out=left_out)
 
     def close(self) -> None:
         super().close()
@@ -142,7 +145,11 @@ class _PillowFrames:
             self.image = Image.open(path)
         # the picture that programs without animation show may be no frame
         self.first = int(getattr(self.image, "default_image", False))
-        self.count = max(1, getattr(self.image, "n_frames", 1) - self.first)
+        try:
+            self.count = max(1, getattr(self.image, "n_frames", 1) - self.first)
+        except BaseException:
+            self.close()
+            raise
         length = path.stat().st_size
         if self.count > length // FRAME_BYTES:
             self.close()

@@ -64,8 +64,9 @@ def losses(raster: Raster, image_format: Format) -> Iterator[str]:
     missing = list(_missing(raster, image_format))
     if missing:
         yield f"left out, for {image_format.name} has no place for it: {', '.join(missing)}"
-    if raster.bits > image_format.bits:
-        yield f"{raster.bits} bits become {image_format.bits}, the most that {image_format.name} is written with"
+    bits = 8 if raster.frames > 1 and image_format.name == "PNG" else image_format.bits
+    if raster.bits > bits:
+        yield f"{raster.bits} bits become {bits}, the most that {image_format.name} is written with"
     if raster.metadata.profile is not None and not image_format.has_profile:
         yield f"its colours become sRGB, for {image_format.name} has no place for a colour profile"
     if raster.has_alpha and image_format.alpha == "none":
@@ -83,7 +84,7 @@ def _missing(raster: Raster, image_format: Format) -> Iterator[str]:
     metadata, name = raster.metadata, image_format.name
     if metadata.exif is not None and not image_format.has_exif:
         yield "EXIF"
-    if metadata.xmp is not None and not image_format.has_exif:
+    if metadata.xmp is not None and (not image_format.has_exif or name == "JXL"):
         yield "XMP"
     if metadata.xmp_extension is not None and name != "JPEG":
         yield "extended XMP"

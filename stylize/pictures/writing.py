@@ -295,6 +295,8 @@ def _write_by_plugin(file: BinaryIO, raster: Raster, encoding: _Encoding) -> Non
         options["exif"] = EXIF_PREFIX + exif
     if profile is not None:
         options["icc_profile"] = profile
+    if raster.metadata.xmp is not None:
+        options["xmp"] = raster.metadata.xmp
     _save_by_pillow(file, raster, encoding, options)
 
 
