@@ -252,23 +252,45 @@ MERGE = "tag:yaml.org,2002:merge"  # of `<<: *anchor`
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that reads 1e-3 as a number, as YAML 1.2 does, and refuses a key that comes twice."""
+    """YAML with the scalars of version 1.2, which refuses a key that comes twice.
+
+    1e-3 is a number and 0100 is a hundred; yes, 1:30 and 2026-01-31 are text.
+    """
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012  those of YAML 1.1 are not inherited
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != MERGE]
-        for key in keys:
-            if keys.count(key) > 1:
+        known: list[Any] = []
+        for key, _ in node.value:
+            if key.tag == MERGE:
+                continue
+            name = self.construct_object(key, deep=True)
+            if name in known:
                 raise yaml.constructor.ConstructorError(
-                    problem=f"the key '{key}' comes twice", problem_mark=node.start_mark
+                    problem=f"the key '{name}' comes twice", problem_mark=key.start_mark
                 )
+            known.append(name)
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        text = str(self.construct_scalar(node))
+        return int(text, 0) if re.match("0[ox]", text) else int(text)
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
+
+# Source: YAML 1.2.2, section 10.3.2, the core schema; and underscores between digits.
+SCALARS = {
+    "null": (r"^(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    "bool": ("^(true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+    "int": (r"^([-+]?\d[\d_]*|0o[0-7]+|0x[\da-fA-F]+)$", list("-+0123456789")),
+    "float": (
+        r"^([-+]?(\.\d+|\d[\d_]*(\.\d*)?)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$",
+        list("-+0123456789."),
+    ),
+    "merge": ("^(?:<<)$", ["<"]),
+}
+for kind, (pattern, firsts) in SCALARS.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(pattern), firsts)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

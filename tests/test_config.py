@@ -165,11 +165,10 @@ def test_all_other_keys_have_defaults() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name: a\nname: b\n", "not valid YAML: the key 'name' comes twice in line 1"),
-        ("name: a\nstyle:\n  size: 1\n  size: 2\n", "not valid YAML: the key 'size' comes twice in line 3"),
+        ("name: a\nname: b\n", "not valid YAML: the key 'name' comes twice in line 2"),
+        ("name: a\nstyle:\n  size: 1\n  size: 2\n", "not valid YAML: the key 'size' comes twice in line 4"),
         ("name: a\nstyle: [1, 2\nseed: 0\n", "not valid YAML: expected ',' or ']', but got ':' in line 3"),
         ("name: a\n\tseed: 0\n", "not valid YAML: found character '\\t' that cannot start any token in line 2"),
-        ("name: 2024-13-45\n", "not valid YAML: month must be in 1..12"),
         ("name: !!python/object:os.system a\n", "not valid YAML: could not determine a constructor for the tag "
          "'tag:yaml.org,2002:python/object:os.system' in line 1"),
         ("- a\n- b\n", "got a list, must be keys with values"),
@@ -241,7 +240,6 @@ def test_an_override_may_give_what_the_file_left_out() -> None:
         ("loss.style_weight", "--set: got 'loss.style_weight', must be KEY=VALUE, such as loss.style_weight=20"),
         ("=3", "--set: got '=3', must be KEY=VALUE, such as loss.style_weight=20"),
         ("seed=[1", "--set seed=[1: not valid YAML: expected ',' or ']', but got '<stream end>' in line 1"),
-        ("name=2024-13-45", "--set name=2024-13-45: not valid YAML: month must be in 1..12"),
         ("name.a=3", "--set name.a=3: name holds a value, not keys"),
         ("train.steps.a.b=3", "--set train.steps.a.b=3: train.steps holds a value, not keys"),
         ("seed=x", "configs/a.yaml: seed: got 'x', must be a whole number"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stylize.cli.options import FiniteRange, device_option, verbose_option
-from stylize.errors import StylizeError
+from stylize.errors import StylizeError, listed, shown
 from stylize.system.places import temporary_folder
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from stylize.inference.stylizer import Stylizer
 
 logger = logging.getLogger("stylize")
+SLASHES = ("/", os.sep)
 
 
 @click.command()
@@ -34,9 +36,9 @@ logger = logging.getLogger("stylize")
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
     metavar="PATH",
-    help="Output file, or output folder for several pictures. Default: <image>.<style>.<suffix> beside the input.",
+    help="Output file, or output folder: for several pictures, or where PATH ends with a slash. "
+    "Default: <image>.<style>.<suffix> beside the input.",
 )
 @click.option(
     "--strength",
@@ -108,7 +110,7 @@ logger = logging.getLogger("stylize")
 def apply(
     inputs: tuple[Path, ...],
     model: str | None,
-    output: Path | None,
+    output: str | None,
     strength: float,
     keep_colors: bool,
     max_size: int | None,
@@ -139,13 +141,15 @@ def apply(
     from stylize.system.compiler import keep_compiled_code
     from stylize.system.compute import Compute
 
+    _refuse_streams(inputs, output)
     color = None if background is None else color_of("--background", background)
     found = find_model(model)
     generator, card = load_model(found.path)
     logger.info("model: %s, style %s, %s", found.path, card.style, found.reason)
     if seed is not None:
         generator.seed_noise(seed)
-    jobs = plan_jobs(inputs, output, card.style, recursive)
+    place = None if output is None else Path(output)
+    jobs = plan_jobs(inputs, place, card.style, recursive, into_folder=output is not None and output.endswith(SLASHES))
     compute = Compute.choose(device, precision)
     shapes = choose_shapes(compilation, compute, photograph_sizes(jobs, max_size), stroke_scale)
     if shapes:
@@ -164,6 +168,14 @@ def apply(
     _paint(jobs, stylizer, options)
 
 
+def _refuse_streams(inputs: Sequence[Path], output: str | None) -> None:
+    """Refuse "-": a picture is read more than once, and written as a whole or not at all."""
+    if Path("-") in inputs and not Path("-").exists():
+        raise StylizeError("-: standard input is not read, must be a file or a folder")
+    if output == "-":
+        raise StylizeError("-o: got '-', but standard output is not written to, must be a file or a folder")
+
+
 def _paint(jobs: Sequence[Job], stylizer: Stylizer, options: FileOptions) -> None:
     """Paint all pictures and print the written files; failures are reported at the end.
 
@@ -178,14 +190,14 @@ def _paint(jobs: Sequence[Job], stylizer: Stylizer, options: FileOptions) -> Non
     with Progress(len(jobs)) as progress:
         for item in paint_files(jobs, stylizer, options, progress.add):
             if item.error is None:
-                tqdm.write(str(item.target), file=sys.stdout)
+                tqdm.write(shown(item.target), file=sys.stdout)
             else:
                 failures.append(str(item.error))
             progress.next()
     if len(jobs) == 1 and failures:
         raise StylizeError(failures[0])
     if failures:
-        raise StylizeError(f"{len(failures)} of {len(jobs)} pictures failed: {'; '.join(failures)}")
+        raise StylizeError(f"{len(failures)} of {len(jobs)} pictures failed: {listed(failures)}")
 
 
 class Progress:

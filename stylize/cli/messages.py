@@ -6,12 +6,14 @@ import io
 import logging
 import sys
 
+from stylize.errors import shown
+
 
 class _AboveTheBar(logging.Handler):
     """Prints lines without breaking a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        message = self.format(record)
+        message = shown(self.format(record))
         tqdm = sys.modules.get("tqdm")  # no bar can be there before tqdm is
         if tqdm is not None:
             tqdm.tqdm.write(message, file=sys.stderr)

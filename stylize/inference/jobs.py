@@ -18,6 +18,7 @@ from stylize.pictures.formats import FORMATS, SIGNATURE_BYTES, format_of_content
 from stylize.pictures.picture import limited_size
 from stylize.pictures.reading import read_header
 from stylize.system.files import remove_abandoned
+from stylize.system.places import is_file, is_folder
 
 logger = logging.getLogger("stylize")
 WITHOUT_MARK = frozenset(suffix for row in FORMATS if row.name == "JXL" for suffix in row.suffixes)
@@ -31,7 +32,9 @@ class Job:
     target: Path
 
 
-def plan_jobs(inputs: Sequence[Path], output: Path | None, style: str, recursive: bool) -> list[Job]:
+def plan_jobs(
+    inputs: Sequence[Path], output: Path | None, style: str, recursive: bool, *, into_folder: bool = False
+) -> list[Job]:
     """Find the photographs and choose the file of each stylized picture.
 
     In folders, pictures that are painted already, and the output folder, are left alone; what is left out is logged.
@@ -41,6 +44,7 @@ def plan_jobs(inputs: Sequence[Path], output: Path | None, style: str, recursive
         output: A file, or a folder for several pictures; None: `<image>.<style>.<suffix>` beside each photograph.
         style: Name of the style.
         recursive: Whether to search the folders below the given ones.
+        into_folder: Whether the output is a folder, whatever it is called.
 
     Raises:
         StylizeError: A folder holds no images, or the output cannot hold the pictures. Missing files are not noticed.
@@ -48,10 +52,10 @@ def plan_jobs(inputs: Sequence[Path], output: Path | None, style: str, recursive
     photographs = [found for path in inputs for found in _find(path, output, style, recursive)]
     if output is None:
         return [Job(p.file, default_target(p.file, style)) for p in photographs]
-    many = len(photographs) > 1 or any(path.is_dir() for path in inputs)
-    if not many and not output.is_dir() and output.suffix:
+    many = into_folder or len(photographs) > 1 or any(map(is_folder, inputs))
+    if not many and not is_folder(output) and output.suffix:
         return [Job(photographs[0].file, output)]
-    if output.is_file():
+    if is_file(output):
         raise StylizeError(f"-o: {output} is a file, must be a folder for several pictures")
     jobs = [Job(p.file, _writable(output / p.relative, p.file)) for p in photographs]
     _check_distinct(jobs)
@@ -65,7 +69,7 @@ class _Found:
 
 
 def _find(path: Path, output: Path | None, style: str, recursive: bool) -> list[_Found]:
-    if not path.is_dir():
+    if not is_folder(path):  # what cannot be looked at is reported when it is read
         return [_Found(path, Path(path.name))]
     search = search_folder(path, recursive=recursive, without=_below(path, output))
     by_name = [file for file in search.images if _is_painted(file, style)]
@@ -87,7 +91,7 @@ def _nothing_found(search: Search, recursive: bool) -> str:
 
 def _below(folder: Path, output: Path | None) -> Path | None:
     """The output if it is a folder below the given one."""
-    if output is None or not output.is_dir() or output.samefile(folder):
+    if output is None or not is_folder(output) or output.samefile(folder):
         return None
     return output if folder.resolve() in output.resolve().parents else None
 
@@ -173,7 +177,8 @@ def paint_files(
         The work items in the order of the jobs, each as soon as it is written or has failed, with `error` set.
     """
     for folder in {job.target.parent for job in jobs}:
-        remove_abandoned(folder)
+        with suppress(OSError):  # writing meets it again and reports it
+            remove_abandoned(folder)
     painter = FilePainter(stylizer, options, on_progress)
     items = [WorkItem(job.source, job.target) for job in jobs]
     if len(items) == 1:  # without threads: nothing is left to do beside it

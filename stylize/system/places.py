@@ -7,7 +7,7 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-from stylize.errors import StylizeError
+from stylize.errors import StylizeError, reason_of
 
 logger = logging.getLogger("stylize")
 
@@ -21,9 +21,13 @@ def check_replaceable(target: Path, overwrite: bool) -> None:
     """Check that a file may be written.
 
     Raises:
-        StylizeError: It exists and must not be replaced.
+        StylizeError: It exists and must not be replaced, or it cannot be looked at.
     """
-    if target.exists() and not overwrite:
+    try:
+        exists = target.exists()
+    except OSError as error:
+        raise StylizeError(f"{target}: cannot be written ({reason_of(error)})") from error
+    if exists and not overwrite:
         raise StylizeError(f"{target}: is there already; --overwrite replaces it")
 
 
@@ -43,6 +47,16 @@ def make_parent(target: Path) -> None:
         raise StylizeError(f"{target.parent}: cannot be written to")
 
 
+def is_folder(path: Path) -> bool:
+    """Return whether there is a folder at this place; not if it cannot be looked at."""
+    return os.path.isdir(path)  # noqa: PTH112  `Path.is_dir` raises errors for names too long and closed folders
+
+
+def is_file(path: Path) -> bool:
+    """Return whether there is a file at this place; not if it cannot be looked at."""
+    return os.path.isfile(path)  # noqa: PTH113  likewise
+
+
 def expanded(path: str) -> Path:
     """A path with `~` and `~user` replaced by the home folder.
 
@@ -59,7 +73,7 @@ def temporary_folder(target: Path) -> Path:
     """The folder for temporary files of large pictures: `TMPDIR` if it can be used, else the nearest above a file."""
     if "TMPDIR" in os.environ:
         named = Path(os.environ["TMPDIR"])
-        if named.is_dir() and os.access(named, os.W_OK | os.X_OK):
+        if is_folder(named) and os.access(named, os.W_OK | os.X_OK):
             return named
         _tell_once(f"TMPDIR: {named} is no folder that can be written to; temporary files go beside the outputs")
-    return next(folder for folder in target.absolute().parents if folder.is_dir())
+    return next(folder for folder in target.absolute().parents if is_folder(folder))

@@ -87,13 +87,23 @@ def find_photographs(config: ContentConfig, seed: int) -> Photographs:
         training = sorted(set(files) - set(held_out))
     else:
         shuffled = random.Random(f"validation {seed}").sample(files, len(files))
-        held_out, training = shuffled[: config.validation], sorted(shuffled[config.validation :])
+        count = _held_out_count(config.validation, len(files))
+        held_out, training = shuffled[:count], sorted(shuffled[count:])
     if not training:
         raise StylizeError(
             f"content.validation: got {config.validation}, must leave photographs to train on: "
             f"{config.path} holds {len(files)}"
         )
     return Photographs(_drawn(training, config.limit, seed), held_out)
+
+
+def _held_out_count(wanted: int, count: int) -> int:
+    """Return how many of `count` photographs to hold out: a quarter where so many as are wanted would leave none."""
+    if wanted < count or count == 1:
+        return wanted
+    fewer = max(1, count // 4)
+    logger.warning("content.validation: got %d, but there are %d photographs: %d are held out", wanted, count, fewer)
+    return fewer
 
 
 def _drawn(files: list[Path], limit: int | None, seed: int) -> list[Path]:
