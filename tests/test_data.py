@@ -244,12 +244,21 @@ def test_missing_and_empty_folders_are_refused(tmp_path: Path, key: str) -> None
     )
 
 
-@pytest.mark.parametrize("validation", (3, 5))
-def test_holding_out_every_photograph_is_refused(tmp_path: Path, validation: int) -> None:
-    flat_photographs(tmp_path, 3)
+@pytest.mark.parametrize("validation", (1, 5))
+def test_holding_out_the_only_photograph_is_refused(tmp_path: Path, validation: int) -> None:
+    flat_photographs(tmp_path, 1)
     assert refusal(lambda: find_photographs(config(tmp_path, validation=validation), seed=0)) == (
-        f"content.validation: got {validation}, must leave photographs to train on: {tmp_path} holds 3"
+        f"content.validation: got {validation}, must leave photographs to train on: {tmp_path} holds 1"
     )
+
+
+def test_a_quarter_is_held_out_and_told_where_none_would_be_left(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    flat_photographs(tmp_path, 8)
+    found = find_photographs(config(tmp_path, validation=16), seed=0)
+    assert (len(found.training), len(found.validation)) == (6, 2)
+    assert caplog.messages == ["content.validation: got 16, but there are 8 photographs: 2 are held out"]
 
 
 def test_a_crop_larger_than_the_photographs_is_refused() -> None:
