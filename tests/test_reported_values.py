@@ -14,6 +14,7 @@ from PIL import Image, ImageCms
 from test_images import icc_profile, refusal
 from test_rasters import chunk, pixels, png, tiff
 
+from stylize.errors import StylizeError
 from stylize.inference.pixels import pixels_of
 from stylize.pictures.png_color import PRIMARIES, SRGB_CURVE, SRGB_PRIMARIES, Stated, profile_of
 from stylize.pictures.reading import read_raster, read_rgb
@@ -272,3 +273,26 @@ def test_a_profile_that_is_srgb_under_any_name_changes_no_level(tmp_path: Path, 
     Image.fromarray(RGB).save(tmp_path / "a.png", icc_profile=profile)
     assert np.array_equal(painted(tmp_path / "a.png"), RGB)
     assert np.array_equal(np.asarray(read_rgb(tmp_path / "a.png")), RGB)
+
+
+@pytest.mark.parametrize("progressive", (False, True))
+@pytest.mark.parametrize("read", ("painting", "training"))
+def test_a_jpeg_whose_copy_broke_off_is_refused_and_one_that_is_filled_up_is_not(
+    tmp_path: Path, progressive: bool, read: str
+) -> None:
+    path = tmp_path / "a.jpg"
+    pixels = np.random.default_rng(0).integers(0, 256, (120, 160, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(path, quality=90, progressive=progressive)
+    whole = path.read_bytes()
+
+    def decode() -> None:
+        if read == "painting":
+            read_raster(path).close()
+        else:
+            read_rgb(path)
+
+    path.write_bytes(whole + bytes(len(whole)))  # as cameras do
+    decode()
+    path.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2))
+    with pytest.raises(StylizeError, match=r"a\.jpg: cannot be read as an image"):
+        decode()

@@ -21,7 +21,7 @@ from stylize.pictures.color import (
     with_profile,
     without_profile_to_srgb,
 )
-from stylize.pictures.exif import ORIENTATION, corrected_exif, exif_of_tiff, from_photoshop, gif_is_whole
+from stylize.pictures.exif import ORIENTATION, corrected_exif, exif_of_tiff, from_photoshop, gif_is_whole, jpeg_is_whole
 from stylize.pictures.formats import Format
 from stylize.pictures.notes import orientation_of, read_notes
 from stylize.pictures.png_color import png_profile
@@ -136,6 +136,10 @@ class VipsFile:
         return image
 
     def load(self, stored_size: tuple[int, int], margin: int, *, first_only: bool = False) -> Vips:
+        if self.format.name == "JPEG" and not jpeg_is_whole(self.path):
+            raise StylizeError(
+                f"{self.path}: cannot be read as an image (its data end in zeros: a copy that broke off?)"
+            )
         if self.format.name == "GIF" and not gif_is_whole(self.path.read_bytes()):
             raise StylizeError(f"{self.path}: cannot be read as an image (it ends within a frame)")
         factor = min(self.stored_size[0] / stored_size[0], self.stored_size[1] / stored_size[1])

@@ -6,8 +6,10 @@ that must change in place, and insert the block into the encoded file.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image
@@ -15,6 +17,7 @@ from PIL import Image
 EXIF_PREFIX = b"Exif\0\0"
 JPEG_EXIF_BYTES = 65535 - 2 - len(EXIF_PREFIX)
 IMAGE, EXTENSION = 0x2C, 0x21  # the blocks of GIF
+TAIL_BYTES, LEAST_ZEROS = 1 << 16, 512
 PHOTOSHOP, IPTC_RESOURCE = b"Photoshop 3.0\0", b"8BIM\4\4"
 
 WIDTH, HEIGHT, ORIENTATION, EXIF_IFD, GPS_IFD = 0x0100, 0x0101, 0x0112, 0x8769, 0x8825
@@ -102,6 +105,24 @@ def gif_is_whole(content: bytes) -> bool:
             at += 1 + content[at]
         at += 1
     return at <= len(content)
+
+
+def jpeg_is_whole(path: Path) -> bool:
+    """Return whether the data of a JPEG file do not end in zeros, as those of a copy that broke off do.
+
+    Zeros after the end of the image are what cameras fill files with. libjpeg takes the others for black or gray.
+    """
+    with path.open("rb") as file:
+        length = place = file.seek(0, os.SEEK_END)
+        end = b""
+        while place > 0 and not end:
+            part = min(place, TAIL_BYTES)
+            place -= part
+            file.seek(place)
+            end = file.read(part).rstrip(b"\0")
+        zeros = length - place - len(end)
+        file.seek(max(0, length - zeros - 2))
+        return zeros < max(LEAST_ZEROS, length // 32) or file.read(2) == b"\xff\xd9"
 
 
 def _palette_bytes(flags: bytes) -> int:

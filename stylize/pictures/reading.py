@@ -39,7 +39,8 @@ PAINTING_MARGIN, TRAINING_MARGIN = 2, 1
 # that side is large, absolutely, but always two squares.
 ENLARGED_SQUARES, ENLARGED_PIXELS, LEAST_SQUARES = 16, 1 << 24, 2
 # What decides the pixels beside the file: another version may give others.
-DECODER = f"libvips {VERSION} and Pillow {PIL.__version__}"
+READER = 2  # raised where the same file gives other pixels than before
+DECODER = f"reader {READER}, libvips {VERSION} and Pillow {PIL.__version__}"
 
 
 def open_picture(path: Path, *, max_pixels: int | None = None) -> OpenPicture:
