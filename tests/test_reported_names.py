@@ -1,6 +1,7 @@
 """Names, consoles, folders and numbers that users really have."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,11 @@ from stylize.system.places import temporary_folder
 from stylize.training.photographs import ContentConfig, find_photographs
 
 
-def run(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
+def run(
+    folder: Path, *arguments: str, before: tuple[str, ...] = (), **variables: str
+) -> subprocess.CompletedProcess[bytes]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **variables}
-    command = [sys.executable, "-m", "stylize", *arguments]
+    command = [*before, sys.executable, "-m", "stylize", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False, timeout=120)
 
 
@@ -168,3 +171,49 @@ def test_fewer_photographs_are_held_out_where_none_would_be_left(tmp_path: Path,
     config = ContentConfig(path=str(tmp_path / "photos"), validation=wanted)
     found = find_photographs(config, 0)
     assert (len(found.training), len(found.validation)) == (8 - held_out, held_out)
+
+
+WITHOUT_RIGHTS = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    (
+        (("apply", "closed/a.png", "--model", "model.safetensors", "-o", "o.png"), "closed/a.png: cannot be read"),
+        (("apply", "b.png", "a.png", "--model", "model.safetensors"), "b.png: cannot be read (Permission denied)"),
+        (("apply", "closed", "--model", "model.safetensors"), "closed: cannot be read"),
+        (("apply", "a.png", "--model", "closed/m.safetensors"), "closed/m.safetensors: Permission denied"),
+        (("apply", "a.png", "--model", "model.safetensors", "-o", "closed/x.png"), "closed/x.png: cannot be written"),
+        (("info", "closed/m.safetensors"), "closed/m.safetensors: Permission denied"),
+        (("import", "closed/m.pth", "-o", "x.safetensors"), "closed/m.pth: Permission denied"),
+        (("check-data", "closed"), "closed"),
+        (("train", "--config", "closed/c.yaml"), "closed/c.yaml: cannot be read (Permission denied)"),
+        (("optimize", "closed/a.png", "--style", "a.png", "-o", "z.png"), "closed/a.png: cannot be read"),
+        (("evaluate", "model.safetensors", "--content", "closed", "--style", "a.png"), "closed"),
+    ),
+)
+def test_a_place_that_may_not_be_looked_at_is_told_in_a_line(
+    tmp_path: Path, arguments: tuple[str, ...], told: str
+) -> None:
+    write_model(tmp_path / "model.safetensors")
+    for name in ("a.png", "b.png", "closed/a.png"):
+        picture(tmp_path / name)
+    for name in ("closed", "b.png"):
+        (tmp_path / name).chmod(0)
+    try:
+        done = run(tmp_path, *arguments, before=unprivileged())
+    finally:
+        (tmp_path / "closed").chmod(0o755)
+    assert done.returncode == 1, done.stderr
+    last = done.stderr.decode().splitlines()[-1]
+    assert last.startswith("stylize: ") and told in last and b"Traceback" not in done.stderr
+    assert (tmp_path / "a.dots.png").exists() == ("b.png" in arguments)
+
+
+def unprivileged() -> tuple[str, ...]:
+    """What is put before a command so that a superuser, too, may not read what is closed."""
+    if os.geteuid() != 0:
+        return ()
+    if shutil.which("setpriv") is None:
+        pytest.skip("a superuser without setpriv may read everything")
+    return WITHOUT_RIGHTS

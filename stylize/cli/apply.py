@@ -27,7 +27,7 @@ SLASHES = ("/", os.sep)
 
 
 @click.command()
-@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="INPUT...")
+@click.argument("inputs", nargs=-1, required=True, type=click.Path(readable=False, path_type=Path), metavar="INPUT...")
 @click.option(
     "--model",
     metavar="FILE|RUN_DIR|NAME",

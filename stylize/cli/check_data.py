@@ -12,7 +12,7 @@ from stylize.errors import StylizeError
 
 
 @click.command(name="check-data")
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("folder", type=click.Path(readable=False, path_type=Path), metavar="DIR")
 @click.option(
     "--resize",
     type=click.IntRange(16),

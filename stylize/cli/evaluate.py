@@ -26,14 +26,23 @@ logger = logging.getLogger("stylize")
 
 @click.command()
 @click.argument("model", metavar="MODEL")
-@click.option("--content", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder of photographs.")
 @click.option(
-    "--style", type=click.Path(path_type=Path), metavar="IMAGE", help="Style image; default: that of --config."
+    "--content",
+    type=click.Path(readable=False, path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="Folder of photographs.",
+)
+@click.option(
+    "--style",
+    type=click.Path(readable=False, path_type=Path),
+    metavar="IMAGE",
+    help="Style image; default: that of --config.",
 )
 @click.option(
     "--config",
     "config_path",
-    type=click.Path(path_type=Path),
+    type=click.Path(readable=False, path_type=Path),
     metavar="FILE",
     help="YAML file of a run whose loss and style size to use; default: those the model was trained with.",
 )
@@ -69,7 +78,13 @@ logger = logging.getLogger("stylize")
     show_default=True,
     help="Start of the reference: the photograph, or noise.",
 )
-@click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="Write all results as JSON.")
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(readable=False, path_type=Path),
+    metavar="FILE",
+    help="Write all results as JSON.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing JSON file.")
 @device_option
 @verbose_option

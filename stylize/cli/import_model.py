@@ -11,9 +11,14 @@ from stylize.system.files import write_atomically
 
 
 @click.command("import")
-@click.argument("old", type=click.Path(path_type=Path), metavar="OLD.pth")
+@click.argument("old", type=click.Path(readable=False, path_type=Path), metavar="OLD.pth")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="PATH", help="Model file to write."
+    "-o",
+    "--output",
+    type=click.Path(readable=False, path_type=Path),
+    required=True,
+    metavar="PATH",
+    help="Model file to write.",
 )
 @click.option("--style", metavar="NAME", help="Name of the style. Default: the name of OLD.pth.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output file.")

@@ -25,15 +25,25 @@ logger = logging.getLogger("stylize")
 
 
 @click.command()
-@click.argument("content", type=click.Path(path_type=Path))
+@click.argument("content", type=click.Path(readable=False, path_type=Path))
 @click.option(
-    "--style", type=click.Path(path_type=Path), metavar="IMAGE", help="Style image; default: that of --config."
+    "--style",
+    type=click.Path(readable=False, path_type=Path),
+    metavar="IMAGE",
+    help="Style image; default: that of --config.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="OUT", help="Picture to write.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(readable=False, path_type=Path),
+    required=True,
+    metavar="OUT",
+    help="Picture to write.",
+)
 @click.option(
     "--config",
     "config_path",
-    type=click.Path(path_type=Path),
+    type=click.Path(readable=False, path_type=Path),
     metavar="FILE",
     help="YAML file of a run whose loss and style size to use; default: the default loss.",
 )
@@ -72,7 +82,7 @@ logger = logging.getLogger("stylize")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the noise.")
 @click.option(
     "--log",
-    type=click.Path(path_type=Path),
+    type=click.Path(readable=False, path_type=Path),
     metavar="DIR",
     help="Write losses and pictures for TensorBoard to this folder.",
 )

@@ -15,11 +15,17 @@ from stylize.system.memory import keep_freed_memory
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--config", "config_path", type=click.Path(path_type=Path), metavar="FILE", help="YAML file of a run.")
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(readable=False, path_type=Path),
+    metavar="FILE",
+    help="YAML file of a run.",
+)
 @overrides_option
 @click.option(
     "--output",
-    type=click.Path(path_type=Path),
+    type=click.Path(readable=False, path_type=Path),
     default=Path("studies"),
     show_default=True,
     metavar="DIR",
@@ -36,7 +42,7 @@ from stylize.system.memory import keep_freed_memory
 )
 @click.option(
     "--pictures",
-    type=click.Path(path_type=Path),
+    type=click.Path(readable=False, path_type=Path),
     metavar="DIR",
     help="Folder of photographs to show; default: four of those held out.",
 )

@@ -19,9 +19,16 @@ logger = logging.getLogger("stylize")
 
 
 @click.command()
-@click.option("--config", "config_path", type=click.Path(path_type=Path), required=True, help="Config of the run.")
+@click.option(
+    "--config", "config_path", type=click.Path(readable=False, path_type=Path), required=True, help="Config of the run."
+)
 @overrides_option
-@click.option("--output", type=click.Path(path_type=Path), metavar="RUN_DIR", help="Run folder. Default: runs/<name>.")
+@click.option(
+    "--output",
+    type=click.Path(readable=False, path_type=Path),
+    metavar="RUN_DIR",
+    help="Run folder. Default: runs/<name>.",
+)
 @click.option("--resume", is_flag=True, help="Continue from the newest checkpoint of the run folder.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in the run folder.")
 @click.option("--dry-run", is_flag=True, help="Check everything, print the resolved config and stop.")

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from stylize.errors import StylizeError
+from stylize.errors import StylizeError, reason_of
 from stylize.generators import Generator, GeneratorConfig, build_generator
 from stylize.version import __version__
 
@@ -219,7 +219,9 @@ def _metadata(path: Path) -> Mapping[str, str]:
         _check_header_size(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
+        raise StylizeError(f"{path}: cannot be read ({reason_of(error)})") from error
+    except SafetensorError as error:
         raise StylizeError(
             f"{path}: no stylize model: must be a .safetensors file that `stylize train` wrote"
         ) from error

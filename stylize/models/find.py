@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stylize.errors import StylizeError, nearest
+from stylize.system.places import is_file
 
 BUILT_IN = Path(__file__).parent / "builtin"
 RUNS = Path("runs")
@@ -43,7 +44,7 @@ def find_model(name: str | None, runs: Path = RUNS, place: str = "--model") -> F
     if name is None:
         return _newest(runs) or _first_of(built_in)
     path = Path(name)
-    is_run = (path / MODEL_NAME).is_file()
+    is_run = is_file(path / MODEL_NAME)
     if name in built_in and not is_run:
         kind = "folder" if path.is_dir() else "file"
         return FoundModel(built_in[name], f"built in; the {kind} is ./{name}" if path.exists() else "built in")

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from stylize.errors import StylizeError
+from stylize.errors import StylizeError, reason_of
 from stylize.pictures.color import is_output_profile, pixels_to_srgb, to_srgb
 from stylize.pictures.decoders import ImageFile
 from stylize.pictures.limits import limits
@@ -276,6 +276,8 @@ def _reason(error: Exception) -> str:
         return "is a folder, must be an image file"
     if isinstance(error, UnidentifiedImageError):
         return "not an image of a known format"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"cannot be read ({reason_of(error)})"
     return f"cannot be read as an image ({error or type(error).__name__})".replace("\n", " ")
 
 
