@@ -1,11 +1,7 @@
-"""Files made to do harm, and files damaged by chance: a picture, a model, a run, or one clear line.
-
-`STYLIZE_FUZZ=10` tries ten times as many mutations as the suite does.
-"""
+"""Files made to do harm, and files damaged by chance: a picture, a model, a run, or one clear line."""
 
 import json
 import logging
-import os
 import random
 import struct
 import subprocess
@@ -18,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from fixtures_fuzz import TIMES, mutated, outcome
 from fixtures_runs import picture, tiny, write_config, write_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -26,13 +23,15 @@ from pydantic import BaseModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_reported_files import page, tiff
+from test_reported_values import LINEAR, SAMPLES
 
 from stylize.config import RunConfig, load_config
 from stylize.errors import StylizeError
 from stylize.models.file import load_model, read_card
-from stylize.pictures.reading import read_picture, read_rgb
+from stylize.pictures.reading import read_picture, read_raster, read_rgb
 
-TIMES = int(os.environ.get("STYLIZE_FUZZ", "1"))
+CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+MOST_KIB = 300 * 1024
 MODEL_MUTATIONS, IMAGE_MUTATIONS, CONFIGS = 100 * TIMES, 200 * TIMES, 100 * TIMES
 
 MEASURE = """
@@ -120,37 +119,6 @@ def test_what_a_model_says_cannot_steer_the_terminal(tmp_path: Path) -> None:
     assert read_card(path).vgg == "?[2Jrandom??" + "x" * 188
 
 
-def mutated(content: bytes, draw: random.Random) -> bytes:
-    """The content with some bytes changed, a piece cut out, doubled, or the end cut off."""
-    changed = bytearray(content)
-    kind = draw.choice(["bits", "bits", "bytes", "cut", "out", "double"])
-    start = draw.randrange(min(len(changed), draw.choice([64, 2000, len(changed)])))
-    length = draw.randrange(1, 50)
-    if kind == "bits":
-        for _ in range(draw.randrange(1, 8)):
-            changed[draw.randrange(start, len(changed))] ^= 1 << draw.randrange(8)
-    elif kind == "bytes":
-        changed[start : start + length] = draw.randbytes(length)
-    elif kind == "cut":
-        del changed[start:]
-    elif kind == "out":
-        del changed[start : start + length]
-    else:
-        changed[start:start] = changed[start : start + length]
-    return bytes(changed)
-
-
-def outcome(path: Path, read: Callable[[Path], object]) -> str:
-    """Whether a file is read or refused; anything else is an error of the program."""
-    try:
-        read(path)
-    except StylizeError as error:
-        assert str(error).startswith(f"{path}: ")
-        assert "\n" not in str(error)
-        return "refused"
-    return "read"
-
-
 def test_mutated_models_load_or_are_refused_in_one_line(tmp_path: Path) -> None:
     seeds = [write_model(tmp_path / f"{norm}.st", norm=norm).read_bytes() for norm in ("instance", "batch_instance")]
     draw, path = random.Random(0), tmp_path / "mutated.safetensors"
@@ -181,6 +149,8 @@ def image_seeds(folder: Path) -> list[Path]:
         "packed.tif": (rgb.convert("RGBA"), {"compression": "tiff_deflate"}),
         "float.tiff": (Image.fromarray(levels.astype(np.float32) / 65535), {}),
         "signed.tiff": (Image.fromarray(levels.astype(np.int32) * 32768), {}),
+        "profile.png": (rgb, {"icc_profile": LINEAR}),
+        "progressive.jfif": (rgb, {"progressive": True, "comment": b"a text", "xmp": b"<rdf:RDF/>"}),
         "rgb.webp": (rgb, {}),
         "rgb.avif" if features.check("avif") else "rgb.ppm": (rgb, {}),
     }
@@ -189,7 +159,11 @@ def image_seeds(folder: Path) -> list[Path]:
     annotated = annotated_seeds((folder / "alpha.png").read_bytes(), (folder / "turned.jpg").read_bytes())
     for name, content in annotated.items():
         (folder / name).write_bytes(content)
-    return [*(folder / name for name in (*saves, *annotated)), *stated_colours(folder), *several_pictures(folder, rgb)]
+    integers = [name for name in SAMPLES if "integers" in name]
+    for i, name in enumerate(integers):
+        (folder / f"{i}.tif").write_bytes(SAMPLES[name][0])
+    named = [*saves, *annotated, *(f"{i}.tif" for i in range(len(integers)))]
+    return [*(folder / name for name in named), *stated_colours(folder), *several_pictures(folder, rgb)]
 
 
 def several_pictures(folder: Path, rgb: Image.Image) -> list[Path]:
@@ -248,14 +222,30 @@ def test_mutated_images_are_read_or_refused_in_one_line(tmp_path: Path, caplog: 
     caplog.set_level(logging.ERROR)
     seeds = image_seeds(tmp_path)
     assert [outcome(seed, read_picture) for seed in seeds] == ["read"] * len(seeds)
-    draw, outcomes = random.Random(0), []
+    readers: list[Callable[[Path], object]] = [
+        read_picture, lambda path: read_rgb(path, 32), lambda path: read_raster(path).close()
+    ]  # fmt: skip
+    draw, outcomes, idle_kib = random.Random(0), [], status_kib("VmRSS")
     for i in range(IMAGE_MUTATIONS):
         seed = seeds[i % len(seeds)]
         path = tmp_path / f"mutated{seed.suffix}"
         path.write_bytes(mutated(seed.read_bytes(), draw))
-        outcomes.append(outcome(path, read_picture))
-        assert outcome(path, lambda path: read_rgb(path, 32)) in ("read", "refused")
+        for read in readers:
+            forget_peak()
+            outcomes.append(outcome(path, read))
+            assert status_kib("VmHWM") - idle_kib < MOST_KIB, (i, seed.name)
     assert set(outcomes) == {"read", "refused"}
+
+
+def forget_peak() -> None:
+    if CLEAR.exists():
+        CLEAR.write_text("5")
+
+
+def status_kib(key: str) -> int:
+    """A line of this process's memory; 0 where the system tells none."""
+    lines = STATUS.read_text().splitlines() if CLEAR.exists() else []
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), 0)
 
 
 def keys_of(model: type[BaseModel], prefix: str = "") -> list[str]:
