@@ -217,7 +217,6 @@ def chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
-@pytest.mark.filterwarnings("default")
 def test_mutated_images_are_read_or_refused_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR)
     seeds = image_seeds(tmp_path)

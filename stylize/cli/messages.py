@@ -29,7 +29,8 @@ def show_every_name() -> None:
 
 
 def show_log() -> None:
-    """Print the messages of the library to stderr, one plain line each."""
+    """Print the messages of the library to stderr, one plain line each; what Pillow logs of damaged files is not."""
+    logging.getLogger("PIL").handlers[:] = [logging.NullHandler()]
     logger = logging.getLogger("stylize")
     logger.setLevel(logging.INFO)
     logger.handlers[:] = [_AboveTheBar()]

@@ -19,7 +19,7 @@ from PIL import TiffImagePlugin
 
 from stylize.errors import StylizeError
 from stylize.pictures.limits import limits
-from stylize.pictures.vips import Vips, color_bands, strips
+from stylize.pictures.vips import Vips, color_bands, quiet_pillow, strips
 
 logger = logging.getLogger("stylize")
 
@@ -80,7 +80,7 @@ def tiff_tags(path: Path, place: int = 0) -> Tags:
     Raises:
         Exception: Whatever Pillow raises for a damaged directory.
     """
-    with path.open("rb") as file:
+    with path.open("rb") as file, quiet_pillow(unlimited=False):
         head = file.read(8)
         directory = TiffImagePlugin.ImageFileDirectory_v2(
             head + file.read(8) if head[2:4] in (b"+\0", b"\0+") else head

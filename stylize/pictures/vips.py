@@ -104,7 +104,7 @@ def strips(image: Vips, rows: int) -> Iterator[NDArray[Any]]:
         yield np.frombuffer(content, DTYPES[image.format]).reshape(count, image.width, image.bands)
 
 
-_pillow_lock = threading.Lock()
+_pillow_lock = threading.RLock()
 
 
 @contextmanager
