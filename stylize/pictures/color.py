@@ -116,11 +116,17 @@ def to_srgb(image: Vips, profile: bytes | None) -> Vips:
         image = image.icc_transform("srgb", intent=INTENT, depth=bits, input_profile="cmyk", embedded=False)
     elif image.interpretation not in SRGB_LIKE:
         image = image.colourspace("srgb" if bits == 8 else "rgb16")
-    if color_bands(image) < 3:
-        bands = image.bandsplit()
-        image = bands[0].bandjoin([bands[0], bands[0], *bands[1:2]])
-        image = image.copy(interpretation="srgb" if bits == 8 else "rgb16")
+    image = as_rgb(image)
     return image if image.bands <= 4 else image.extract_band(0, n=4 if image.hasalpha() else 3)
+
+
+def as_rgb(image: Vips) -> Vips:
+    """Return a gray image, with or without alpha, with three equal channels; an image of colours as it is."""
+    if color_bands(image) >= 3:
+        return image
+    bands = image.bandsplit()
+    image = bands[0].bandjoin([bands[0], bands[0], *bands[1:2]])
+    return image.copy(interpretation="srgb" if image.format == "uchar" else "rgb16")
 
 
 @contextmanager

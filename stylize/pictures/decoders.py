@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from stylize.errors import StylizeError
 from stylize.pictures.color import (
     UNUSABLE,
+    as_rgb,
     is_output_profile,
     transform_to_srgb,
     usable_profile,
@@ -145,7 +146,7 @@ class VipsFile:
         factor = min(self.stored_size[0] / stored_size[0], self.stored_size[1] / stored_size[1])
         shrink = next((s for s in self.format.shrinks_on_load if factor >= margin * s), 1)
         image = self._load(shrink=shrink) if shrink > 1 else self._levels()
-        return image if self.stated is None else with_profile(image, self.stated)
+        return image if self.stated is None else with_profile(as_rgb(image), self.stated)
 
     def _levels(self) -> Vips:
         """Return the image with 8 or 16 bits; see `stylize.pictures.values` for other types of samples."""
@@ -159,8 +160,9 @@ class VipsFile:
         return to_levels(real_samples(self._unread(), self.tags, scale), scale)
 
     def profile(self) -> bytes | None:
-        profile = self.stated or field(self.image, "icc-profile-data", None)
-        return usable_profile(profile, color_bands(self.image), self.path)
+        if self.stated is not None:
+            return usable_profile(self.stated, 3, self.path)
+        return usable_profile(field(self.image, "icc-profile-data", None), color_bands(self.image), self.path)
 
     def _orientation(self) -> int:
         """Return how the frames are stored: as EXIF says, or else XMP; libheif has turned AVIF as its boxes say."""

@@ -51,6 +51,8 @@ def png_profile(path: Path) -> tuple[bytes | None, bool]:
     """Return an ICC profile of the colours that a PNG file's chunks state, and whether it precedes an embedded one.
 
     None: sRGB, nothing, or an embedded profile. The order is PNG's (third edition): cICP, iCCP, sRGB, gAMA and cHRM.
+    The profile is of RGB for gray files, too: of a linear curve Little CMS converts grays with errors of up to 7
+    levels, RGB of 1.
 
     Raises:
         StylizeError: The colours are of high dynamic range, or of a kind that is not converted.
@@ -59,13 +61,14 @@ def png_profile(path: Path) -> tuple[bytes | None, bool]:
     is_gray = len(chunks.get(b"IHDR", b"")) >= 10 and chunks[b"IHDR"][9] in (0, 4)
     if len(chunks.get(b"cICP", b"")) == 4:
         stated = _of_code_points(path, *chunks[b"cICP"])
-        return profile_of(stated, is_gray=is_gray), True
+        return profile_of(stated), True
     if b"iCCP" in chunks or b"sRGB" in chunks or (b"gAMA" not in chunks and b"cHRM" not in chunks):
         return None, False
-    gamma, primaries = _gamma(chunks.get(b"gAMA", b"")), _primaries(chunks.get(b"cHRM", b""))
-    if (gamma is None and primaries is None) or (gamma == SRGB_CURVE and (primaries is None or is_gray)):
+    gamma = _gamma(chunks.get(b"gAMA", b""))
+    primaries = None if is_gray else _primaries(chunks.get(b"cHRM", b""))
+    if primaries is None and gamma in (None, SRGB_CURVE):
         return None, False
-    return profile_of(Stated(primaries or SRGB_PRIMARIES, gamma or SRGB_CURVE), is_gray=is_gray), False
+    return profile_of(Stated(primaries or SRGB_PRIMARIES, gamma or SRGB_CURVE)), False
 
 
 def _chunks(path: Path) -> Iterator[tuple[bytes, bytes]]:
@@ -133,22 +136,19 @@ def _matrix(primaries: tuple[float, ...]) -> NDArray[np.float64]:
     return np.asarray(adapted, np.float64)
 
 
-def profile_of(stated: Stated, *, is_gray: bool) -> bytes:
-    """Return an ICC profile (version 4.2) of a matrix and curves, or of a gray curve."""
+def profile_of(stated: Stated) -> bytes:
+    """Return an ICC profile (version 4.2) of a matrix and curves."""
     curve = b"para" + bytes(4) + struct.pack(">HH", 0 if len(stated.curve) == 1 else 3, 0) + _fixed(*stated.curve)
     tags = {b"desc": _text("stated by the file"), b"cprt": _text("none"), b"wtpt": b"XYZ " + bytes(4) + _fixed(*D50)}
-    if is_gray:
-        tags[b"kTRC"] = curve
-    else:
-        matrix = _matrix(stated.primaries)
-        for i, colour in enumerate((b"r", b"g", b"b")):
-            tags[colour + b"XYZ"] = b"XYZ " + bytes(4) + _fixed(*matrix[:, i])
-            tags[colour + b"TRC"] = curve
+    matrix = _matrix(stated.primaries)
+    for i, colour in enumerate((b"r", b"g", b"b")):
+        tags[colour + b"XYZ"] = b"XYZ " + bytes(4) + _fixed(*matrix[:, i])
+        tags[colour + b"TRC"] = curve
     table, data, start = struct.pack(">I", len(tags)), b"", 132 + 12 * len(tags)
     for signature, content in tags.items():
         table += signature + struct.pack(">II", start + len(data), len(content))
         data += content + bytes(-len(content) % 4)
-    head = struct.pack(">I4xI", start + len(data), 0x04200000) + b"mntr" + (b"GRAY" if is_gray else b"RGB ") + b"XYZ "
+    head = struct.pack(">I4xI", start + len(data), 0x04200000) + b"mntrRGB XYZ "
     head += struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + b"acsp" + bytes(28) + _fixed(*D50)
     return head.ljust(128, b"\0") + table + data
 
