@@ -300,3 +300,25 @@ def test_a_jpeg_whose_copy_broke_off_is_refused_and_one_that_is_filled_up_is_not
     path.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2))
     with pytest.raises(StylizeError, match=r"a\.jpg: cannot be read as an image"):
         decode()
+
+
+DAMAGED = {
+    "an end after half": lambda whole: whole[: len(whole) // 2] + b"\xff\xd9",
+    "a hole": lambda whole: whole[: len(whole) // 2] + whole[len(whole) // 2 + 500 :],
+}
+
+
+@pytest.mark.parametrize("read", ("painting", "training"))
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_jpeg_with_damage_is_read_and_told(
+    tmp_path: Path, damage: str, read: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.jpg"
+    pixels = np.random.default_rng(0).integers(0, 256, (120, 160, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(path, quality=90)
+    path.write_bytes(DAMAGED[damage](path.read_bytes()))
+    if read == "painting":
+        read_raster(path).close()
+    else:
+        read_rgb(path, 64)
+    assert [record.getMessage().partition(" (")[0] for record in caplog.records] == [f"{path}: its data are damaged"]

@@ -63,12 +63,14 @@ class ImageFile(Protocol):
         stored_size: Width and height in px of a frame as it is stored, before it is turned upright.
         orientation: How it is stored, 1 to 8 as in EXIF.
         note: What is told of pictures of the file that are left out; empty if nothing is.
+        fail_on: "warning" to refuse also damage that can be passed over, where the decoder tells it, or "error".
     """
 
     header: Header
     stored_size: tuple[int, int]
     orientation: int
     note: str
+    fail_on: str
 
     def load(self, stored_size: tuple[int, int], margin: int, *, first_only: bool = False) -> Vips:
         """Return the frames, one below the other, with 8 or 16 bits per channel.
@@ -104,6 +106,7 @@ class VipsFile:
             self.options, self.note = choice.options, choice.note
         if unlimited and image_format.has_loader_limits:
             self.options["unlimited"] = True
+        self.fail_on = "warning" if image_format.name == "JPEG" else "error"
         self.source = pyvips.Source.new_from_file(os.fsencode(path))  # names need not be text
         self.image = self._load()
         self._is_read = False
@@ -122,7 +125,7 @@ class VipsFile:
 
     def _load(self, **options: Any) -> Vips:
         load = getattr(pyvips.Image, str(self.format.loader))
-        return load(self.source, access="sequential", fail_on="error", **self.options, **options)
+        return load(self.source, access="sequential", fail_on=self.fail_on, **self.options, **options)
 
     def _stated_profile(self) -> bytes | None:
         """Return the profile that the file states other than by embedding it, if that is the one that counts."""
@@ -226,6 +229,7 @@ class PillowFile:
 
     orientation = 1  # it is turned when it is loaded
     note = ""
+    fail_on = "error"
 
     def __init__(self, path: Path, *, unlimited: bool) -> None:
         self.path, self.unlimited = path, unlimited

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import PIL
@@ -29,6 +29,8 @@ from stylize.pictures.vips import VERSION, Vips, color_bands, on_background, str
 from stylize.system.row_store import RowStore
 
 logger = logging.getLogger("stylize")
+
+Decoded = TypeVar("Decoded")
 
 SOURCE_STRIPS = 8
 MOST_ROWS = 1 << 14  # of a very thin picture, which libvips would search for line by line
@@ -161,21 +163,43 @@ class OpenPicture:
             self._check_pixels(header.frames, "; --max-pixels lifts the limit")
             size = limited_size(header.size, max_size_px)
             stored_size = size if file.orientation < 5 else size[::-1]
-            image, profile = file.load(stored_size, PAINTING_MARGIN), file.profile()
-            rows_per_strip = _rows_per_strip(image, stored_size[1] * header.frames)
-            pixels = to_srgb(_resized(image, header.frames, stored_size), profile)
-            if background is not None:
-                pixels = on_background(pixels, background)
-            rows = _new_rows(pixels, (size[1] * header.frames, size[0], pixels.bands), folder)
-            try:
-                with UprightRows(rows, stored_size, file.orientation, folder) as turned:
-                    for strip in strips(pixels, rows_per_strip):
-                        turned.add(strip)
-                rows.finish()
-            except BaseException:
-                rows.close()
+            return self._decoded(lambda: self._read(size, stored_size, folder, background))
+
+    def _read(
+        self,
+        size: tuple[int, int],
+        stored_size: tuple[int, int],
+        folder: Path | None,
+        background: tuple[int, int, int] | None,
+    ) -> Raster:
+        file, frames = self._file, self.header.frames
+        image, profile = file.load(stored_size, PAINTING_MARGIN), file.profile()
+        rows_per_strip = _rows_per_strip(image, stored_size[1] * frames)
+        pixels = to_srgb(_resized(image, frames, stored_size), profile)
+        if background is not None:
+            pixels = on_background(pixels, background)
+        rows = _new_rows(pixels, (size[1] * frames, size[0], pixels.bands), folder)
+        try:
+            with UprightRows(rows, stored_size, file.orientation, folder) as turned:
+                for strip in strips(pixels, rows_per_strip):
+                    turned.add(strip)
+            rows.finish()
+        except BaseException:
+            rows.close()
+            raise
+        return self._raster(rows, size, profile)
+
+    def _decoded(self, decode: Callable[[], Decoded]) -> Decoded:
+        """Decode, and again if the file has damage that can be passed over; that is told once."""
+        try:
+            return decode()
+        except pyvips.Error as error:
+            if self._file.fail_on != "warning":
                 raise
-            return self._raster(rows, size, profile)
+            self._file.fail_on, reason = "error", vips_reason(error)
+        decoded = decode()
+        logger.warning("%s: its data are damaged (%s); part of the picture may be wrong", self.path, reason)
+        return decoded
 
     def _tell(self) -> None:
         """Log once that pictures of the file are left out."""
@@ -217,17 +241,21 @@ class OpenPicture:
         with _refusals_of(self.path):
             self._check_pixels(1, "; shrink it with another program")
             stored_whole, stored_part = (s if file.orientation < 5 else s[::-1] for s in (whole, part))
-            image, profile = file.load(stored_whole, TRAINING_MARGIN, first_only=True), file.profile()
-            if self.header.frames > 1:
-                image = image.crop(0, 0, *file.stored_size)
-            image = _middle(image, stored_whole, stored_part)
-            rows_per_strip = _rows_per_strip(image, stored_part[1])
-            image = with_bits(_resized(image, 1, stored_part), 8)
-            if profile is None or color_bands(image) == 4:
-                image, profile = to_srgb(image, profile), None
-            pixels = np.concatenate(list(strips(image, rows_per_strip)))
-            rgb = _on_white(pixels, color_bands(image), profile)
+            rgb = self._decoded(lambda: self._read_part(stored_whole, stored_part))
             return np.ascontiguousarray(upright(rgb, file.orientation))
+
+    def _read_part(self, whole: tuple[int, int], part: tuple[int, int]) -> NDArray[np.uint8]:
+        file = self._file
+        image, profile = file.load(whole, TRAINING_MARGIN, first_only=True), file.profile()
+        if self.header.frames > 1:
+            image = image.crop(0, 0, *file.stored_size)
+        image = _middle(image, whole, part)
+        rows_per_strip = _rows_per_strip(image, part[1])
+        image = with_bits(_resized(image, 1, part), 8)
+        if profile is None or color_bands(image) == 4:
+            image, profile = to_srgb(image, profile), None
+        pixels = np.concatenate(list(strips(image, rows_per_strip)))
+        return _on_white(pixels, color_bands(image), profile)
 
     def _check_pixels(self, frames: int, remedy: str) -> None:
         (width, height), limit = self.header.size, self._max_pixels
