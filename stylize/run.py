@@ -43,8 +43,6 @@ logger = logging.getLogger("stylize")
 RUN_FILES = ("config.yaml", INPUTS_NAME, "model.safetensors", "metrics.jsonl", "checkpoints", "samples")
 RECORDS_IN = {"checkpoints": ("*.pt", "*.pt.damaged"), "samples": ("step-*.jpg",)}
 WAITING_SHARE = 0.05
-# Of the settings on TensorBoard's page those that it shows first; most comparisons are of them.
-FIRST_COLUMNS = ("generator.norm", "generator.name", "loss.style_weight", "train.learning_rate", "seed", "train.steps")
 
 
 @dataclass(frozen=True)
@@ -293,7 +291,7 @@ def _fit(
         except Interrupted:
             interrupted = True
         else:
-            monitor.log_hyperparameters(_hyperparameters(config), trainer.progress.validation, FIRST_COLUMNS)
+            monitor.log_hyperparameters(_hyperparameters(config))
     seconds = time.monotonic() - start_s
     images = (trainer.progress.step - first_step) * config.train.batch_size
     return RunResult(

@@ -18,7 +18,7 @@ from stylize.cli import main
 
 Get = Callable[..., Any]
 LOSSES = {"content/relu2_1", "style/relu1_1", "style/relu2_1", "content", "style", "tv", "total"}
-GATES = {f"gate/{name}" for name in ("encode.0.norm", "blocks.4.norm", "decode.1.norm")}
+GATES = {f"weights/gate {name}" for name in ("encode.0.norm", "blocks.4.norm", "decode.1.norm")}
 
 
 def train(folder: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -231,18 +231,9 @@ class Monitor:
         self._write("TensorBoard's events", self.tensorboard.flush)
 
     @_unless_silent
-    def log_hyperparameters(
-        self, values: Mapping[str, Any], results: Mapping[str, float], first: Collection[str] = ()
-    ) -> None:
-        """Fill TensorBoard's HParams tab: the settings, with the last values of the held-out losses' own curves.
-
-        Args:
-            values: Settings by name.
-            results: Held-out losses by name.
-            first: The settings that the tab shows before the others.
-        """
-        tags = [f"validation/{name}" for name in results if "/" not in name] or ["train/total"]
-        self.tensorboard.settings(values, tags, first)
+    def log_hyperparameters(self, values: Mapping[str, Any]) -> None:
+        """Fill TensorBoard's HParams tab with the settings, by name; it adds the last values of the curves."""
+        self.tensorboard.settings(values)
 
     @_unless_silent
     def tell(self, message: str) -> None:

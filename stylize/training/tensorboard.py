@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor
 from torch.utils.tensorboard import summary
 
@@ -59,14 +58,13 @@ class EventFile:
     def text(self, name: str, text: str, step: int) -> None:
         self.add(summary.text(name, text), step)  # type: ignore[no-untyped-call]
 
-    def settings(self, values: Mapping[str, Any], curves: Collection[str], first: Collection[str]) -> None:
-        """Write the settings for the HParams tab, which shows those that differ first, with the ends of some curves."""
-        records = summary.hparams(dict(values), dict.fromkeys(curves, 0.0))  # type: ignore[no-untyped-call]
-        plugin = records[0].value[0].metadata.plugin_data
-        data = HParamsPluginData.FromString(plugin.content)
-        for info in data.experiment.hparam_infos:
-            info.differs = info.name in first
-        plugin.content = data.SerializeToString()
+    def settings(self, values: Mapping[str, Any]) -> None:
+        """Write the settings for the HParams tab, which shows them with the ends of the curves.
+
+        The description of all runs that torch makes, too, is left out: then TensorBoard compares the runs itself,
+        and shows first the settings in which they differ.
+        """
+        _, *records = summary.hparams(dict(values), {})  # type: ignore[no-untyped-call]
         for record in records:
             self.add(record, 0)
 

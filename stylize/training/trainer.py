@@ -427,7 +427,7 @@ class Trainer:
         monitor.log_validation(self.progress.step, terms, self.validation, stylized)
         for name, norm in self.generator.norms().items():
             for kind, values in norm.histograms().items():
-                monitor.log_histogram(self.progress.step, f"{kind}/{name}", values)
+                monitor.log_histogram(self.progress.step, f"weights/{kind} {name}", values)  # sorted after the losses
 
     def _measure_all(self) -> tuple[list[Tensor], dict[str, float]]:
         """Return the stylized held-out photographs, on the CPU, and the means of their terms."""
