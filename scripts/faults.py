@@ -490,9 +490,9 @@ def not_finite(folder: Path, count: int) -> tuple[str, int]:
     def hook() -> None:
         forward = Trainer._forward
 
-        def poisoned(self: Trainer, content: torch.Tensor) -> Any:
+        def poisoned(self: Trainer, content: torch.Tensor, styles: torch.Tensor | None) -> Any:
             bad = 7 <= self.progress.step < 7 + count
-            return {name: term * (float("nan") if bad else 1) for name, term in forward(self, content).items()}
+            return {name: term * (float("nan") if bad else 1) for name, term in forward(self, content, styles).items()}
 
         Trainer._forward = poisoned  # type: ignore[method-assign]
 

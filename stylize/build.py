@@ -24,6 +24,7 @@ from stylize.system.compute import Compute, usable_cores
 from stylize.system.files import write_atomically
 from stylize.training.loader import Batches, CropDataset
 from stylize.training.photographs import Photographs, find_photographs, validation_images
+from stylize.training.start import begin_, check_kept, find_start, train_norms_only
 from stylize.training.trainer import Progress, Trainer
 
 logger = logging.getLogger("stylize")
@@ -38,20 +39,31 @@ class Run:
     Attributes:
         config: The config that they were built from.
         trainer: Generator, loss and batches, ready to train.
-        styles: The style images, `(3, H, W)` in [0, 1].
+        styles: The style images, `(3, H, W)` in [0, 1], of each style by its name.
         photographs: The files to train on and those held out.
+        kept_styles: The names of the styles that the network has from its start, and that are not trained.
         vgg_weights: The source of the VGG weights, in words.
     """
 
     config: RunConfig
     trainer: Trainer
-    styles: list[Tensor]
+    styles: dict[str, list[Tensor]]
     photographs: Photographs
     vgg_weights: str
+    kept_styles: tuple[str, ...] = ()
 
 
-def build_run(config: RunConfig, device: torch.device, run_dir: Path) -> Run:
+def build_run(
+    config: RunConfig, device: torch.device, run_dir: Path, kept_styles: tuple[str, ...] | None = None
+) -> Run:
     """Build the objects of a training run; cheap checks come first.
+
+    Args:
+        config: The run.
+        device: Where it computes.
+        run_dir: The run folder.
+        kept_styles: The names of the styles that are kept from the start, of a run that is resumed, which does not look
+            at its start again; None: the run begins.
 
     Raises:
         StylizeError: A picture, folder or weight file is missing or unfit.
@@ -59,11 +71,22 @@ def build_run(config: RunConfig, device: torch.device, run_dir: Path) -> Run:
     train = config.train
     compute = Compute.for_training(device, train.precision, train.compile, train.steps, train.deterministic)
     check_map_size(config, compute)
-    styles = read_styles(config.style, config.loss)
+    named = config.all_styles()
+    styles = [read_styles(style, config.loss) for style in named]
     photographs = find_photographs(config.content, config.seed)
     torch.manual_seed(config.seed)
-    generator = build_generator(config.generator)
-    loss, weights = build_loss(config.loss, styles, _shares(config.style), config.seed)
+    start = None if kept_styles is not None else find_start(train.start, config.generator)
+    if kept_styles is None:
+        kept_styles = start.styles if start is not None and train.only == "norms" and train.keep_styles else ()
+    new = [style.name for style in named]
+    check_kept(kept_styles, new, train.start)
+    generator = build_generator(config.generator, len(kept_styles) + len(new))
+    if start is not None:
+        logger.info("train.start: begins from %s", start.reason)
+        begin_(generator, start, [*kept_styles, *new])
+    if train.only == "norms":
+        train_norms_only(generator)
+    loss, weights = build_loss(config.loss, styles, [_shares(style) for style in named], config.seed)
     trainer = Trainer(
         generator,
         loss,
@@ -73,9 +96,11 @@ def build_run(config: RunConfig, device: torch.device, run_dir: Path) -> Run:
         compute=compute,
         seed=config.seed,
         run_dir=run_dir,
-        save_best=_ModelWriter(config, generator, weights, run_dir / "model.safetensors"),
+        styles={style.name: style.weight for style in named},
+        kept_styles=len(kept_styles),
+        save_best=_ModelWriter(config, generator, weights, run_dir / "model.safetensors", [*kept_styles, *new]),
     )
-    return Run(config, trainer, styles, photographs, weights)
+    return Run(config, trainer, dict(zip(new, styles, strict=True)), photographs, weights, kept_styles)
 
 
 def read_styles(style: StyleConfig, loss: LossConfig) -> list[Tensor]:
@@ -96,14 +121,14 @@ def read_styles(style: StyleConfig, loss: LossConfig) -> list[Tensor]:
 
 
 def build_loss(
-    config: LossConfig, styles: Sequence[Tensor], shares: Sequence[float] | None = None, seed: int = 0
+    config: LossConfig, styles: Sequence[Sequence[Tensor]], shares: Sequence[Sequence[float]], seed: int = 0
 ) -> tuple[PerceptualLoss, str]:
-    """Build the loss of some style images.
+    """Build the loss of some styles.
 
     Args:
         config: Its configuration.
-        styles: `(3, H, W)` in [0, 1] each.
-        shares: Their weights; None: all alike.
+        styles: The images of each style, `(3, H, W)` in [0, 1].
+        shares: Their weights.
         seed: For random VGG weights.
 
     Returns:
@@ -115,13 +140,16 @@ def build_loss(
     loaded = load_vgg(
         config.vgg, config.taps(), pooling=config.pooling, padding=config.padding, seed=seed, say=logger.warning
     )
-    return PerceptualLoss(loaded.vgg, config, styles, shares), loaded.weights
+    images = [image for of_style in styles for image in of_style]
+    weights = [weight for of_style in shares for weight in of_style]
+    numbers = [number for number, of_style in enumerate(styles) for _ in of_style]
+    return PerceptualLoss(loaded.vgg, config, images, weights, numbers), loaded.weights
 
 
 def build_objective(config: ObjectiveConfig) -> tuple[PerceptualLoss, str]:
     """Read the style images and build their loss; see `read_styles` and `build_loss`."""
     styles = read_styles(config.style, config.loss)
-    return build_loss(config.loss, styles, _shares(config.style), config.seed)
+    return build_loss(config.loss, [styles], [_shares(config.style)], config.seed)
 
 
 def _shares(style: StyleConfig) -> list[float]:
@@ -186,12 +214,15 @@ def choose_workers(compute: Compute, cached_bytes: int | None = None) -> int:
 class _ModelWriter:
     """Writes the best model of a run; in the first process only."""
 
-    def __init__(self, config: RunConfig, generator: Generator, weights: str, path: Path) -> None:
+    def __init__(
+        self, config: RunConfig, generator: Generator, weights: str, path: Path, styles: Sequence[str]
+    ) -> None:
         self.config = config
         self.generator = generator
         self.weights = weights
         self.path = path
-        self.thumbnail = make_thumbnail(read_rgb(Path(config.style.all_images()[0].path)))
+        self.styles = tuple(styles) if len(styles) > 1 else ()
+        self.thumbnail = make_thumbnail(read_rgb(Path(config.all_styles()[0].all_images()[0].path)))
 
     def __call__(self, progress: Progress) -> None:
         if not distributed.is_first():
@@ -202,6 +233,8 @@ class _ModelWriter:
             step=progress.step,
             vgg=self.weights,
             validation=progress.validation,
+            styles=self.styles,
+            by_style=progress.by_style,
             config=self.config.without_folders().model_dump(mode="json"),
             thumbnail=self.thumbnail,
         )

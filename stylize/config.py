@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,8 +21,10 @@ from stylize.training.photographs import SAMPLES, ContentConfig
 from stylize.training.trainer import TrainConfig
 
 Config = TypeVar("Config", bound=BaseModel)
+Style = TypeVar("Style", bound="StyleConfig")
 
 VGG_KEYWORDS = ("imagenet", "compact", "random")
+START_KEYWORDS = ("learned", "none")
 
 
 class StyleImage(BaseModel):
@@ -55,6 +57,22 @@ class StyleConfig(BaseModel):
         """The style images with their weights, however they were given."""
         return self.images or [StyleImage(path=self.image or "")]
 
+    def with_paths(self: Style, changed: Callable[[str], str]) -> Style:
+        """The style with other paths of its pictures, each a function of that so far."""
+        images = [image.model_copy(update={"path": changed(image.path)}) for image in self.images]
+        return self.model_copy(update={"image": None if self.image is None else changed(self.image), "images": images})
+
+
+class NamedStyle(StyleConfig):
+    """One of several styles that a network learns."""
+
+    name: str = Field(pattern=r"^[\w .-]{1,100}$", description="names the style in apply --style")
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="its share of the crops")
+
+    def unnamed(self) -> StyleConfig:
+        """The style as a run of its own has it."""
+        return StyleConfig(image=self.image, images=self.images, size=self.size)
+
 
 class ObjectiveConfig(BaseModel):
     """What pictures are measured against: a style and the loss."""
@@ -73,7 +91,8 @@ class RunConfig(BaseModel):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="names the style and the run folder")
     seed: int = Field(0, ge=0, lt=2**32, description="of everything that is drawn")
-    style: StyleConfig
+    style: StyleConfig | None = Field(None, description="the style to learn")
+    styles: list[NamedStyle] = Field(default_factory=list, description="several styles to learn, in place of style")
     content: ContentConfig
     generator: GeneratorConfig = GeneratorConfig()
     loss: LossConfig = LossConfig()
@@ -89,9 +108,27 @@ class RunConfig(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _style_or_styles(self) -> RunConfig:
+        if (self.style is None) == (not self.styles):
+            raise ValueError("must have either style or styles")
+        names = [style.name for style in self.styles]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"styles: got the name '{twice}' twice, must be different names")
+        if len(names) > 1 and self.generator.norm == "none":
+            raise ValueError("generator.norm: got 'none' with several styles, which differ in γ and β of norms alone")
+        return self
+
+    def all_styles(self) -> list[NamedStyle]:
+        """The styles by name, however they were given; a single one has the name of the run."""
+        if self.style is None:
+            return self.styles
+        return [NamedStyle(name=self.name, **self.style.model_dump())]
+
     def objective(self) -> ObjectiveConfig:
-        """The part that determines the loss."""
-        return ObjectiveConfig(style=self.style, loss=self.loss, seed=self.seed)
+        """The part that determines the loss, for the first style."""
+        return ObjectiveConfig(style=self.all_styles()[0].unnamed(), loss=self.loss, seed=self.seed)
 
     def without_folders(self) -> RunConfig:
         """The config with file names in place of paths: for a model that others will have."""
@@ -99,10 +136,6 @@ class RunConfig(BaseModel):
         def name_of(path: str) -> str:
             return Path(path).name
 
-        style = self.style
-        if style.image is not None:
-            style = style.model_copy(update={"image": name_of(style.image)})
-        images = [image.model_copy(update={"path": name_of(image.path)}) for image in style.images]
         validation, cache = self.content.validation, self.content.cache
         content = {
             "path": name_of(self.content.path),
@@ -111,9 +144,11 @@ class RunConfig(BaseModel):
         }
         return self.model_copy(
             update={
-                "style": style.model_copy(update={"images": images}),
+                "style": None if self.style is None else self.style.with_paths(name_of),
+                "styles": [style.with_paths(name_of) for style in self.styles],
                 "content": self.content.model_copy(update=content),
                 "loss": self.loss.model_copy(update={"vgg": name_of(self.loss.vgg)}),
+                "train": self.train.model_copy(update={"start": name_of(self.train.start)}),
             }
         )
 
@@ -352,17 +387,27 @@ def _with_absolute_paths(config: RunConfig, folder: Path) -> RunConfig:
     if content.cache is not None:
         content = content.model_copy(update={"cache": _absolute(content.cache, folder)})
     objective = _with_absolute_objective(config.objective(), folder)
-    return config.model_copy(update={"style": objective.style, "content": content, "loss": objective.loss})
+    return config.model_copy(
+        update={
+            "style": None if config.style is None else objective.style,
+            "styles": [style.with_paths(lambda path: _absolute(path, folder)) for style in config.styles],
+            "content": content,
+            "loss": objective.loss,
+            "train": config.train.model_copy(update={"start": _model_source(config.train.start, folder)}),
+        }
+    )
 
 
 def _with_absolute_objective(config: ObjectiveConfig, folder: Path) -> ObjectiveConfig:
-    style = config.style
-    if style.image is not None:
-        style = style.model_copy(update={"image": _absolute(style.image, folder)})
-    images = [image.model_copy(update={"path": _absolute(image.path, folder)}) for image in style.images]
-    style = style.model_copy(update={"images": images})
+    style = config.style.with_paths(lambda path: _absolute(path, folder))
     vgg = "-or-".join(_vgg_source(name, folder) for name in _alternatives(config.loss.vgg, folder))
     return config.model_copy(update={"style": style, "loss": config.loss.model_copy(update={"vgg": vgg})})
+
+
+def _model_source(name: str, folder: Path) -> str:
+    """A model by its path, absolute if it is there; keywords and names of built-in styles stay."""
+    place = folder / expanded(name)
+    return name if name in START_KEYWORDS or not place.exists() else str(place)
 
 
 def _absolute(path: str, folder: Path) -> str:

@@ -50,6 +50,7 @@ class Norm(nn.Module):
         needs_images: Whether images are normalized by statistics of their own in `eval()`.
         divides_by_images: Whether a channel is divided by its own deviation in an image, which may be 0. The gradient
             of one whose variance is below ε is scaled down; see `stylize.ops.normalize`.
+        mixture: With several styles, the share of each in γ and β: `(N, S)`, or `(1, S)` for all images alike.
         recorded: Instance statistics of the last forward pass, where the layer was told to record.
         frozen: Instance statistics to use in place of the images' own, or None.
     """
@@ -65,9 +66,34 @@ class Norm(nn.Module):
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(num_channels)) if scale else None
         self.bias = nn.Parameter(torch.zeros(num_channels)) if center else None
+        self.mixture: Tensor | None = None
         self.recording = False
         self.recorded: Statistics | None = None
         self.frozen: Statistics | None = None
+
+    @property
+    def style_count(self) -> int:
+        """Number of styles that the layer has γ and β for."""
+        own = self.bias if self.weight is None else self.weight
+        return 1 if own is None or own.dim() == 1 else len(own)
+
+    def have_styles_(self, count: int) -> None:
+        """Have γ and β for so many styles, `(S, C)`, each row as they were; for one they stay vectors.
+
+        Source: Dumoulin et al. 2017, arXiv:1610.07629, conditional instance normalization.
+        """
+        for name in ("weight", "bias"):
+            own = getattr(self, name)
+            if own is not None and count > 1:
+                setattr(self, name, nn.Parameter(own.detach().expand(count, -1).clone()))
+
+    def blend_(self, shares: Tensor) -> None:
+        """Have γ and β of one style, a blend of those so far by shares `(1, S)`."""
+        for name in ("weight", "bias"):
+            own = getattr(self, name)
+            if own is not None and own.dim() == 2:
+                setattr(self, name, nn.Parameter(blend(own.detach(), shares.to(own.device))[0]))
+        self.mixture = None
 
     def coefficients(self, instance: Statistics, pixels: int) -> tuple[Tensor, Tensor]:
         """Return `(a, b)`, each `(N or 1, C)`, such that `a x + b` is the normalized `x`, before γ and β.
@@ -108,6 +134,9 @@ class Norm(nn.Module):
         if torch.is_grad_enabled() or self.training:
             return self._normalized(x, relu, None, instance, dtype)
         return self._normalized(x, relu, x if out is None else out, instance, dtype)
+
+    def hold_running(self) -> None:
+        """Keep the running statistics as they are, and normalize by them in training, too."""
 
     def project_(self) -> None:
         """Put the parameters back into their range; called after every optimizer step."""
@@ -156,9 +185,18 @@ class Norm(nn.Module):
     def _affine(self, instance: Statistics, pixels: int) -> tuple[Tensor, Tensor]:
         """Return the coefficients with γ and β."""
         factor, offset = self.coefficients(instance, pixels)
-        if self.weight is not None:
-            factor, offset = factor * self.weight, offset * self.weight
-        return factor, offset if self.bias is None else offset + self.bias
+        weight, bias = self._of_images(self.weight), self._of_images(self.bias)
+        if weight is not None:
+            factor, offset = factor * weight, offset * weight
+        return factor, offset if bias is None else offset + bias
+
+    def _of_images(self, parameter: Tensor | None) -> Tensor | None:
+        """γ or β: `(C,)`, or with several styles `(N or 1, C)`."""
+        if parameter is None or parameter.dim() == 1:
+            return parameter
+        if self.mixture is None:
+            raise StylizeError(f"{type(self).__name__}: has {len(parameter)} styles, and was not told which to use")
+        return blend(parameter, self.mixture)
 
 
 class InstanceNorm(Norm):
@@ -206,12 +244,16 @@ class RunningNorm(Norm):
     def __init__(self, num_channels: int, *, momentum: float = 0.1, **options: Any) -> None:
         super().__init__(num_channels, **options)
         self.momentum = momentum
+        self.holds_running = False
         self.register_buffer("running_mean", torch.zeros(num_channels))
         self.register_buffer("running_var", torch.ones(num_channels))
 
+    def hold_running(self) -> None:
+        self.holds_running = True
+
     def statistics(self, instance: Statistics, pixels: int) -> Statistics:
         """Return the batch's statistics in `train()`, and move the running ones; these in `eval()`. `(1, C)` each."""
-        if not self.training:
+        if not self.training or self.holds_running:
             return Statistics(self.running_mean[None], self.running_var[None])
         batch = batch_statistics(instance)
         self._update_running_(batch, distributed.count() * len(instance.mean) * pixels)
@@ -238,11 +280,24 @@ class BatchNorm(RunningNorm):
         return standardizing(self.statistics(instance, pixels), self.eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        special = self.recording or self.frozen is not None or distributed.count() > 1 or self.eps == 0
+        special = (
+            self.style_count > 1
+            or self.recording
+            or self.frozen is not None
+            or distributed.count() > 1
+            or self.eps == 0
+        )
         if special or x.dim() != 4 or x.shape[-2:].numel() == 1:
             return super().forward(x)
         return F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
+            x,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.training and not self.holds_running,
+            self.momentum,
+            self.eps,
         )
 
     def normalize_(
@@ -255,7 +310,7 @@ class BatchNorm(RunningNorm):
         dtype: torch.dtype | None = None,
     ) -> Tensor:
         fused = self.training and ops.fuses_norms(x)
-        if instance is None and not fused and (self.training or torch.is_grad_enabled()):
+        if instance is None and not fused and self.style_count == 1 and (self.training or torch.is_grad_enabled()):
             normalized = self(x)
             return (torch.relu_(normalized) if relu else normalized).to(dtype or x.dtype)
         return super().normalize_(x, relu=relu, out=out, instance=instance, dtype=dtype)
@@ -341,6 +396,14 @@ def build_norm(name: str, num_channels: int, **options: Any) -> Norm:
         StylizeError: No such name.
     """
     return pick(NORMS, name, "generator.norm")(num_channels, **options)
+
+
+def blend(parameter: Tensor, shares: Tensor) -> Tensor:
+    """Return γ or β of blended styles, `(N, C)`: the mean of its rows `(S, C)` by shares `(N, S)`.
+
+    No product of matrices, which a GPU may round to TensorFloat-32: a style with the whole share keeps its bits.
+    """
+    return (shares[:, :, None].to(parameter.dtype) * parameter).sum(1)
 
 
 def standardizing(statistics: Statistics, eps: float) -> tuple[Tensor, Tensor]:

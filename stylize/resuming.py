@@ -17,6 +17,7 @@ from stylize.system.files import write_atomically
 logger = logging.getLogger("stylize")
 
 INPUTS_NAME = "inputs.json"
+KEPT_STYLES = "train.start"  # the names of the styles that a run keeps from its start, which is not looked at again
 HASHED_BYTES = 2**20  # of a file of weights, which has half a gigabyte
 # Keys that may differ when a run is resumed: they do not change what was computed so far.
 RESUMABLE_KEYS = frozenset(
@@ -30,10 +31,11 @@ RESUMABLE_KEYS = frozenset(
         "log_every",
         "compile",
         "deterministic",
+        "start",
     )
 ) | {"content.workers", "content.cache"}
 # Keys that hold paths: files may have moved. What they hold must be as before.
-MOVABLE_KEYS = ("content.path", "content.validation", "style.image", "style.images", "loss.vgg")
+MOVABLE_KEYS = ("content.path", "content.validation", "style.image", "style.images", "styles", "loss.vgg")
 
 
 class Moved(NamedTuple):
@@ -69,14 +71,25 @@ def moved_since(path: Path, config: RunConfig) -> list[Moved]:
 
 def _is_a_move(pair: Moved) -> bool:
     """Whether both values are paths, and nothing but the paths differs."""
-    if pair.key == "style.images":
-        before, now = ([{**image, "path": ""} for image in images] for images in (pair.before, pair.now))
-        return before == now
+    if pair.key in ("style.images", "styles"):
+        return bool(_without_paths(pair.before) == _without_paths(pair.now))
     if not isinstance(pair.before, str) or not isinstance(pair.now, str):
         return False
     if pair.key == "loss.vgg":
         return not any(is_vgg_keyword(source) for name in (pair.before, pair.now) for source in name.split("-or-"))
     return True
+
+
+def _without_paths(tree: Any) -> Any:
+    """A copy of nested dicts and lists with empty paths."""
+    if isinstance(tree, list):
+        return [_without_paths(inner) for inner in tree]
+    if isinstance(tree, dict):
+        return {
+            key: "" if key in ("path", "image") and isinstance(inner, str) else _without_paths(inner)
+            for key, inner in tree.items()
+        }
+    return tree
 
 
 def inputs_of(config: RunConfig, training: Sequence[Path], held_out: Sequence[Path]) -> dict[str, str]:
@@ -85,11 +98,18 @@ def inputs_of(config: RunConfig, training: Sequence[Path], held_out: Sequence[Pa
     inputs = {"content.path": _hash_of_folder(training if apart else [*training, *held_out])}
     if apart:
         inputs["content.validation"] = _hash_of_folder(held_out)
-    styles = "".join(_hash_of_file(Path(image.path)) for image in config.style.all_images())
-    inputs["style.images" if config.style.images else "style.image"] = hashlib.sha256(styles.encode()).hexdigest()
+    images = [image for style in config.all_styles() for image in style.all_images()]
+    hashes = "".join(_hash_of_file(Path(image.path)) for image in images)
+    inputs[_key_of_styles(config)] = hashlib.sha256(hashes.encode()).hexdigest()
     if Path(config.loss.vgg).is_file():
         inputs["loss.vgg"] = _hash_of_file(Path(config.loss.vgg), HASHED_BYTES)
     return inputs
+
+
+def _key_of_styles(config: RunConfig) -> str:
+    if config.style is None:
+        return "styles"
+    return "style.images" if config.style.images else "style.image"
 
 
 def _hash_of_folder(files: Sequence[Path]) -> str:
@@ -130,6 +150,11 @@ def check_inputs(folder: Path, inputs: dict[str, str], moved: Sequence[Moved]) -
     for key in sorted((before.keys() & inputs.keys()) - {pair.key for pair in moved}):
         if before[key] != inputs[key]:
             logger.warning("%s: its files have changed since the run began: it goes on with the new ones", key)
+
+
+def kept_styles(folder: Path) -> tuple[str, ...]:
+    """Return the names of the styles that a run keeps from its start."""
+    return tuple(map(str, json.loads(_recorded(folder).get(KEPT_STYLES, "[]"))))
 
 
 def record_inputs(folder: Path, inputs: dict[str, str]) -> None:

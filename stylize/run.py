@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -23,10 +24,12 @@ from stylize.errors import StylizeError
 from stylize.losses.summary import held_out_text
 from stylize.resuming import (
     INPUTS_NAME,
+    KEPT_STYLES,
     MOVABLE_KEYS,
     RESUMABLE_KEYS,
     check_inputs,
     inputs_of,
+    kept_styles,
     moved_since,
     record_inputs,
 )
@@ -148,11 +151,11 @@ def continuation(folder: Path) -> Continuation:
 def _built(config: RunConfig, folder: Path, device: torch.device, resume: bool, overwrite: bool) -> Run:
     if distributed.is_first():
         _check_folder(folder, config, resume, overwrite)
-    run = build_run(config, device, folder)
+    run = build_run(config, device, folder, kept_styles(folder) if resume else None)
     if resume and distributed.is_first():
         check_inputs(folder, _inputs_of(run), moved_since(folder / "config.yaml", config))
     _describe(run)
-    if run.photographs.validation and not run.trainer.validation:
+    if run.photographs.validation and not run.trainer.held_out.photographs:
         raise StylizeError("content.validation: none of the held-out photographs can be read")
     return run
 
@@ -213,7 +216,8 @@ def _holds_files(folder: Path) -> bool:
 
 
 def _inputs_of(run: Run) -> dict[str, str]:
-    return inputs_of(run.config, run.photographs.training, run.photographs.validation)
+    inputs = inputs_of(run.config, run.photographs.training, run.photographs.validation)
+    return {**inputs, KEPT_STYLES: json.dumps(run.kept_styles)} if run.kept_styles else inputs
 
 
 def _make_folder(folder: Path) -> None:

@@ -66,6 +66,7 @@ MAY_IMPORT = {
         "training",
         "config",
     },
+    "stylize.suggest": {"build", "config", "errors", "system", "training"},
     "stylize.resuming": {"config", "errors", "system"},
     "stylize.run": {"losses", "errors", "system", "training", "config", "build", "resuming"},
     "stylize.evaluation": {

@@ -66,7 +66,7 @@ def gradients(run: Run, *pictures: NDArray[np.uint8]) -> list[Tensor]:
     trainer.optimizer.zero_grad(set_to_none=True)
     torch.manual_seed(0)
     with trainer.compute.context():
-        trainer._terms_and_gradients(trainer._to_device(batch))
+        trainer._terms_and_gradients(trainer.compute.photographs(batch))
     return [p.grad.clone() for p in trainer.generator.parameters() if p.grad is not None]
 
 
@@ -226,9 +226,9 @@ def test_an_enormous_gradient_counts_as_not_finite(tmp_path: Path, monkeypatch: 
     trainer = build(tmp_path, {"train.steps": 8, "train.log_every": 1}).trainer
     terms = trainer._terms
 
-    def jumped(content: Tensor) -> dict[str, Tensor]:
+    def jumped(content: Tensor, styles: Tensor | None) -> dict[str, Tensor]:
         factor = 1e9 if trainer.progress.step == 6 else 1.0
-        return {name: term * factor if name == "total" else term for name, term in terms(content).items()}
+        return {name: term * factor if name == "total" else term for name, term in terms(content, styles).items()}
 
     trainer._terms = jumped
     trainer.config = trainer.config.model_copy(update={"clip": None})
@@ -281,7 +281,7 @@ def held_out_total(folder: Path, extra: Mapping[str, NDArray[np.uint8]], changes
         terms = trainer.step(batch)  # raises if the step is lost
         assert all(term.isfinite() for name, term in terms.items() if name != "gradient_median")
         trainer.progress.step += 1
-    return trainer._measure_all()[1]["total"]
+    return trainer.held_out.measure().terms["total"]
 
 
 @pytest.mark.parametrize("precision", ("fp32", "bf16"))
@@ -367,5 +367,5 @@ def test_a_held_out_even_photograph_leaves_the_losses_finite(tmp_path: Path, cap
     Image.fromarray(even(255)).save(tmp_path / "held" / "white.png")
     picture(tmp_path / "held" / "photo.png")
     trainer = build(tmp_path, {"content.validation": str(tmp_path / "held")}).trainer
-    _, terms = trainer._measure_all()
+    terms = trainer.held_out.measure().terms
     assert all(math.isfinite(value) for value in terms.values()), terms

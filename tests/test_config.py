@@ -71,8 +71,8 @@ def test_an_unknown_norm_is_refused_as_the_design_says() -> None:
         ),
         (
             {"trian": {}},
-            "trian: unknown key, must be one of 'content', 'generator', 'loss', 'name', 'seed', 'style', 'train'. "
-            "Did you mean 'train'?",
+            "trian: unknown key, must be one of 'content', 'generator', 'loss', 'name', 'seed', 'style', 'styles', "
+            "'train'. Did you mean 'train'?",
         ),
         (
             {"train.schedule.warmup": 5},
@@ -152,9 +152,13 @@ def test_a_value_that_cannot_be_used_is_refused(changes: dict[str, Any], message
     assert refused(changes) == message
 
 
-@pytest.mark.parametrize("key", ["name", "style", "content", "content.path"])
+@pytest.mark.parametrize("key", ["name", "content", "content.path"])
 def test_a_key_that_has_no_default_must_be_given(key: str) -> None:
     assert refusal(written(without(key))) == f"configs/a.yaml: {key}: missing, must be given"
+
+
+def test_a_style_must_be_given() -> None:
+    assert refusal(written(without("style"))) == "configs/a.yaml: must have either style or styles"
 
 
 def test_all_other_keys_have_defaults() -> None:
@@ -175,7 +179,7 @@ def test_all_other_keys_have_defaults() -> None:
         ("just words\n", "got text, must be keys with values"),
         ("", "got nothing, must be keys with values"),
         ("3\n", "got a single value, must be keys with values"),
-        ("1: 2\n", "1: unknown key, must be one of 'content', 'generator', 'loss', 'name', 'seed', 'style', 'train'."),
+        ("1: 2\n", "1: unknown key, must be one of 'content', 'generator', 'loss', 'name', 'seed', 'style', 'styles'"),
         ("[" * 1000, "not valid YAML: maximum recursion depth exceeded"),
     ],
 )  # fmt: skip
@@ -247,8 +251,8 @@ def test_an_override_may_give_what_the_file_left_out() -> None:
         (
             "train.step=3",
             "configs/a.yaml: train.step: unknown key, must be one of 'batch_size', 'checkpoint_every', 'clip', "
-            "'compile', 'deterministic', 'keep_checkpoints', 'learning_rate', 'log_every', 'precision', 'schedule', "
-            "'steps', 'stop_after', 'validate_every'. Did you mean 'steps'?",
+            "'compile', 'deterministic', 'keep_checkpoints', 'keep_styles', 'learning_rate', 'log_every', 'only', "
+            "'precision', 'schedule', 'start', 'steps', 'stop_after', 'validate_every'. Did you mean 'steps'?",
         ),
     ],
 )

@@ -452,9 +452,9 @@ def test_a_step_of_several_graphs_is_found(setting: Any, monkeypatch: pytest.Mon
 
     forward = PerceptualLoss.forward
 
-    def breaking(loss: Any, stylized: Tensor, content: Tensor) -> dict[str, Tensor]:
+    def breaking(loss: Any, stylized: Tensor, content: Tensor, styles: Tensor | None) -> dict[str, Tensor]:
         torch._dynamo.graph_break()
-        return forward(loss, stylized, content)
+        return forward(loss, stylized, content, styles)
 
     monkeypatch.setattr(PerceptualLoss, "forward", breaking)
     result = found_by(setting, "compilation", "instance, train.compile: always")

@@ -76,6 +76,10 @@ def assert_close(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None
 KINDS: Mapping[str, dict[str, Any]] = {
     "johnson, batch": {"generator.norm": "batch"},
     "johnson, batch_instance": {"generator.norm": "batch_instance"},
+    "johnson, three styles": {
+        "style": None,
+        "styles": [{"name": name, "image": "style.png", "size": 40 + 4 * i} for i, name in enumerate("abc")],
+    },
     # Larger crops: instance norm of the few pixels of the smallest scale magnifies rounding errors.
     "texture_network, instance": {"generator.name": "texture_network", "content.crop": 64, "content.resize": 80},
 }

@@ -79,5 +79,5 @@ def test_a_short_training_on_real_weights_learns_the_style(tmp_path: Path) -> No
     with Monitor(tmp_path, steps=80) as monitor:
         progress = run.trainer.fit(monitor)
     with torch.no_grad():
-        plain = [float(run.trainer.loss(x[None], x[None])["style"]) for x in run.trainer.validation]
+        plain = [float(run.trainer.loss(x[None], x[None])["style"]) for x in run.trainer.held_out.photographs]
     assert progress.validation["style"] < 0.7 * sum(plain) / len(plain)

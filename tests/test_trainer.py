@@ -91,10 +91,10 @@ def equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 def validate_with(trainer: Trainer, totals: Iterator[float], patch: pytest.MonkeyPatch) -> None:
     """Let the held-out totals be these, one a validation; training goes on as it would."""
     measure = trainer.loss.measure
-    per_validation = (total for total in totals for _ in trainer.validation)
+    per_validation = (total for total in totals for _ in trainer.held_out.photographs)
 
-    def told(stylized: Tensor, content: Tensor) -> dict[str, Tensor]:
-        return {**measure(stylized, content), "total": torch.tensor(next(per_validation))}
+    def told(stylized: Tensor, content: Tensor, styles: Tensor) -> dict[str, Tensor]:
+        return {**measure(stylized, content, styles), "total": torch.tensor(next(per_validation))}
 
     patch.setattr(trainer.loss, "measure", told)
 
@@ -216,7 +216,7 @@ def test_validation_uses_running_statistics_and_leaves_them_alone(tmp_path: Path
     assert any(isinstance(m, BatchNorm) and m.training for m in trainer.generator.modules())
     assert equal(weights(trainer), before)
     trainer.generator.eval()
-    content = torch.stack(trainer.validation)
+    content = torch.stack(trainer.held_out.photographs)
     with torch.no_grad():
         terms = [trainer.loss(trainer.generator(image[None]), image[None])["total"].item() for image in content]
     assert trainer.progress.validation["total"] == pytest.approx(sum(terms) / len(terms), rel=1e-6)
@@ -712,8 +712,8 @@ def broken(reason: Exception, patch: pytest.MonkeyPatch, folder: Path) -> None:
     patch.setattr("stylize.system.compiler.has_compiler", lambda device: True)
 
     def compiled(function: Any) -> Any:
-        def fail(content: Tensor) -> None:
-            function(content)["total"].backward()
+        def fail(content: Tensor, styles: Tensor | None) -> None:
+            function(content, styles)["total"].backward()
             torch.rand(3)
             raise reason
 
@@ -761,9 +761,9 @@ def test_how_libraries_compute_is_set_outside_of_what_is_compiled(
         def __exit__(self, *error: object) -> None:
             seen.append("out")
 
-    def called(content: Tensor) -> dict[str, Tensor]:
+    def called(content: Tensor, styles: Tensor | None) -> dict[str, Tensor]:
         seen.append("terms")
-        return terms(content)
+        return terms(content, styles)
 
     monkeypatch.setattr(Compute, "context", lambda self: Context())
     trainer._terms = called
@@ -800,9 +800,9 @@ def test_what_a_cuda_graph_returned_may_be_overwritten_by_the_next_step(
     assert trainer.compute.compile(abs) is abs and options == [{"mode": "reduce-overhead"}]
     forward, memory = trainer._forward, dict[str, Tensor]()
 
-    def replayed(content: Tensor) -> dict[str, Tensor]:
+    def replayed(content: Tensor, styles: Tensor | None) -> dict[str, Tensor]:
         """Return the same memory at every call."""
-        terms = forward(content)
+        terms = forward(content, styles)
         with torch.no_grad():
             for name, term in terms.items():
                 memory.setdefault(name, torch.empty(())).copy_(term)
@@ -821,8 +821,8 @@ def test_what_a_run_builds_is_what_its_config_says(tmp_path: Path) -> None:
     run = build(tmp_path, {"content.limit": 3, "style.size": 32})
     assert (len(run.photographs.training), len(run.photographs.validation)) == (3, 2)
     assert run.vgg_weights == "random, seed 0"
-    assert run.styles[0].shape == (3, 27, 32)
-    assert [image.shape for image in run.trainer.validation] == [(3, 32, 32)] * 2
+    assert run.styles["tiny"][0].shape == (3, 27, 32)
+    assert [image.shape for image in run.trainer.held_out.photographs] == [(3, 32, 32)] * 2
     crops = to_bytes(read_rgb(run.photographs.training[0], 40))
     assert min(crops.shape[1:]) == 40
 

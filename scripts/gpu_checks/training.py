@@ -53,8 +53,8 @@ class Records(Monitor):
         self.held_out: dict[str, float] = {}
         self.skipped = 0
 
-    def log_validation(self, step: int, terms: Any, *pictures: Any) -> None:
-        self.held_out = dict(terms)
+    def log_validation(self, step: int, found: Any, *pictures: Any) -> None:
+        self.held_out = dict(found.terms)
 
     def log_skipped(self, *told: Any) -> None:
         self.skipped += 1

@@ -42,11 +42,16 @@ class GeneratorConfig(NetworkConfig, _Name):  # pydantic lists the fields of the
     """Name and settings of a generator."""
 
 
-def build_generator(config: GeneratorConfig) -> Generator:
+def build_generator(config: GeneratorConfig, styles: int = 1) -> Generator:
     """Return a newly initialized generator.
 
+    Args:
+        config: Its name and settings.
+        styles: Number of styles.
+
     Raises:
-        StylizeError: No generator has the name.
+        StylizeError: No generator has the name, or its norms have nothing by which styles could differ.
     """
-    cls = pick(GENERATORS, config.name, "generator.name")
-    return cls(config)
+    generator = pick(GENERATORS, config.name, "generator.name")(config)
+    generator.have_styles_(styles)
+    return generator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Literal, NamedTuple, Protocol
@@ -227,6 +228,47 @@ class Generator(nn.Module):
     def norms(self) -> dict[str, Norm]:
         """Return the normalization layers by name."""
         return {name: m for name, m in self.named_modules() if isinstance(m, Norm)}
+
+    @property
+    def style_count(self) -> int:
+        """Number of styles that the network paints in; they differ in γ and β of the norms alone."""
+        return max((norm.style_count for norm in self.norms().values()), default=1)
+
+    def have_styles_(self, count: int) -> None:
+        """Have γ and β for so many styles in every norm, all alike.
+
+        Raises:
+            StylizeError: The norms have neither γ nor β.
+        """
+        if count > 1 and not any(norm.bias is not None for norm in self.norms().values()):
+            raise StylizeError(f"styles: got {count}, but this network's norms have no γ and β by which styles differ")
+        for norm in self.norms().values():
+            norm.have_styles_(count)
+
+    def paint_in(self, mixture: Tensor | None) -> None:
+        """Paint the next images in these styles.
+
+        Args:
+            mixture: Shares of the styles, `(N, S)` by image, or `(1, S)` for all alike.
+        """
+        for norm in self.norms().values():
+            norm.mixture = mixture
+
+    def blended(self, shares: Sequence[float]) -> Generator:
+        """Return this network with one style, a blend of its own; all but γ and β is shared with this one.
+
+        Args:
+            shares: The share of each style; they sum to 1.
+        """
+        if self.style_count == 1:
+            return self
+        own = {id(p) for norm in self.norms().values() for p in (norm.weight, norm.bias) if p is not None}
+        shared = {id(t): t for t in (*self.parameters(), *self.buffers()) if id(t) not in own}
+        single = copy.deepcopy(self, shared)
+        row = torch.tensor([shares])
+        for norm in single.norms().values():
+            norm.blend_(row)
+        return single
 
     def param_groups(self) -> list[ParameterGroup]:
         """Return every parameter once, grouped by learning-rate factor; norms define the groups of their own."""

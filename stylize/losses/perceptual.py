@@ -23,7 +23,12 @@ class PerceptualLoss(nn.Module):
         vgg: The frozen VGG-19 or student, deep enough for the configured layers.
         config: Layers, weights, scale.
         styles: Style images, each `(3, H, W)` in [0, 1]; they may differ in size.
-        style_image_weights: A weight for each; what the terms remember of the images is averaged by it.
+        style_image_weights: A weight for each; what the terms remember of the images of a style is averaged by it.
+        style_of_image: The number of the style of each image, ascending from 0; None: they are one style. With several
+            styles every call is told the style of each picture.
+
+    Attributes:
+        style_count: Number of styles.
 
     Source: Gatys et al. 2016, equations 1 to 7; Johnson et al. 2016, arXiv:1603.08155, equations 1 to 4.
     Differs: in how terms are scaled; see their classes.
@@ -35,6 +40,7 @@ class PerceptualLoss(nn.Module):
         config: LossConfig,
         styles: Sequence[Tensor],
         style_image_weights: Sequence[float] | None = None,
+        style_of_image: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.vgg = vgg
@@ -43,20 +49,26 @@ class PerceptualLoss(nn.Module):
         self._weights = {name: config.weight_of(name) for name in TERMS}
         self.terms = nn.ModuleDict({name: term(config) for name, term in TERMS.items()})
         weights = torch.tensor(style_image_weights or [1.0] * len(styles))
-        self._remember_styles(styles, weights / weights.sum())
+        numbers = torch.tensor(style_of_image or [0] * len(styles))
+        self.style_count = int(numbers.max()) + 1
+        self._remember_styles(styles, weights, numbers)
 
     def hold_in(self, dtype: torch.dtype) -> None:
         """Hold the frozen network, and its maps, in this type; what the terms remember of the styles stays float32."""
         self.vgg.hold_in(dtype)
 
-    def _remember_styles(self, styles: Sequence[Tensor], shares: Tensor) -> None:
-        of_images = [self._style_targets(style) for style in styles]
-        for name, first in of_images[0].items():
-            mean = {
-                target: sum(share * of_image[name][target] for share, of_image in zip(shares, of_images, strict=True))
-                for target in first
-            }
-            self._term(name).remember(cast(dict[str, Tensor], mean))
+    def _remember_styles(self, images: Sequence[Tensor], weights: Tensor, numbers: Tensor) -> None:
+        of_images = [self._style_targets(image) for image in images]
+        of_styles = []
+        for style in range(self.style_count):
+            members = [i for i, number in enumerate(numbers.tolist()) if number == style]
+            of_styles.append(_mean([of_images[i] for i in members], weights[members] / weights[members].sum()))
+        for name, first in of_styles[0].items():
+            if self.style_count == 1:
+                self._term(name).remember(first)
+                continue
+            stacked = {target: torch.stack([of_style[name][target] for of_style in of_styles]) for target in first}
+            self._term(name).remember(stacked)
 
     @torch.no_grad()
     def _style_targets(self, style: Tensor) -> dict[str, dict[str, Tensor]]:
@@ -66,24 +78,25 @@ class PerceptualLoss(nn.Module):
     def _term(self, name: str) -> Term:
         return cast(Term, self.terms[name])
 
-    def style_gram(self, layer: str) -> Tensor:
-        """Return the style's Gram matrix at a layer of the style term, `(C, C)`, averaged over the style images."""
-        return cast(StyleTerm, self.terms["style"]).target_gram(layer)
+    def style_gram(self, layer: str, style: int = 0) -> Tensor:
+        """Return a style's Gram matrix at a layer of the style term, `(C, C)`, averaged over its images."""
+        return cast(StyleTerm, self.terms["style"]).target_gram(layer, style)
 
-    def forward(self, stylized: Tensor, content: Tensor) -> dict[str, Tensor]:
+    def forward(self, stylized: Tensor, content: Tensor, styles: Tensor | None = None) -> dict[str, Tensor]:
         """Return the terms of a batch of pictures.
 
         Args:
             stylized: `(N, 3, H, W)` in [0, 1].
             content: The photographs, the same shape.
+            styles: The number of each picture's style, `(N,)`; needed if there are several styles, else unused.
 
         Returns:
             Scalars by name: every layer (`style/relu1_1`, `content/relu2_2`), the terms before their weights, and
             `total`, their weighted sum.
         """
-        return self._values(self._batch(stylized, content))
+        return self._values(self._batch(stylized, content, styles))
 
-    def by_image(self, stylized: Tensor, content: Tensor) -> dict[str, Tensor]:
+    def by_image(self, stylized: Tensor, content: Tensor, styles: Tensor | None = None) -> dict[str, Tensor]:
         """Return the terms as a call does, one picture after the other; only `total` has a gradient.
 
         The gradient is computed here, picture by picture: so the features of one picture at a time are in memory, and
@@ -94,7 +107,8 @@ class PerceptualLoss(nn.Module):
         together = max(1, PIXELS_TOGETHER // (stylized.shape[2] * stylized.shape[3]))
         for first in range(0, len(stylized), together):
             some = slice(first, first + together)
-            terms, of_some = self._with_gradient(stylized[some], content[some])
+            of_styles = None if styles is None else styles[some]
+            terms, of_some = self._with_gradient(stylized[some], content[some], of_styles)
             share = len(of_some) / len(stylized)
             torch.mul(of_some, share, out=gradient[some])
             parts.append(share * torch.stack(list(terms.values())))
@@ -102,10 +116,12 @@ class PerceptualLoss(nn.Module):
         return mean | {TOTAL: _with_known_gradient(mean[TOTAL], stylized, gradient)}
 
     @torch.enable_grad()
-    def _with_gradient(self, stylized: Tensor, content: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def _with_gradient(
+        self, stylized: Tensor, content: Tensor, styles: Tensor | None
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """The terms, without gradients, and the gradient of the total with respect to the stylized pictures."""
         leaf = stylized.detach().requires_grad_()
-        terms = self(leaf, content)
+        terms = self(leaf, content, styles)
         (gradient,) = torch.autograd.grad(terms[TOTAL], leaf)
         return {name: term.detach() for name, term in terms.items()}, gradient
 
@@ -113,24 +129,31 @@ class PerceptualLoss(nn.Module):
         """Transform the frozen VGG weights now: allocated during the first step they would fragment the heap."""
         side_px = least_side_px(self.config)
         black = self.vgg.mean.new_zeros(1, 3, side_px, side_px)
-        self.by_image(black, black)
+        self.by_image(black, black, torch.zeros(1, dtype=torch.long, device=black.device))
 
-    def towards(self, content: Tensor) -> Callable[[Tensor], dict[str, Tensor]]:
+    def towards(self, content: Tensor, styles: Tensor | None = None) -> Callable[[Tensor], dict[str, Tensor]]:
         """Return the call with its photographs fixed: their features are computed once."""
-        fixed = self._content_features(content)
-        return lambda stylized: self._values(Batch(stylized, content, self.vgg(stylized, self._taps), fixed))
+        fixed, numbers = self._content_features(content), self._numbers(styles)
+        return lambda stylized: self._values(Batch(stylized, content, self.vgg(stylized, self._taps), fixed, numbers))
 
-    def measure(self, stylized: Tensor, content: Tensor) -> dict[str, Tensor]:
+    def measure(self, stylized: Tensor, content: Tensor, styles: Tensor | None = None) -> dict[str, Tensor]:
         """Return the terms as a call does, and the terms' measures, such as `content_correlation`."""
-        batch = self._batch(stylized, content)
+        batch = self._batch(stylized, content, styles)
         values = self._values(batch)
         for name in self.terms:
             values |= self._term(name).measure(batch)
         return values
 
-    def _batch(self, stylized: Tensor, content: Tensor) -> Batch:
+    def _batch(self, stylized: Tensor, content: Tensor, styles: Tensor | None) -> Batch:
         content_features = self._content_features(content)  # first: the maps of the other have to be kept
-        return Batch(stylized, content, self.vgg(stylized, self._taps), content_features)
+        return Batch(stylized, content, self.vgg(stylized, self._taps), content_features, self._numbers(styles))
+
+    def _numbers(self, styles: Tensor | None) -> Tensor | None:
+        if self.style_count == 1:
+            return None
+        if styles is None:
+            raise ValueError(f"styles: got None, must be the style of each picture, 0 to {self.style_count - 1}")
+        return styles
 
     @torch.no_grad()
     def _content_features(self, content: Tensor) -> dict[str, Tensor]:
@@ -142,6 +165,17 @@ class PerceptualLoss(nn.Module):
         values |= {name: term.value for name, term in found.items()}
         first, *others = (self._weights[name] * term.value for name, term in found.items())
         return values | {TOTAL: sum(others, start=first)}
+
+
+def _mean(of_images: Sequence[dict[str, dict[str, Tensor]]], shares: Tensor) -> dict[str, dict[str, Tensor]]:
+    """The mean of what the terms are to remember of the images of a style."""
+    return {
+        name: {
+            target: cast(Tensor, sum(share * of[name][target] for share, of in zip(shares, of_images, strict=True)))
+            for target in first
+        }
+        for name, first in of_images[0].items()
+    }
 
 
 def _with_known_gradient(value: Tensor, x: Tensor, gradient: Tensor) -> Tensor:

@@ -44,12 +44,14 @@ class Batch(NamedTuple):
         content: The photographs, the same shape.
         features: Feature maps of the stylized pictures, by layer.
         content_features: Those of the photographs, at the layers of terms that compare with them.
+        styles: The number of each picture's style, `(N,)`; None if there is one style.
     """
 
     stylized: Tensor
     content: Tensor
     features: Mapping[str, Tensor]
     content_features: Mapping[str, Tensor]
+    styles: Tensor | None = None
 
 
 class TermValue(NamedTuple):
@@ -103,9 +105,14 @@ class Term(nn.Module):
         return {}
 
     def remember(self, targets: Mapping[str, Tensor]) -> None:
-        """Keep the averaged style targets as buffers."""
+        """Keep the averaged style targets as buffers; of several styles they are stacked, one a row."""
         for name, target in targets.items():
             self.register_buffer(name, target)
+
+    def target(self, name: str, batch: Batch) -> Tensor:
+        """Return what was remembered of the style; of several styles that of each picture, `(N, …)`."""
+        kept = self.get_buffer(name)
+        return kept if batch.styles is None else kept[batch.styles]
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
         """Return the scalars named in `measures`."""
@@ -169,7 +176,7 @@ class ContentTerm(LayerTerm):
         features, target = batch.features[layer].float(), batch.content_features[layer].float()
         if self.config.scale == "raw":
             return squared_error(features, target)
-        energy = target.square().flatten(1).mean(1) + self.get_buffer(_energy(layer))
+        energy = target.square().flatten(1).mean(1) + self.target(_energy(layer), batch)
         return squared_error(features, target, energy)
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
@@ -224,23 +231,24 @@ class StyleTerm(LayerTerm):
         """Keep the Gram matrices, and their balanced form."""
         super().remember(targets)
         for layer in self.layers:
-            gram = self.target_gram(layer)
+            gram = self.get_buffer(_gram(layer))
             balance = channel_balance(gram, self.config.channel_balance)
             self.register_buffer(f"balance_{layer}", balance)
             self.register_buffer(f"balanced_gram_{layer}", balance * gram)
 
-    def target_gram(self, layer: str) -> Tensor:
-        """Return the style's Gram matrix at a layer, `(C, C)`, averaged over the style images."""
-        return self.get_buffer(_gram(layer))
+    def target_gram(self, layer: str, style: int = 0) -> Tensor:
+        """Return a style's Gram matrix at a layer, `(C, C)`, averaged over its images."""
+        gram = self.get_buffer(_gram(layer))
+        return gram if gram.dim() == 2 else gram[style]
 
     def at_layer(self, layer: str, batch: Batch) -> Tensor:
         """Return the squared Gram difference at one layer."""
         gram = gram_matrix(batch.features[layer])
         if self.config.scale == "raw":
-            return squared_error(gram, self.target_gram(layer).expand_as(gram))
-        target = self.get_buffer(f"balanced_gram_{layer}")
-        balanced = self.get_buffer(f"balance_{layer}") * gram
-        return squared_error(balanced, target.expand_as(gram), target.square().mean())
+            return squared_error(gram, self.target(_gram(layer), batch).expand_as(gram))
+        target = self.target(f"balanced_gram_{layer}", batch)
+        balanced = self.target(f"balance_{layer}", batch) * gram
+        return squared_error(balanced, target.expand_as(gram), target.square().mean((-2, -1)))
 
 
 def _gram(layer: str) -> str:
@@ -360,15 +368,17 @@ def layer_keys() -> list[str]:
 def channel_balance(gram: Tensor, balance: float) -> Tensor:
     """Return factors `(g_i g_j)^(−balance/2)` for a Gram matrix's entries, g its diagonal over the diagonal's mean.
 
+    Several matrices `(S, C, C)` give as many of factors.
+
     Channels below a thousandth of the mean count as that: otherwise those that the style lacks would dominate.
 
     >>> gram = torch.tensor([[4.0, 1.0], [1.0, 1.0]])
     >>> (gram * channel_balance(gram, 1.0)).tolist()
     [[2.5, 1.25], [1.25, 2.5]]
     """
-    energy = gram.diagonal()
-    factor = (energy / energy.mean().clamp_min(1e-12)).clamp_min(1e-3) ** (-balance / 2)
-    return torch.outer(factor, factor)
+    energy = gram.diagonal(dim1=-2, dim2=-1)
+    factor = (energy / energy.mean(-1, keepdim=True).clamp_min(1e-12)).clamp_min(1e-3) ** (-balance / 2)
+    return factor[..., :, None] * factor[..., None, :]
 
 
 def squared_error(value: Tensor, target: Tensor, energy: Tensor | None = None) -> Tensor:

@@ -26,10 +26,11 @@ from stylize.generators import Generator, GeneratorConfig, build_generator
 from stylize.version import __version__
 
 FORMAT = "stylize model"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # of models with several styles; those with one are still written as version 1
 THUMBNAIL_PX = 96
 MAX_HEADER_BYTES = 4 * 2**20  # metadata and names of tensors; files of `stylize train` have some 30 KB
 MAX_SHOWN_CHARACTERS = 200
+MOST_STYLES = 1000
 DTYPES = frozenset(("F16", "BF16", "F32"))
 STYLE_NAME = re.compile(r"[\w .-]{1,100}")  # it becomes part of file names
 
@@ -45,7 +46,9 @@ class ModelCard:
         vgg: Name of the VGG weights that it was trained against.
         validation: Held-out losses by term, at that step.
         config: The whole training configuration.
-        thumbnail: The style image as a small JPEG, or empty.
+        thumbnail: The style image, or that of the first style, as a small JPEG, or empty.
+        styles: The names of the styles if there are several, else empty.
+        by_style: Held-out losses of each of these, by its name and by term.
         stylize_version: Version of stylize that wrote the file.
         torch_version: Version of PyTorch that trained the model.
     """
@@ -57,8 +60,15 @@ class ModelCard:
     validation: Mapping[str, float] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     thumbnail: bytes = b""
+    styles: tuple[str, ...] = ()
+    by_style: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     stylize_version: str = __version__
     torch_version: str = torch.__version__
+
+    @property
+    def all_styles(self) -> tuple[str, ...]:
+        """The names of the model's styles, also if there is only one."""
+        return self.styles or (self.style,)
 
 
 def encode_model(generator: Generator, card: ModelCard, dtype: torch.dtype = torch.float32) -> bytes:
@@ -72,7 +82,7 @@ def encode_model(generator: Generator, card: ModelCard, dtype: torch.dtype = tor
     state = {name: value.detach().to("cpu", dtype).contiguous() for name, value in generator.state_dict().items()}
     metadata = {
         "format": FORMAT,
-        "format_version": str(FORMAT_VERSION),
+        "format_version": "2" if card.styles else "1",
         "generator": card.generator.model_dump_json(),
         "style": card.style,
         "step": str(card.step),
@@ -83,6 +93,9 @@ def encode_model(generator: Generator, card: ModelCard, dtype: torch.dtype = tor
         "stylize_version": card.stylize_version,
         "torch_version": str(card.torch_version),
     }
+    if card.styles:
+        metadata["styles"] = json.dumps(card.styles)
+        metadata["by_style"] = json.dumps({name: dict(terms) for name, terms in card.by_style.items()})
     return save(state, metadata)
 
 
@@ -96,12 +109,12 @@ def load_model(path: Path) -> tuple[Generator, ModelCard]:
     damaged = f"{path}: damaged: its weights do not fit its {card.generator.name} generator"
     try:
         with safe_open(path, framework="pt") as file:
-            _check_tensors(file, card.generator)  # before anything of the size that the file claims is allocated
+            _check_tensors(file, card)  # before anything of the size that the file claims is allocated
             state: dict[str, Tensor] = {
                 name: file.get_tensor(name)
                 for name in file.keys()  # noqa: SIM118  # it is no dict
             }
-            generator = make_generator(card.generator, state)
+            generator = make_generator(card.generator, state, max(1, len(card.styles)))
     except (SafetensorError, RuntimeError, ValueError, OSError) as error:
         raise StylizeError(damaged) from error
     if not all(bool(value.isfinite().all()) for value in state.values()):
@@ -110,32 +123,34 @@ def load_model(path: Path) -> tuple[Generator, ModelCard]:
 
 
 @torch.inference_mode(mode=False)  # weights made in inference mode could not be cached in transformed form
-def make_generator(config: GeneratorConfig, state: Mapping[str, Tensor]) -> Generator:
+def make_generator(config: GeneratorConfig, state: Mapping[str, Tensor], styles: int = 1) -> Generator:
     """Build a generator in `eval()` with copies of given weights, in float32; no random number is drawn.
 
     Args:
         config: Configuration of the network.
         state: Its complete state dict.
+        styles: Number of its styles.
 
     Raises:
         RuntimeError: Names or shapes do not fit.
     """
     with torch.device("meta"):
-        generator = build_generator(config)
+        generator = build_generator(config, styles)
     dtypes = {name: value.dtype for name, value in generator.state_dict().items()}
     copied = {name: value.to("cpu", dtypes.get(name), copy=True) for name, value in state.items()}
     generator.load_state_dict(copied, assign=True)
     return generator.eval()
 
 
-def _check_tensors(file: Any, config: GeneratorConfig) -> None:
+def _check_tensors(file: Any, card: ModelCard) -> None:
     """Compare names, shapes and types with those of the generator, without allocating any of it.
 
     Raises:
         ValueError: They differ.
     """
     with torch.device("meta"):
-        wanted = {name: list(value.shape) for name, value in build_generator(config).state_dict().items()}
+        generator = build_generator(card.generator, max(1, len(card.styles)))
+        wanted = {name: list(value.shape) for name, value in generator.state_dict().items()}
     slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
     if wanted != {name: part.get_shape() for name, part in slices.items()}:
         raise ValueError("other names or shapes")
@@ -167,6 +182,11 @@ def read_card(path: Path) -> ModelCard:
             validation={name: float(value) for name, value in json.loads(metadata["validation"]).items()},
             config=dict(json.loads(metadata["config"])),
             thumbnail=base64.b64decode(metadata["thumbnail"]),
+            styles=_style_names(metadata.get("styles", "[]")),
+            by_style={
+                str(name): {term: float(value) for term, value in terms.items()}
+                for name, terms in json.loads(metadata.get("by_style", "{}")).items()
+            },
             stylize_version=_shown(metadata["stylize_version"]),
             torch_version=_shown(metadata["torch_version"]),
         )
@@ -199,6 +219,13 @@ def _style_name(name: str) -> str:
     if not STYLE_NAME.fullmatch(name):
         raise ValueError(f"style: got {name[:100]!r}, must be letters, digits, ' ', '.', '_' and '-', at most 100")
     return name
+
+
+def _style_names(text: str) -> tuple[str, ...]:
+    names = tuple(_style_name(name) for name in json.loads(text))
+    if len(set(names)) < len(names) or len(names) == 1 or len(names) > MOST_STYLES:
+        raise ValueError(f"styles: got {len(names)}, must be none, or 2 to {MOST_STYLES} different names")
+    return names
 
 
 def _count(text: str) -> int:

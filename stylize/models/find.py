@@ -10,6 +10,7 @@ from stylize.errors import StylizeError, nearest
 from stylize.system.places import is_file
 
 BUILT_IN = Path(__file__).parent / "builtin"
+STARTS = Path(__file__).parent / "starts"
 RUNS = Path("runs")
 MODEL_NAME = "model.safetensors"
 
@@ -24,6 +25,12 @@ class FoundModel(NamedTuple):
 def built_in_models() -> dict[str, Path]:
     """Return the model files in the package, by name of the style."""
     return {path.stem: path for path in sorted(BUILT_IN.glob("*.safetensors"))}
+
+
+def learned_start(generator: str, width: int) -> Path | None:
+    """Return the file of the start in the package for a network with instance norm, or None if there is none."""
+    path = STARTS / f"{generator}-{width}.safetensors"
+    return path if path.is_file() else None
 
 
 def find_model(name: str | None, runs: Path = RUNS, place: str = "--model") -> FoundModel:

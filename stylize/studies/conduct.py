@@ -136,7 +136,7 @@ def _read_pictures(folder: Path, side_px: int) -> list[Tensor]:
 
 def _restyler(request: Request, device: torch.device) -> tuple[Callable[[Tensor], Tensor], str]:
     """Return a painter of another style than the study's, loaded at first use, and the name of that style."""
-    own = Path(request.config.style.all_images()[0].path).stem
+    own = Path(request.config.all_styles()[0].all_images()[0].path).stem
     others = [name for name in built_in_models() if name != own]
     name = request.restyle or (others[0] if others else None)
     path = find_model(name, place="--restyle").path

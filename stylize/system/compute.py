@@ -141,6 +141,13 @@ class Compute:
         """Return images as a network takes them: on the device, in its memory layout."""
         return images.to(self.device, memory_format=self.memory_format)
 
+    def photographs(self, images: Tensor) -> Tensor:
+        """Return photographs, uint8 or float, as floats in [0, 1], on the device, in its memory layout."""
+        images = images.to(self.device, non_blocking=True)
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        return images.contiguous(memory_format=self.memory_format)
+
     @property
     def has_own_memory(self) -> bool:
         """Whether the device has memory beside the host's."""

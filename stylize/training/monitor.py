@@ -20,10 +20,11 @@ from tqdm import tqdm
 from stylize.errors import StylizeError
 from stylize.losses.summary import held_out_text, progress_text
 from stylize.pictures.picture import Picture
-from stylize.pictures.sheets import contact_sheet
+from stylize.pictures.sheets import captioned, contact_sheet
 from stylize.pictures.writing import write_picture
 from stylize.system.files import RecordFile, write_atomically
 from stylize.system.transfer import HostWaits, Waits
+from stylize.training.held_out import Measured
 from stylize.training.tensorboard import EventFile
 
 logger = logging.getLogger("stylize")
@@ -190,22 +191,26 @@ class Monitor:
             self.bar.refresh()
 
     @_unless_silent
-    def log_validation(
-        self, step: int, terms: Mapping[str, float], content: list[Tensor], stylized: list[Tensor]
-    ) -> None:
-        """Record the held-out losses and a sheet of the held-out photographs, stylized below."""
-        self._scalars(step, "validation", terms)
+    def log_validation(self, step: int, found: Measured, content: list[Tensor]) -> None:
+        """Record the held-out losses and a sheet of the held-out photographs, below them a row for each style."""
+        self._scalars(step, "validation", found.terms)
+        for name, terms in found.by_style.items():
+            self._scalars(step, "validation of style", terms, name)
         if not content:
             return
-        sheet = contact_sheet([content, stylized])
+        rows = [
+            [captioned(images[0], name), *images[1:]]
+            for name, images in zip(found.by_style, found.painted, strict=False)
+        ]
+        sheet = contact_sheet([content, *(rows or found.painted)])
         folder = self.run_dir / "samples"
         with self.surviving("the samples"):
             folder.mkdir(exist_ok=True)
             write_picture(folder / f"step-{step:08d}.jpg", Picture(sheet), quality=90)
         self.tensorboard.image("validation/content above, stylized below", sheet, step)
-        for i, image in enumerate(stylized):
-            self.tensorboard.image(f"stylized/{i}", contact_sheet([[content[i], image]]), step)
-        self.tell(f"step {step}: held-out {held_out_text(terms)}")
+        for i, images in enumerate(zip(content, *found.painted, strict=True)):
+            self.tensorboard.image(f"stylized/{i}", contact_sheet([list(images)]), step)
+        self.tell(f"step {step}: held-out {held_out_text(found.terms)}")
 
     @_unless_silent
     def log_skipped(self, step: int, report: str, scalars: Mapping[str, float]) -> None:
@@ -223,11 +228,12 @@ class Monitor:
         self.tensorboard.scalar(f"{name}/mean", values.mean().item(), step)
 
     @_unless_silent
-    def log_start(self, config_yaml: str, styles: list[Tensor]) -> None:
+    def log_start(self, config_yaml: str, styles: Mapping[str, list[Tensor]]) -> None:
         """Show the resolved configuration and the style images."""
         self.tensorboard.text("config", f"```yaml\n{config_yaml}```", 0)
-        for i, style in enumerate(styles):
-            self.tensorboard.image(f"style/{i}", style, 0)
+        for name, images in styles.items():
+            for i, image in enumerate(images):
+                self.tensorboard.image(f"style/{i}" if len(styles) == 1 else f"style/{name}/{i}", image, 0)
         self._write("TensorBoard's events", self.tensorboard.flush)
 
     @_unless_silent
@@ -266,11 +272,13 @@ class Monitor:
         with self.surviving(what, ", and its records wait"):
             write()
 
-    def _scalars(self, step: int, kind: str, scalars: Mapping[str, float]) -> None:
+    def _scalars(self, step: int, kind: str, scalars: Mapping[str, float], style: str | None = None) -> None:
+        group = kind if style is None else f"{kind} {style}"
         for name, value in scalars.items():
-            self.tensorboard.scalar(f"{kind}/{name}", value, step)
+            self.tensorboard.scalar(f"{group}/{name}", value, step)
         self._write("TensorBoard's events", self.tensorboard.flush)
-        line = {"step": step, "kind": kind, **{k: float(f"{v:.7g}") for k, v in scalars.items()}}
+        of_style = {} if style is None else {"style_name": style}
+        line = {"step": step, "kind": kind, **of_style, **{k: float(f"{v:.7g}") for k, v in scalars.items()}}
         self._metrics.add(f"{json.dumps(line)}\n".encode())
         self._write("metrics.jsonl", self._metrics.flush)
 

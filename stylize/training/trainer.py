@@ -7,9 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -25,11 +23,13 @@ from stylize.system.devices import CPU, is_out_of_memory
 from stylize.system.memory import return_freed_memory
 from stylize.training.bounds import IMAGE_NORM, GradientBounds
 from stylize.training.checkpoint import checkpoint_path, newest_checkpoint, save_checkpoint
+from stylize.training.held_out import HeldOut, one_hot, values_of
 from stylize.training.loader import Batches
 from stylize.training.monitor import Monitor
 from stylize.training.prefetch import prefetched
 from stylize.training.rollback import Rollback
 from stylize.training.schedule import ScheduleConfig, rate_factor
+from stylize.training.styles import StyleOrder
 from stylize.training.updates import (
     SKIPS_THAT_HALVE_THE_RATE,
     SKIPS_THAT_STOP,
@@ -72,6 +72,14 @@ class TrainConfig(BaseModel):
         description="scale the gradient of an image, and of a step, down to this multiple of its running median; "
         "null: never",
     )
+    start: str = Field(
+        "learned",
+        description="what it begins with: learned (the package's start, where one fits), none (random), or a model",
+    )
+    only: Literal["all", "norms"] = Field(
+        "all", description="what is trained: all weights, or the norms' γ and β of the new styles"
+    )
+    keep_styles: bool = Field(True, description="with only: norms: whether the model keeps the styles of its start")
     log_every: int = Field(10, ge=1, description="steps between two records of the losses")
 
     @field_validator("precision", mode="before")
@@ -101,7 +109,8 @@ class Progress:
         validations_without_better: Number of validations since then.
         skipped_in_a_row: Number of steps skipped since the last one with a finite loss, as far as the host has heard.
         rate_factor: Factor of the learning rate; halved when too many steps in a row are skipped.
-        validation: Held-out losses of the best step, by term.
+        validation: Held-out losses of the best step, by term; means over the styles.
+        by_style: Those of each style, by its name; empty if there is only one.
     """
 
     step: int = 0
@@ -111,6 +120,7 @@ class Progress:
     skipped_in_a_row: int = 0
     rate_factor: float = 1.0
     validation: dict[str, float] = field(default_factory=dict)
+    by_style: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 class Trainer:
@@ -125,6 +135,8 @@ class Trainer:
         compute: Device, precision and compilation.
         seed: Seed of torch's random generators.
         run_dir: The run folder, for checkpoints.
+        styles: The names of the styles with their shares of the crops; None: there is one style.
+        kept_styles: Number of styles that the generator has before these, and that are not trained.
         save_best: Called with the progress when the held-out loss is the lowest so far, to write the model.
     """
 
@@ -140,13 +152,18 @@ class Trainer:
         seed: int,
         run_dir: Path,
         save_best: Callable[[Progress], None],
+        styles: Mapping[str, float] | None = None,
+        kept_styles: int = 0,
     ) -> None:
         self.generator = compute.place(generator)
         generator.maps = None if compute.dtype == torch.float32 else compute.dtype
         self.loss = compute.place(loss)
         loss.hold_in(compute.dtype)
         self.batches = batches
-        self.validation = list(validation)
+        styles = styles or {"": 1.0}
+        several = kept_styles + len(styles) > 1
+        self.order = StyleOrder(list(styles.values()), batches.batch_size, kept_styles) if several else None
+        self.held_out = HeldOut(validation, tuple(styles), self.generator, self.loss, compute, kept_styles)
         self.config = config
         self.compute = compute
         self.run_dir = run_dir
@@ -222,7 +239,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         rate = self._set_learning_rate()
         with self.compute.context():
-            own_terms = self._terms_and_gradients(self._to_device(batch))
+            own_terms = self._terms_and_gradients(self.compute.photographs(batch), self._styles_of_step())
         terms = self._averaged({**own_terms, **self.bounds.of_batch()})
         terms, counts = self._clipped(terms, len(batch) * distributed.count())
         if self._late is not None:
@@ -234,6 +251,14 @@ class Trainer:
             self.optimizer.step()
         self.generator.project_()
         return {**terms, "learning_rate": rate_used}
+
+    def _styles_of_step(self) -> Tensor | None:
+        """Choose the styles of this step's crops; returns their numbers, `(N,)`, or None if there is one style."""
+        if self.order is None:
+            return None
+        styles = self.order.of_step(self.progress.step).to(self.compute.device)
+        self.generator.paint_in(one_hot(styles + self.order.kept, self.order.kept + self.order.count))
+        return styles
 
     def _clipped(self, terms: dict[str, Tensor], images: int) -> tuple[dict[str, Tensor], Tensor]:
         """Clip the gradients of a batch of so many images; return its terms, and whether the step counts, bool `()`."""
@@ -255,25 +280,25 @@ class Trainer:
             group["lr"] = rate * self.progress.rate_factor * group["factor"]
         return rate
 
-    def _forward(self, content: Tensor) -> dict[str, Tensor]:
+    def _forward(self, content: Tensor, styles: Tensor | None) -> dict[str, Tensor]:
         stylized = self.bounds.of_images(self._network(self.compute.network_input(content)), content)
         if self.compute.image_by_image:
-            return self.loss.by_image(stylized, content)
-        terms: dict[str, Tensor] = self.loss(stylized, content)
+            return self.loss.by_image(stylized, content, styles)
+        terms: dict[str, Tensor] = self.loss(stylized, content, styles)
         return terms
 
-    def _terms_and_gradients(self, content: Tensor) -> dict[str, Tensor]:
+    def _terms_and_gradients(self, content: Tensor, styles: Tensor | None = None) -> dict[str, Tensor]:
         """Return the terms of the share of this process, and compute the gradients of their total.
 
         If one of the first steps fails because it is compiled, it is made again without.
         """
         if not self._compiled_steps_on_trial:
-            return self._with_gradients(self._terms, content)
+            return self._with_gradients(self._terms, content, styles)
         is_first = self._compiled_steps_on_trial == self.compute.steps_that_compile
         self._compiled_steps_on_trial -= 1
         start_s, before = time.monotonic(), self._drawn_and_running()
         try:
-            terms = self._with_gradients(self._terms, content)
+            terms = self._with_gradients(self._terms, content, styles)
         except Exception as error:  # compilers raise anything
             if isinstance(error, StylizeError) or any(map(is_out_of_memory, _with_causes(error))):
                 raise
@@ -287,11 +312,13 @@ class Trainer:
         self._restore_drawn_and_running(before)
         self._terms = self._forward
         self.optimizer.zero_grad(set_to_none=True)
-        return self._with_gradients(self._terms, content)
+        return self._with_gradients(self._terms, content, styles)
 
     @staticmethod
-    def _with_gradients(function: Callable[[Tensor], dict[str, Tensor]], content: Tensor) -> dict[str, Tensor]:
-        terms = function(content)
+    def _with_gradients(
+        function: Callable[[Tensor, Tensor | None], dict[str, Tensor]], content: Tensor, styles: Tensor | None
+    ) -> dict[str, Tensor]:
+        terms = function(content, styles)
         torch.autograd.backward(terms["total"])
         return terms
 
@@ -331,7 +358,7 @@ class Trainer:
         if self._stop_votes is not None:
             self._stop_heard = self._stop_heard or self._stop_votes.item() > 0
         if not counts.item():
-            raise NotFinite(why_not_finite(self._values(terms)))
+            raise NotFinite(why_not_finite(values_of(terms, self.compute.device)))
 
     def _step_or_skip(self, batch: Tensor, monitor: Monitor) -> None:
         """Make and record a step; if the loss is not finite, roll back and skip the batch."""
@@ -350,7 +377,7 @@ class Trainer:
         self.progress.step += 1
         monitor.advance()
         if self._is_due(self.config.log_every):
-            monitor.log_step(self.progress.step, self._values(terms))
+            monitor.log_step(self.progress.step, values_of(terms, self.compute.device))
 
     def _step_unread(self, batch: Tensor, monitor: Monitor) -> None:
         """Make a step, and read its values and those before it only when they are needed."""
@@ -388,11 +415,6 @@ class Trainer:
             if step % self.config.log_every == 0 or step == self.config.steps:
                 monitor.log_step(step, values)
 
-    def _values(self, terms: Mapping[str, Tensor]) -> dict[str, float]:
-        """Return the terms as numbers. The host waits for the device once: all are copied together."""
-        values = torch.stack([term.detach().float().to(self.compute.device) for term in terms.values()])
-        return dict(zip(terms, values.tolist(), strict=True))
-
     def _skip(self, step: int, reason: str, monitor: Monitor) -> None:
         """Record a skipped step; halve the learning rate after the third in a row, stop after the tenth."""
         progress = self.progress
@@ -416,48 +438,20 @@ class Trainer:
     @torch.no_grad()
     def validate(self, monitor: Monitor) -> None:
         """Measure the held-out photographs with the generator in `eval()`; save the model if it is the best."""
-        if not self.validation:
+        if not self.held_out.photographs:
             with monitor.surviving("the model"):
                 self.save_best(self.progress)
             return
-        stylized, terms = self._measure_all()
+        found = self.held_out.measure()
         with monitor.surviving("the model", ", and this validation does not count as the best"):
-            self._record(terms)
+            self._record(found.terms, found.by_style)
         vars(self.progress).update(distributed.broadcast(vars(self.progress)))  # only the first writes, and may fail
-        monitor.log_validation(self.progress.step, terms, self.validation, stylized)
+        monitor.log_validation(self.progress.step, found, self.held_out.photographs)
         for name, norm in self.generator.norms().items():
             for kind, values in norm.histograms().items():
                 monitor.log_histogram(self.progress.step, f"weights/{kind} {name}", values)  # sorted after the losses
 
-    def _measure_all(self) -> tuple[list[Tensor], dict[str, float]]:
-        """Return the stylized held-out photographs, on the CPU, and the means of their terms."""
-        self.generator.eval()
-        own = [self._measure(image) for image in distributed.share(self.validation)]
-        measured = distributed.gather_interleaved(own)
-        self.generator.train()
-        means = {"style_of_photographs": self.style_of_photographs}
-        for _, terms in measured:
-            for name, term in terms.items():
-                means[name] = means.get(name, 0.0) + term / len(self.validation)
-        return [image for image, _ in measured], means
-
-    def _measure(self, photograph: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Return a stylized held-out photograph, on the CPU, and its terms. The host waits for the device."""
-        content = self._to_device(photograph[None])
-        with self.compute.context():
-            stylized = self.generator(self.compute.network_input(content))
-            terms = self.loss.measure(stylized, content)
-        return stylized[0].cpu(), self._values(terms)
-
-    @cached_property
-    def style_of_photographs(self) -> float:
-        """The style term of the unstylized held-out photographs, for comparison. The host waits for the device."""
-        with torch.no_grad(), self.compute.context():
-            contents = [self._to_device(image[None]) for image in distributed.share(self.validation)]
-            own = [float(self.loss(content, content)["style"]) for content in contents]
-        return fmean(distributed.gather_interleaved(own))
-
-    def _record(self, terms: dict[str, float]) -> None:
+    def _record(self, terms: dict[str, float], by_style: dict[str, dict[str, float]]) -> None:
         """Update the progress after a validation; save the model if it is the best.
 
         Raises:
@@ -474,6 +468,7 @@ class Trainer:
             best_step=progress.step,
             validations_without_better=0,
             validation=terms,
+            by_style=by_style,
         )
         self.save_best(better)
         vars(progress).update(vars(better))  # in place: other objects have a reference to it
@@ -551,12 +546,6 @@ class Trainer:
                 self.compute.kind,
             )
 
-    def _to_device(self, images: Tensor) -> Tensor:
-        images = images.to(self.compute.device, non_blocking=True)
-        if images.dtype == torch.uint8:
-            images = images.float() / 255
-        return images.contiguous(memory_format=self.compute.memory_format)
-
     def _stops(self) -> bool:
         """Whether to stop after this step: several processes stop at the one in which all have heard of it."""
         return self.stop_requested if distributed.count() == 1 else self._stop_heard
@@ -570,7 +559,11 @@ class Trainer:
 
 
 def _build_optimizer(generator: Generator, config: TrainConfig, compute: Compute) -> torch.optim.Optimizer:
-    groups = [{"params": group.parameters, "factor": group.learning_rate_factor} for group in generator.param_groups()]
+    groups = [
+        {"params": trained, "factor": group.learning_rate_factor}
+        for group in generator.param_groups()
+        if (trained := [p for p in group.parameters if p.requires_grad])
+    ]
     return torch.optim.Adam(groups, lr=config.learning_rate, fused=compute.has_fused_optimizers)
 
 
