@@ -264,10 +264,10 @@ def test_apply_refuses_a_model_that_is_none(tmp_path: Path, refusal: Callable[..
 
 def test_apply_refuses_a_model_of_a_newer_format(tmp_path: Path, model: Path, refusal: Callable[..., str]) -> None:
     with safe_open(model, "pt") as file:
-        metadata = {**file.metadata(), "format_version": "2"}
+        metadata = {**file.metadata(), "format_version": "3"}
         save_file({name: file.get_tensor(name) for name in file.keys()}, tmp_path / "new.safetensors", metadata)  # noqa: SIM118
     assert refusal("apply", "image.jpg", "--model", "new.safetensors") == (
-        "new.safetensors: got format version 2, must be at most 1: it was written by a newer stylize than this one "
+        "new.safetensors: got format version 3, must be at most 2: it was written by a newer stylize than this one "
         f"({__version__}); upgrade stylize"
     )
 
@@ -361,7 +361,7 @@ def test_wrong_usage_exits_with_2(call: Call) -> None:
     for arguments, message in {
         ("apply", "a.jpg", "--strength", "2"): "Invalid value for '--strength': 2.0 is not in the range 0<=x<=1.",
         ("apply",): "Missing argument 'INPUT...'.",
-        ("train",): "Missing option '--config'.",
+        ("train",): "must have either --config or --style",
         ("train", "--config", "a", "--resume", "--overwrite"): "--resume and --overwrite exclude each other",
         ("list", "norm"): "Invalid value for '{norms|generators|styles}': 'norm' is not one of 'norms', "
         "'generators', 'styles'.",

@@ -24,6 +24,7 @@ from stylize.cli.apply import apply
 from stylize.errors import StylizeError
 from stylize.inference.file_painter import FileOptions
 from stylize.inference.jobs import Job, paint_files
+from stylize.models.blends import blend_of
 from stylize.pictures.mark import is_painted, mark_of
 from stylize.pictures.reading import read_header, read_raster, read_rgb
 from stylize.pictures.xmp import corrected_xmp
@@ -365,7 +366,8 @@ def test_losses_of_a_folder_are_summed_up(tmp_path: Path, caplog: pytest.LogCapt
     painter = stylize.load(tmp_path / "model.safetensors", device="cpu")
     options = FileOptions(budget(tmp_path), style="dots", overwrite=True)
     jobs = [Job(path, tmp_path / f"{path.stem}.bmp") for path in sorted((tmp_path / "in").iterdir())]
-    assert all(item.error is None for item in paint_files(jobs, painter._stylizer, options))
+    stylizer = painter._stylizer_for(blend_of(None, painter.styles))
+    assert all(item.error is None for item in paint_files(jobs, stylizer, options))
     told = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     assert len(told) == 2
     assert "its transparency is laid on white, for BMP has none" in told[0]

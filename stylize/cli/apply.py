@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,13 @@ from stylize.system.places import temporary_folder
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+    from stylize.generators import Generator
     from stylize.inference.file_painter import FileOptions
     from stylize.inference.jobs import Job
+    from stylize.inference.options import PaintOptions
     from stylize.inference.stylizer import Stylizer
+    from stylize.models.file import ModelCard
+    from stylize.system.compute import Compute
 
 logger = logging.getLogger("stylize")
 SLASHES = ("/", os.sep)
@@ -39,6 +44,17 @@ SLASHES = ("/", os.sep)
     metavar="PATH",
     help="Output file, or output folder: for several pictures, or where PATH ends with a slash. "
     "Default: <image>.<style>.<suffix> beside the input.",
+)
+@click.option(
+    "--style",
+    metavar="NAME|BLEND",
+    help="Of a model with several styles: the name of one, or a blend such as 'wave:0.6,mosaic:0.4'.",
+)
+@click.option(
+    "--sheet",
+    is_flag=True,
+    help="Paint one sheet of each picture: all styles of the model, and a row of blends between two of them, which "
+    "--style names (default: the first two). The output is a JPEG.",
 )
 @click.option(
     "--strength",
@@ -111,6 +127,8 @@ def apply(
     inputs: tuple[Path, ...],
     model: str | None,
     output: str | None,
+    style: str | None,
+    sheet: bool,
     strength: float,
     keep_colors: bool,
     max_size: int | None,
@@ -136,6 +154,7 @@ def apply(
     from stylize.inference.options import PaintOptions, color_of
     from stylize.inference.plans import find_budget
     from stylize.inference.stylizer import Stylizer
+    from stylize.models.blends import blend_of
     from stylize.models.file import load_model
     from stylize.models.find import find_model
     from stylize.system.compiler import keep_compiled_code
@@ -145,11 +164,18 @@ def apply(
     color = None if background is None else color_of("--background", background)
     found = find_model(model)
     generator, card = load_model(found.path)
-    logger.info("model: %s, style %s, %s", found.path, card.style, found.reason)
+    if sheet:
+        place = None if output is None else Path(output)
+        paint = PaintOptions(strength, keep_colors, max_size, stroke_scale)
+        _paint_sheets(inputs, place, generator, card, style, paint, Compute.choose(device, precision), overwrite)
+        return
+    blend = blend_of(style, card.all_styles, "--style")
+    logger.info("model: %s, style %s, %s", found.path, blend.label, found.reason)
+    generator = generator.blended(blend.shares)
     if seed is not None:
         generator.seed_noise(seed)
     place = None if output is None else Path(output)
-    jobs = plan_jobs(inputs, place, card.style, recursive, into_folder=output is not None and output.endswith(SLASHES))
+    jobs = plan_jobs(inputs, place, blend.label, recursive, into_folder=output is not None and output.endswith(SLASHES))
     compute = Compute.choose(device, precision)
     shapes = choose_shapes(compilation, compute, photograph_sizes(jobs, max_size), stroke_scale)
     if shapes:
@@ -162,10 +188,53 @@ def apply(
         quality=quality,
         overwrite=overwrite,
         crop_px=training_crop_px(card.config),
-        style=card.style,
+        style=blend.label,
         background=color,
     )
     _paint(jobs, stylizer, options)
+
+
+def _paint_sheets(
+    inputs: Sequence[Path],
+    output: Path | None,
+    generator: Generator,
+    card: ModelCard,
+    style: str | None,
+    paint: PaintOptions,
+    compute: Compute,
+    overwrite: bool,
+) -> None:
+    """Write a sheet of all styles for each picture.
+
+    Raises:
+        StylizeError: A picture cannot be read, or a sheet cannot be written.
+    """
+    from stylize.inference.style_sheet import CELL_PX, style_sheet
+    from stylize.models.blends import blend_of
+    from stylize.pictures.picture import Picture
+    from stylize.pictures.reading import read_raster
+    from stylize.pictures.writing import write_picture
+
+    styles = card.all_styles
+    if len(styles) == 1:
+        raise StylizeError(f"--sheet: this model has one style, '{styles[0]}', must have several")
+    blend = None if style is None else blend_of(style, styles, "--style")
+    named = styles[:2] if blend is None else [name for name, share in zip(styles, blend.shares, strict=True) if share]
+    if len(named) != 2:
+        raise StylizeError(f"--style: got {len(named)} styles with --sheet, must be the two to blend: 'a:1,b:1'")
+    paint = replace(paint, max_size_px=paint.max_size_px or CELL_PX)
+    for source in inputs:
+        target = source.with_name(f"{source.stem}.sheet.jpg") if output is None else output
+        if output is not None and (len(inputs) > 1 or output.is_dir() or not output.suffix):
+            target = output / f"{source.stem}.sheet.jpg"
+        if target.exists() and not overwrite:
+            raise StylizeError(f"{target}: is there already; --overwrite replaces it")
+        with read_raster(source, max_size_px=paint.max_size_px) as raster:
+            photograph = raster.picture()
+        sheet = style_sheet(photograph, generator, styles, (named[0], named[1]), paint, compute)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_picture(target, Picture(sheet), quality=90)
+        click.echo(shown(target))
 
 
 def _refuse_streams(inputs: Sequence[Path], output: str | None) -> None:

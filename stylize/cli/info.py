@@ -24,6 +24,7 @@ def info(model: str, as_json: bool) -> None:
         "path": str(path),
         "size_bytes": path.stat().st_size,
         "style": card.style,
+        "styles": list(card.all_styles),
         "generator": card.generator.model_dump(),
         "step": card.step,
         "vgg": card.vgg,
@@ -40,6 +41,10 @@ def info(model: str, as_json: bool) -> None:
     generator = card.generator
     click.echo(f"{path} ({path.stat().st_size / 1024:.0f} KiB)")
     click.echo(f"style       {card.style}")
+    for name in card.styles:
+        held_out = card.by_style.get(name, {})
+        told = f": held-out style {held_out['style']:.4f}" if "style" in held_out else ""
+        click.echo(f"  - {name}{told}")
     click.echo(f"generator   {generator.name}, {generator.norm} norm, width {generator.width}")
     click.echo(f"trained     {card.step} steps against VGG-19 ({card.vgg})")
     for name in headline_values():

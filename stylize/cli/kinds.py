@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
 
@@ -27,9 +29,13 @@ def _described(kind: str) -> list[tuple[str, str]]:
 
     cards = {name: read_card(path) for name, path in built_in_models().items()}
     return [
-        (name, f"{card.generator.name}, {card.generator.norm} norm, width {card.generator.width}")
+        (name, f"{card.generator.name}, {card.generator.norm} norm, width {card.generator.width}{_named(card.styles)}")
         for name, card in cards.items()
     ]
+
+
+def _named(styles: Sequence[str]) -> str:
+    return f"; --style: {', '.join(styles)}" if styles else ""
 
 
 def _summary(cls: type) -> str:

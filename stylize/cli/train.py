@@ -10,17 +10,38 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stylize.cli.options import device_option, overrides_option, verbose_option
+from stylize.cli.options import FiniteRange, device_option, overrides_option, verbose_option
 
 if TYPE_CHECKING:
     from stylize.run import RunResult
 
 logger = logging.getLogger("stylize")
+MINUTES = 2.0
 
 
 @click.command()
+@click.argument("more", nargs=-1, type=click.Path(readable=False, path_type=Path), metavar="[PICTURE...]")
+@click.option("--config", "config_path", type=click.Path(readable=False, path_type=Path), help="Config of the run.")
 @click.option(
-    "--config", "config_path", type=click.Path(readable=False, path_type=Path), required=True, help="Config of the run."
+    "--style",
+    "pictures",
+    type=click.Path(readable=False, path_type=Path),
+    multiple=True,
+    metavar="PICTURE...",
+    help="Without a config: the style picture; several pictures are several styles in one model.",
+)
+@click.option(
+    "--content",
+    type=click.Path(readable=False, path_type=Path),
+    metavar="FOLDER",
+    help="With --style: the photographs to train on. Default: the samples.",
+)
+@click.option("--name", metavar="NAME", help="With --style: name of the run. Default: that of the picture.")
+@click.option(
+    "--minutes",
+    type=FiniteRange(0, min_open=True),
+    metavar="M",
+    help="With --style: how long the training may take, beside loading. Default: 2.",
 )
 @overrides_option
 @click.option(
@@ -35,7 +56,12 @@ logger = logging.getLogger("stylize")
 @device_option
 @verbose_option
 def train(
-    config_path: Path,
+    more: tuple[Path, ...],
+    config_path: Path | None,
+    pictures: tuple[Path, ...],
+    content: Path | None,
+    name: str | None,
+    minutes: float | None,
     overrides: tuple[str, ...],
     output: Path | None,
     resume: bool,
@@ -43,14 +69,26 @@ def train(
     dry_run: bool,
     device: str,
 ) -> None:
-    """Train a model for a style."""
+    """Train a model for a style: with --config, or from --style PICTURE alone, with settings that suit the machine."""
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other")
+    if (config_path is None) == (not pictures):
+        raise click.UsageError("must have either --config or --style")
+    if config_path is not None and (more or content or name or minutes):
+        raise click.UsageError("PICTURE, --content, --name and --minutes go with --style, not with --config")
+    if pictures and resume:
+        raise click.UsageError("--resume takes the config of the run folder: --config RUN_DIR/config.yaml")
     from stylize import run
-    from stylize.config import load_config
+    from stylize.config import config_from_tree, load_config
     from stylize.system import distributed
 
-    config = load_config(config_path, overrides)
+    if config_path is None:
+        from stylize.suggest import suggested_config
+
+        config = suggested_config([*pictures, *more], content, name, minutes or MINUTES, device)
+        config = config_from_tree(config.model_dump(mode="json"), overrides)
+    else:
+        config = load_config(config_path, overrides)
     folder = output or Path("runs") / config.name
     with distributed.joined(device):
         if dry_run:

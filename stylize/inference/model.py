@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -22,6 +23,7 @@ from stylize.inference.options import PaintOptions, color_of
 from stylize.inference.pixels import pixels_of
 from stylize.inference.plans import find_budget
 from stylize.inference.stylizer import Stylizer, shrink
+from stylize.models.blends import Blend, blend_of
 from stylize.models.file import ModelCard, make_generator
 from stylize.pictures.picture import limited_size
 from stylize.system.compute import Compute
@@ -29,6 +31,7 @@ from stylize.system.devices import choose_device, choose_precision
 from stylize.system.places import temporary_folder
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+KEPT_BLENDS = 64
 NAMED_DEVICES = ("auto", "cpu", "cuda", "mps")
 ImageT = TypeVar("ImageT", Image.Image, NDArray[np.uint8], Tensor)
 
@@ -75,7 +78,17 @@ class Model:
 
     def __init__(self, generator: Generator, card: ModelCard, compute: Compute) -> None:
         self._card = card
-        self._stylizer = Stylizer(generator, compute)
+        self._generator = generator
+        self._compute = compute
+        self._lock = threading.Lock()
+        self._stylizers: dict[tuple[float, ...], Stylizer] = {}
+        if not card.styles:
+            self._stylizer_for(blend_of(None, card.all_styles))
+
+    @property
+    def styles(self) -> tuple[str, ...]:
+        """The names of the model's styles."""
+        return self._card.all_styles
 
     @property
     def card(self) -> ModelCard:
@@ -86,6 +99,7 @@ class Model:
         self,
         image: ImageT,
         *,
+        style: str | Mapping[str, float] | None = None,
         strength: float = 1.0,
         keep_colors: bool = False,
         stroke_scale: float = 1.0,
@@ -96,6 +110,8 @@ class Model:
         Args:
             image: A PIL image of any mode; a NumPy array `(H, W, 3)` of uint8; or a tensor `(3, H, W)` or
                 `(N, 3, H, W)` of floating point in [0, 1], whose images are painted each by itself.
+            style: Of a model with several styles the name of one, or names with weights for a blend:
+                `{"wave": 0.6, "mosaic": 0.4}`, or the same as text, `"wave:0.6,mosaic:0.4"`.
             strength: Mixture of photograph (0) and stylized picture (1).
             keep_colors: Keep the colors of the photograph; only its luminance is painted.
             stroke_scale: Paint strokes this many times as large, 1 to 8.
@@ -107,8 +123,8 @@ class Model:
 
         Raises:
             TypeError: The image is of another kind.
-            StylizeError: The image has another shape, type or values, or is smaller than 16 px in a direction; or an
-                option is out of range.
+            StylizeError: The image has another shape, type or values, or is smaller than 16 px in a direction; an
+                option is out of range; or the model has no such style, or several and none is named.
 
         >>> import stylize
         >>> model = stylize.load("stained_glass", device="cpu")
@@ -118,7 +134,8 @@ class Model:
         torch.Size([2, 3, 24, 32])
         """
         options = PaintOptions(strength, keep_colors, max_size, stroke_scale)
-        pixels = pixels_of(image, self._stylizer.device)
+        stylizer = self._stylizer_for(blend_of(style, self.styles))
+        pixels = pixels_of(image, stylizer.device)
         height, width = pixels.rgb.shape[-2:]
         size = limited_size((width, height), max_size)
         check_size(size[1], size[0])
@@ -127,9 +144,9 @@ class Model:
             for maps in (pixels.rgb, pixels.alpha)
         )
         assert rgb is not None
-        together = self._stylizer.compute.pictures_together(size)
+        together = stylizer.compute.pictures_together(size)
         batches = (rgb[first : first + together] for first in range(0, len(rgb), together))
-        painted = [self._stylizer.paint_batch(batch, options) for batch in batches]
+        painted = [stylizer.paint_batch(batch, options) for batch in batches]
         restored: ImageT = pixels.restore(torch.cat(painted), alpha)  # `cat` leaves the inference mode behind
         return restored
 
@@ -138,6 +155,7 @@ class Model:
         source: str | os.PathLike[str],
         target: str | os.PathLike[str] | None = None,
         *,
+        style: str | Mapping[str, float] | None = None,
         strength: float = 1.0,
         keep_colors: bool = False,
         stroke_scale: float = 1.0,
@@ -154,6 +172,7 @@ class Model:
         Args:
             source: File of the photograph.
             target: Output file, or output folder; None: `<image>.<style>.<suffix>` beside the photograph.
+            style: Of a model with several styles one, or a blend; see the call.
             strength: Mixture of photograph (0) and stylized picture (1).
             keep_colors: Keep the colors of the photograph; only its luminance is painted.
             stroke_scale: Paint strokes this many times as large, 1 to 8.
@@ -170,8 +189,8 @@ class Model:
             The written file.
 
         Raises:
-            StylizeError: The photograph cannot be read or painted, the file cannot be written, or an option is out of
-                range.
+            StylizeError: The photograph cannot be read or painted, the file cannot be written, an option is out of
+                range, or the model has no such style.
         """
         if not 1 <= quality <= 100:
             raise StylizeError(f"quality: got {quality}, must be from 1 to 100")
@@ -179,32 +198,45 @@ class Model:
             raise StylizeError(f"max_memory_gib: got {max_memory_gib:g}, must be above 0")
         color = None if background is None else color_of("background", background)
         paint = PaintOptions(strength, keep_colors, max_size, stroke_scale)
-        job = self._plan(Path(source), None if target is None else Path(target))
-        budget = find_budget(self._stylizer.device, temporary_folder(job.target), max_memory_gib)
-        options = FileOptions(budget, paint, max_pixels, quality, overwrite, style=self.card.style, background=color)
-        (item,) = paint_files([job], self._stylizer, options, on_progress)
+        blend = blend_of(style, self.styles)
+        stylizer = self._stylizer_for(blend)
+        job = self._plan(Path(source), None if target is None else Path(target), blend.label)
+        budget = find_budget(stylizer.device, temporary_folder(job.target), max_memory_gib)
+        options = FileOptions(budget, paint, max_pixels, quality, overwrite, style=blend.label, background=color)
+        (item,) = paint_files([job], stylizer, options, on_progress)
         if item.error is not None:
             raise item.error
         return item.target
 
-    def _plan(self, source: Path, target: Path | None) -> Job:
+    def _stylizer_for(self, blend: Blend) -> Stylizer:
+        with self._lock:
+            stylizer = self._stylizers.get(blend.shares)
+            if stylizer is None:
+                while len(self._stylizers) >= KEPT_BLENDS:
+                    del self._stylizers[next(iter(self._stylizers))]
+                stylizer = Stylizer(self._generator.blended(blend.shares), self._compute)
+                self._stylizers[blend.shares] = stylizer
+            return stylizer
+
+    def _plan(self, source: Path, target: Path | None, style: str) -> Job:
         if source.is_dir():
             raise StylizeError(f"{source}: is a folder, must be an image file")
-        (job,) = plan_jobs([source], target, self.card.style, recursive=False)
+        (job,) = plan_jobs([source], target, style, recursive=False)
         return job
 
     def __repr__(self) -> str:
-        generator, compute = self.card.generator, self._stylizer.compute
+        generator, compute = self.card.generator, self._compute
+        styles = f" of {len(self.styles)} styles" if self.card.styles else ""
         return (
-            f"<stylize.Model {self.card.style!r}: {generator.name}, {generator.norm} norm, width {generator.width}, "
-            f"on {compute.device} in {compute.precision}>"
+            f"<stylize.Model {self.card.style!r}{styles}: {generator.name}, {generator.norm} norm, "
+            f"width {generator.width}, on {compute.device} in {compute.precision}>"
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        weights = {name: value.cpu() for name, value in self._stylizer.generator.state_dict().items()}
-        return {"card": self.card, "compute": self._stylizer.compute, "weights": weights}
+        weights = {name: value.cpu() for name, value in self._generator.state_dict().items()}
+        return {"card": self.card, "compute": self._compute, "weights": weights}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         card: ModelCard = state["card"]
         compute: Compute = state["compute"]
-        self.__init__(make_generator(card.generator, state["weights"]), card, compute)  # type: ignore[misc]
+        self.__init__(make_generator(card.generator, state["weights"], len(card.all_styles)), card, compute)  # type: ignore[misc]
