@@ -14,6 +14,7 @@ from stylize.studies.comparisons import (
     loss_networks,
     norms,
     padding,
+    starts,
 )
 from stylize.studies.study import Study
 
@@ -29,5 +30,6 @@ STUDIES: Mapping[str, Study] = {
         batch_size.STUDY,
         generators.STUDY,
         loss_networks.STUDY,
+        starts.STUDY,
     )
 }
