@@ -78,6 +78,7 @@ def test_every_command_of_the_readme_runs(
     (tmp_path / "holiday").mkdir()
     shutil.copy(sample_photographs()[1], tmp_path / "holiday")
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    shutil.copy(ROOT / "configs" / "styles" / "woodcut.jpg", tmp_path / "picture.jpg")
     (tmp_path / "my-style.yaml").write_text(
         "name: my-style\nstyle: {image: configs/styles/woodcut.jpg}\ncontent: {path: samples}\n", encoding="utf-8"
     )
