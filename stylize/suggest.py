@@ -13,6 +13,7 @@ from typing import Any
 from stylize.build import build_run
 from stylize.config import RunConfig, config_from_tree
 from stylize.errors import StylizeError
+from stylize.system import distributed
 from stylize.system.devices import choose_device, has_own_memory
 from stylize.training.photographs import SAMPLES
 
@@ -56,7 +57,7 @@ def suggested_config(
     if content is None:
         tree["content"]["validation"] = 2
     config = config_from_tree(tree, place="--style")
-    seconds = _seconds_a_step(config, device_name)
+    seconds = distributed.broadcast(_seconds_a_step(config, device_name))
     steps = round(min(max(60 * minutes * SHARE_OF_STEPS / seconds, LEAST_STEPS), MOST_STEPS))
     logger.info(
         "%.2g min at %.2f s a step on %s: width %d, %d steps of %d crops of %d px",

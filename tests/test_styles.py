@@ -286,10 +286,13 @@ def test_apply_paints_a_style_and_a_sheet(tmp_path: Path) -> None:
     assert refused.exit_code == 1 and "--style: this model has 3 styles" in str(refused.exception)
     sheet = CliRunner().invoke(cli, [*command, "--sheet"])
     assert sheet.exit_code == 0, sheet.output
-    with Image.open(tmp_path / "a.sheet.jpg") as found:
+    with Image.open(tmp_path / "a.sheet.png") as found:
         assert found.width == 5 * 400 + 4 * 6 and found.height > 2 * 300
-    again = CliRunner().invoke(cli, [*command, "--sheet"])
-    assert again.exit_code == 1 and "is there already" in str(again.exception)
+    again = CliRunner().invoke(cli, [*command[:1], str(tmp_path / "b.png"), *command[1:], "--sheet"])
+    assert again.exit_code == 1 and "2 of 2 pictures failed" in str(again.exception)
+    assert "is there already" in str(again.exception) and "no such file" in str(again.exception)
+    folder = CliRunner().invoke(cli, ["apply", str(tmp_path), *command[2:], "--sheet", "--overwrite"])
+    assert folder.exit_code == 0 and "wave.sheet.png" not in folder.output, folder.output  # painted ones are left alone
     assert CliRunner().invoke(cli, [*command, "--sheet", "--overwrite", "--style", "night:1,wave:1"]).exit_code == 0
 
 

@@ -6,14 +6,13 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from stylize.cli.options import FiniteRange, device_option, verbose_option
-from stylize.errors import StylizeError, listed, shown
+from stylize.cli.options import PATH, FiniteRange, device_option, verbose_option
+from stylize.errors import StylizeError, listed, reason_of, shown
 from stylize.system.places import temporary_folder
 
 if TYPE_CHECKING:
@@ -22,9 +21,7 @@ if TYPE_CHECKING:
     from stylize.generators import Generator
     from stylize.inference.file_painter import FileOptions
     from stylize.inference.jobs import Job
-    from stylize.inference.options import PaintOptions
     from stylize.inference.stylizer import Stylizer
-    from stylize.models.file import ModelCard
     from stylize.system.compute import Compute
 
 logger = logging.getLogger("stylize")
@@ -32,7 +29,7 @@ SLASHES = ("/", os.sep)
 
 
 @click.command()
-@click.argument("inputs", nargs=-1, required=True, type=click.Path(readable=False, path_type=Path), metavar="INPUT...")
+@click.argument("inputs", nargs=-1, required=True, type=PATH, metavar="INPUT...")
 @click.option(
     "--model",
     metavar="FILE|RUN_DIR|NAME",
@@ -53,8 +50,8 @@ SLASHES = ("/", os.sep)
 @click.option(
     "--sheet",
     is_flag=True,
-    help="Paint one sheet of each picture: all styles of the model, and a row of blends between two of them, which "
-    "--style names (default: the first two). The output is a JPEG.",
+    help="Paint one sheet of each picture, <image>.sheet.<suffix>: all styles of the model, and a row of blends "
+    "between two of them, which --style names ('wave:1,mosaic:1'; default: the first two).",
 )
 @click.option(
     "--strength",
@@ -153,6 +150,7 @@ def apply(
     from stylize.inference.jobs import photograph_sizes, plan_jobs, training_crop_px
     from stylize.inference.options import PaintOptions, color_of
     from stylize.inference.plans import find_budget
+    from stylize.inference.style_sheet import CELL_PX
     from stylize.inference.stylizer import Stylizer
     from stylize.models.blends import blend_of
     from stylize.models.file import load_model
@@ -164,77 +162,87 @@ def apply(
     color = None if background is None else color_of("--background", background)
     found = find_model(model)
     generator, card = load_model(found.path)
-    if sheet:
-        place = None if output is None else Path(output)
-        paint = PaintOptions(strength, keep_colors, max_size, stroke_scale)
-        _paint_sheets(inputs, place, generator, card, style, paint, Compute.choose(device, precision), overwrite)
-        return
-    blend = blend_of(style, card.all_styles, "--style")
-    logger.info("model: %s, style %s, %s", found.path, blend.label, found.reason)
-    generator = generator.blended(blend.shares)
+    pair = _pair(style, card.all_styles) if sheet else None
+    blend = None if sheet else blend_of(style, card.all_styles, "--style")
+    label = "sheet" if blend is None else blend.label
+    logger.info("model: %s, style %s, %s", found.path, card.style if blend is None else label, found.reason)
     if seed is not None:
         generator.seed_noise(seed)
     place = None if output is None else Path(output)
-    jobs = plan_jobs(inputs, place, blend.label, recursive, into_folder=output is not None and output.endswith(SLASHES))
+    jobs = plan_jobs(inputs, place, label, recursive, into_folder=output is not None and output.endswith(SLASHES))
     compute = Compute.choose(device, precision)
-    shapes = choose_shapes(compilation, compute, photograph_sizes(jobs, max_size), stroke_scale)
-    if shapes:
-        keep_compiled_code()
-    stylizer = Stylizer(generator, compute, shapes)
     options = FileOptions(
         budget=find_budget(compute.device, temporary_folder(jobs[0].target), max_memory),
-        paint=PaintOptions(strength, keep_colors, max_size, stroke_scale),
+        paint=PaintOptions(strength, keep_colors, max_size or (CELL_PX if sheet else None), stroke_scale),
         max_pixels=max_pixels,
         quality=quality,
         overwrite=overwrite,
         crop_px=training_crop_px(card.config),
-        style=blend.label,
+        style=label,
         background=color,
     )
-    _paint(jobs, stylizer, options)
+    if pair is not None:
+        _paint_sheets(jobs, generator, card.all_styles, pair, compute, options)
+        return
+    assert blend is not None
+    shapes = choose_shapes(compilation, compute, photograph_sizes(jobs, max_size), stroke_scale)
+    if shapes:
+        keep_compiled_code()
+    _paint(jobs, Stylizer(generator.blended(blend.shares), compute, shapes), options)
 
 
 def _paint_sheets(
-    inputs: Sequence[Path],
-    output: Path | None,
+    jobs: Sequence[Job],
     generator: Generator,
-    card: ModelCard,
-    style: str | None,
-    paint: PaintOptions,
+    styles: Sequence[str],
+    pair: tuple[str, str],
     compute: Compute,
-    overwrite: bool,
+    options: FileOptions,
 ) -> None:
-    """Write a sheet of all styles for each picture.
+    """Write a sheet of all styles for each picture; failures are reported at the end.
 
     Raises:
         StylizeError: A picture cannot be read, or a sheet cannot be written.
     """
-    from stylize.inference.style_sheet import CELL_PX, style_sheet
-    from stylize.models.blends import blend_of
+    from stylize.inference.style_sheet import style_sheet
     from stylize.pictures.picture import Picture
+    from stylize.pictures.raster import Metadata, raster_of
     from stylize.pictures.reading import read_raster
-    from stylize.pictures.writing import write_picture
+    from stylize.pictures.writing import write_raster
+    from stylize.system.places import check_replaceable
 
-    styles = card.all_styles
+    failures: list[str] = []
+    for source, target in ((job.source, job.target) for job in jobs):
+        try:
+            check_replaceable(target, options.overwrite)
+            with read_raster(source, max_size_px=options.paint.max_size_px, max_pixels=options.max_pixels) as raster:
+                photograph = raster.picture()
+            sheet = style_sheet(photograph, generator, styles, pair, options.paint, compute)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_raster(target, raster_of([Picture(sheet)], Metadata()), quality=options.quality, style=options.style)
+            click.echo(shown(target))
+        except (StylizeError, OSError) as error:
+            failures.append(str(error) if isinstance(error, StylizeError) else f"{target}: {reason_of(error)}")
+    _raise_failures(failures, len(jobs))
+
+
+def _pair(style: str | None, styles: Sequence[str]) -> tuple[str, str]:
+    """The two styles between which a sheet blends.
+
+    Raises:
+        StylizeError: The model has one style, or others than two are named.
+    """
+    from stylize.models.blends import blend_of
+
     if len(styles) == 1:
         raise StylizeError(f"--sheet: this model has one style, '{styles[0]}', must have several")
-    blend = None if style is None else blend_of(style, styles, "--style")
-    named = styles[:2] if blend is None else [name for name, share in zip(styles, blend.shares, strict=True) if share]
+    if style is None:
+        return styles[0], styles[1]
+    shares = blend_of(style, styles, "--style").shares
+    named = [name for name, share in zip(styles, shares, strict=True) if share]
     if len(named) != 2:
         raise StylizeError(f"--style: got {len(named)} styles with --sheet, must be the two to blend: 'a:1,b:1'")
-    paint = replace(paint, max_size_px=paint.max_size_px or CELL_PX)
-    for source in inputs:
-        target = source.with_name(f"{source.stem}.sheet.jpg") if output is None else output
-        if output is not None and (len(inputs) > 1 or output.is_dir() or not output.suffix):
-            target = output / f"{source.stem}.sheet.jpg"
-        if target.exists() and not overwrite:
-            raise StylizeError(f"{target}: is there already; --overwrite replaces it")
-        with read_raster(source, max_size_px=paint.max_size_px) as raster:
-            photograph = raster.picture()
-        sheet = style_sheet(photograph, generator, styles, (named[0], named[1]), paint, compute)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_picture(target, Picture(sheet), quality=90)
-        click.echo(shown(target))
+    return named[0], named[1]
 
 
 def _refuse_streams(inputs: Sequence[Path], output: str | None) -> None:
@@ -263,10 +271,14 @@ def _paint(jobs: Sequence[Job], stylizer: Stylizer, options: FileOptions) -> Non
             else:
                 failures.append(str(item.error))
             progress.next()
-    if len(jobs) == 1 and failures:
+    _raise_failures(failures, len(jobs))
+
+
+def _raise_failures(failures: Sequence[str], count: int) -> None:
+    if count == 1 and failures:
         raise StylizeError(failures[0])
     if failures:
-        raise StylizeError(f"{len(failures)} of {len(jobs)} pictures failed: {listed(failures)}")
+        raise StylizeError(f"{len(failures)} of {count} pictures failed: {listed(failures)}")
 
 
 class Progress:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import click
 
+from stylize.cli.options import PATH
 from stylize.errors import StylizeError
 
 
 @click.command(name="check-data")
-@click.argument("folder", type=click.Path(readable=False, path_type=Path), metavar="DIR")
+@click.argument("folder", type=PATH, metavar="DIR")
 @click.option(
     "--resize",
     type=click.IntRange(16),

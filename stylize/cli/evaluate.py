@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stylize.cli.objective import check_style_is_named, objective_of
-from stylize.cli.options import device_option, overrides_option, verbose_option
+from stylize.cli.options import PATH, device_option, overrides_option, verbose_option
 from stylize.errors import StylizeError
 from stylize.system.memory import keep_freed_memory
 from stylize.system.places import check_replaceable, make_parent
@@ -28,21 +28,21 @@ logger = logging.getLogger("stylize")
 @click.argument("model", metavar="MODEL")
 @click.option(
     "--content",
-    type=click.Path(readable=False, path_type=Path),
+    type=PATH,
     required=True,
     metavar="DIR",
     help="Folder of photographs.",
 )
 @click.option(
     "--style",
-    type=click.Path(readable=False, path_type=Path),
+    type=PATH,
     metavar="IMAGE",
     help="Style image; default: that of --config.",
 )
 @click.option(
     "--config",
     "config_path",
-    type=click.Path(readable=False, path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="YAML file of a run whose loss and style size to use; default: those the model was trained with.",
 )
@@ -81,7 +81,7 @@ logger = logging.getLogger("stylize")
 @click.option(
     "--json",
     "json_path",
-    type=click.Path(readable=False, path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="Write all results as JSON.",
 )

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import click
 
+from stylize.cli.options import PATH
 from stylize.errors import StylizeError
 from stylize.system.files import write_atomically
 
 
 @click.command("import")
-@click.argument("old", type=click.Path(readable=False, path_type=Path), metavar="OLD.pth")
+@click.argument("old", type=PATH, metavar="OLD.pth")
 @click.option(
     "-o",
     "--output",
-    type=click.Path(readable=False, path_type=Path),
+    type=PATH,
     required=True,
     metavar="PATH",
     help="Model file to write.",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from stylize.cli.objective import check_style_is_named, objective_of
-from stylize.cli.options import device_option, overrides_option, verbose_option
+from stylize.cli.options import PATH, device_option, overrides_option, verbose_option
 from stylize.errors import StylizeError
 from stylize.system.memory import keep_freed_memory
 from stylize.system.places import check_replaceable, make_parent
@@ -25,17 +25,17 @@ logger = logging.getLogger("stylize")
 
 
 @click.command()
-@click.argument("content", type=click.Path(readable=False, path_type=Path))
+@click.argument("content", type=PATH)
 @click.option(
     "--style",
-    type=click.Path(readable=False, path_type=Path),
+    type=PATH,
     metavar="IMAGE",
     help="Style image; default: that of --config.",
 )
 @click.option(
     "-o",
     "--output",
-    type=click.Path(readable=False, path_type=Path),
+    type=PATH,
     required=True,
     metavar="OUT",
     help="Picture to write.",
@@ -43,7 +43,7 @@ logger = logging.getLogger("stylize")
 @click.option(
     "--config",
     "config_path",
-    type=click.Path(readable=False, path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="YAML file of a run whose loss and style size to use; default: the default loss.",
 )
@@ -82,7 +82,7 @@ logger = logging.getLogger("stylize")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the noise.")
 @click.option(
     "--log",
-    type=click.Path(readable=False, path_type=Path),
+    type=PATH,
     metavar="DIR",
     help="Write losses and pictures for TensorBoard to this folder.",
 )

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+from pathlib import Path
 from typing import Any
 
 import click
+
+# A path that click does not try to read: what cannot be read is told in a line of our own, by every command alike.
+PATH = click.Path(readable=False, path_type=Path)
 
 
 class FiniteRange(click.FloatRange):

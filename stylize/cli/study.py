@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from stylize.cli.options import device_option, overrides_option, verbose_option
+from stylize.cli.options import PATH, device_option, overrides_option, verbose_option
 from stylize.errors import pick
 from stylize.system.memory import keep_freed_memory
 
@@ -18,14 +18,14 @@ from stylize.system.memory import keep_freed_memory
 @click.option(
     "--config",
     "config_path",
-    type=click.Path(readable=False, path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="YAML file of a run.",
 )
 @overrides_option
 @click.option(
     "--output",
-    type=click.Path(readable=False, path_type=Path),
+    type=PATH,
     default=Path("studies"),
     show_default=True,
     metavar="DIR",
@@ -42,7 +42,7 @@ from stylize.system.memory import keep_freed_memory
 )
 @click.option(
     "--pictures",
-    type=click.Path(readable=False, path_type=Path),
+    type=PATH,
     metavar="DIR",
     help="Folder of photographs to show; default: four of those held out.",
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stylize.cli.options import FiniteRange, device_option, overrides_option, verbose_option
+from stylize.cli.options import PATH, FiniteRange, device_option, overrides_option, verbose_option
 
 if TYPE_CHECKING:
     from stylize.run import RunResult
@@ -20,19 +20,19 @@ MINUTES = 2.0
 
 
 @click.command()
-@click.argument("more", nargs=-1, type=click.Path(readable=False, path_type=Path), metavar="[PICTURE...]")
-@click.option("--config", "config_path", type=click.Path(readable=False, path_type=Path), help="Config of the run.")
+@click.argument("more", nargs=-1, type=PATH, metavar="[PICTURE...]")
+@click.option("--config", "config_path", type=PATH, help="Config of the run.")
 @click.option(
     "--style",
     "pictures",
-    type=click.Path(readable=False, path_type=Path),
+    type=PATH,
     multiple=True,
     metavar="PICTURE...",
     help="Without a config: the style picture; several pictures are several styles in one model.",
 )
 @click.option(
     "--content",
-    type=click.Path(readable=False, path_type=Path),
+    type=PATH,
     metavar="FOLDER",
     help="With --style: the photographs to train on. Default: the samples.",
 )
@@ -46,7 +46,7 @@ MINUTES = 2.0
 @overrides_option
 @click.option(
     "--output",
-    type=click.Path(readable=False, path_type=Path),
+    type=PATH,
     metavar="RUN_DIR",
     help="Run folder. Default: runs/<name>.",
 )
@@ -82,15 +82,15 @@ def train(
     from stylize.config import config_from_tree, load_config
     from stylize.system import distributed
 
-    if config_path is None:
-        from stylize.suggest import suggested_config
-
-        config = suggested_config([*pictures, *more], content, name, minutes or MINUTES, device)
-        config = config_from_tree(config.model_dump(mode="json"), overrides)
-    else:
-        config = load_config(config_path, overrides)
-    folder = output or Path("runs") / config.name
     with distributed.joined(device):
+        if config_path is None:
+            from stylize.suggest import suggested_config
+
+            config = suggested_config([*pictures, *more], content, name, minutes or MINUTES, device)
+            config = config_from_tree(config.model_dump(mode="json"), overrides)
+        else:
+            config = load_config(config_path, overrides)
+        folder = output or Path("runs") / config.name
         if dry_run:
             run.check(config, folder, device=device, resume=resume, overwrite=overwrite)
             if distributed.is_first():
