@@ -171,7 +171,13 @@ def apply(
     place = None if output is None else Path(output)
     jobs = plan_jobs(inputs, place, label, recursive, into_folder=output is not None and output.endswith(SLASHES))
     compute = Compute.choose(device, precision)
-    options = FileOptions(
+    stylizer = None
+    if blend is not None:
+        shapes = choose_shapes(compilation, compute, photograph_sizes(jobs, max_size), stroke_scale)
+        if shapes:
+            keep_compiled_code()
+        stylizer = Stylizer(generator.blended(blend.shares), compute, shapes)
+    options = FileOptions(  # the budget is what is left beside the network and its kernels
         budget=find_budget(compute.device, temporary_folder(jobs[0].target), max_memory),
         paint=PaintOptions(strength, keep_colors, max_size or (CELL_PX if sheet else None), stroke_scale),
         max_pixels=max_pixels,
@@ -181,14 +187,10 @@ def apply(
         style=label,
         background=color,
     )
-    if pair is not None:
+    if stylizer is not None:
+        _paint(jobs, stylizer, options)
+    elif pair is not None:
         _paint_sheets(jobs, generator, card.all_styles, pair, compute, options)
-        return
-    assert blend is not None
-    shapes = choose_shapes(compilation, compute, photograph_sizes(jobs, max_size), stroke_scale)
-    if shapes:
-        keep_compiled_code()
-    _paint(jobs, Stylizer(generator.blended(blend.shares), compute, shapes), options)
 
 
 def _paint_sheets(
