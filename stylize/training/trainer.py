@@ -26,6 +26,7 @@ from stylize.training.checkpoint import checkpoint_path, newest_checkpoint, save
 from stylize.training.held_out import HeldOut, one_hot, values_of
 from stylize.training.loader import Batches
 from stylize.training.monitor import Monitor
+from stylize.training.optimizers import OptimizerName, build_optimizer
 from stylize.training.prefetch import prefetched
 from stylize.training.rollback import Rollback
 from stylize.training.schedule import ScheduleConfig, rate_factor
@@ -50,7 +51,10 @@ class TrainConfig(BaseModel):
 
     steps: int = Field(40_000, ge=1, description="optimizer steps")
     batch_size: int = Field(4, ge=1, description="photographs per step")
-    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="learning rate of Adam")
+    optimizer: OptimizerName = Field(
+        "muon", description="muon (for kernels of convolutions; Adam for all else) or adam"
+    )
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="learning rate")
     schedule: ScheduleConfig = Field(ScheduleConfig(), description="the learning rate over the run")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="floating-point precision of the networks")
     deterministic: bool = Field(
@@ -171,7 +175,9 @@ class Trainer:
         self.progress = Progress()
         self.saved_step: int | None = None
         self.stop_requested = False
-        self.optimizer = _build_optimizer(generator, config, compute)
+        self.optimizer = build_optimizer(
+            config.optimizer, generator, config.learning_rate, fused=compute.has_fused_optimizers
+        )
         self.rollback = Rollback(generator, self.optimizer)
         self.bounds = GradientBounds(config.clip, compute.device)
         self._late = LateUpdates(self.optimizer, self.rollback, compute.device) if compute.checks_late else None
@@ -556,15 +562,6 @@ class Trainer:
     def _is_stale(self) -> bool:
         patience = self.config.stop_after
         return patience is not None and self.progress.validations_without_better >= patience
-
-
-def _build_optimizer(generator: Generator, config: TrainConfig, compute: Compute) -> torch.optim.Optimizer:
-    groups = [
-        {"params": trained, "factor": group.learning_rate_factor}
-        for group in generator.param_groups()
-        if (trained := [p for p in group.parameters if p.requires_grad])
-    ]
-    return torch.optim.Adam(groups, lr=config.learning_rate, fused=compute.has_fused_optimizers)
 
 
 def _with_causes(error: BaseException) -> Iterator[BaseException]:
