@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from stylize.config import RunConfig, is_vgg_keyword, load_config
 from stylize.errors import StylizeError
 from stylize.system.files import write_atomically
+from stylize.training.optimizers import OptimizerName
 
 logger = logging.getLogger("stylize")
 
@@ -51,13 +52,35 @@ class Moved(NamedTuple):
         )
 
 
+def as_begun(config: RunConfig, folder: Path) -> RunConfig:
+    """Return a config with the optimizer of the run in this folder, unless it names one.
+
+    Raises:
+        StylizeError: The run's config cannot be read.
+    """
+    path = folder / "config.yaml"
+    if not path.exists() or "optimizer" in config.train.model_fields_set:
+        return config
+    return _with_optimizer(config, _config_of_run(path).train.optimizer)
+
+
+def _config_of_run(path: Path) -> RunConfig:
+    """The config of a run; versions without `train.optimizer` trained with Adam."""
+    config = load_config(path)
+    return config if "optimizer" in config.train.model_fields_set else _with_optimizer(config, "adam")
+
+
+def _with_optimizer(config: RunConfig, name: OptimizerName) -> RunConfig:
+    return config.model_copy(update={"train": config.train.model_copy(update={"optimizer": name})})
+
+
 def moved_since(path: Path, config: RunConfig) -> list[Moved]:
     """Return the paths that differ from those of a run's config file.
 
     Raises:
         StylizeError: Under these settings the run so far would have been another.
     """
-    before, now = load_config(path).flat(), config.flat()
+    before, now = _config_of_run(path).flat(), config.flat()
     moved = []
     for key in sorted(before.keys() | now.keys()):
         pair = Moved(key, before.get(key), now.get(key))

@@ -27,6 +27,7 @@ from stylize.resuming import (
     KEPT_STYLES,
     MOVABLE_KEYS,
     RESUMABLE_KEYS,
+    as_begun,
     check_inputs,
     inputs_of,
     kept_styles,
@@ -149,6 +150,8 @@ def continuation(folder: Path) -> Continuation:
 
 
 def _built(config: RunConfig, folder: Path, device: torch.device, resume: bool, overwrite: bool) -> Run:
+    if resume:
+        config = as_begun(config, folder)
     if distributed.is_first():
         _check_folder(folder, config, resume, overwrite)
     run = build_run(config, device, folder, kept_styles(folder) if resume else None)

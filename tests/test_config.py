@@ -252,7 +252,8 @@ def test_an_override_may_give_what_the_file_left_out() -> None:
             "train.step=3",
             "configs/a.yaml: train.step: unknown key, must be one of 'batch_size', 'checkpoint_every', 'clip', "
             "'compile', 'deterministic', 'keep_checkpoints', 'keep_styles', 'learning_rate', 'log_every', 'only', "
-            "'precision', 'schedule', 'start', 'steps', 'stop_after', 'validate_every'. Did you mean 'steps'?",
+            "'optimizer', 'precision', 'schedule', 'start', 'steps', 'stop_after', 'validate_every'. "
+            "Did you mean 'steps'?",
         ),
     ],
 )
