@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import html
+import json
 import os
 import re
 import shutil
@@ -40,7 +41,7 @@ from stylize.norms import BatchInstanceNorm
 from stylize.studies.comparisons import STUDIES, generators, loss_networks
 from stylize.studies.comparisons.frozen import average_statistics
 from stylize.studies.comparisons.gates import gates_of, prune_
-from stylize.studies.conduct import quickened
+from stylize.studies.conduct import Request, conduct, quickened
 from stylize.studies.findings import Histogram, Plot, Sheet, line_of_seeds
 from stylize.studies.photographs import split, subset, transformed
 from stylize.studies.report import as_markdown, labelled
@@ -48,6 +49,8 @@ from stylize.studies.runs import Arm, StudyRun, generator_of, plan_runs, records
 from stylize.studies.study import Results, Setting
 from stylize.training.tensorboard import read_events
 from stylize.training.trainer import Trainer
+
+THREE_STYLES = {"a": 48, "b": 40, "c": 44}  # sizes of one picture
 
 
 @pytest.fixture(scope="module")
@@ -396,11 +399,38 @@ def test_a_sheet_has_its_words_above_and_beside() -> None:
     assert not dark[18:, 110:].any()
 
 
+def test_a_study_of_many_styles_finds_what_each_network_has_and_that_the_old_styles_stay(tmp_path: Path) -> None:
+    config = base(tmp_path, style=None, styles=[
+        {"name": name, "image": "style.png", "size": size} for name, size in THREE_STYLES.items()
+    ])  # fmt: skip
+    page = conduct(STUDIES["styles"], Request(config, tmp_path / "studies", 1, "cpu", iterations=0))
+    found = (page.parent / "report.md").read_text("utf-8").splitlines()
+    text = "\n".join(found)
+    assert "2 styles in one network of 8 steps against networks of 4 steps each: style × " in text
+    assert "c, added by 8 steps of the norms alone, against a network of its own of 4 steps: style × " in text
+    assert "- the 2 styles and all shared weights are the same bits as before" in found
+    assert re.search(r"along the blend of a and b the style losses of both are (not )?monotone", text)
+    runs = [metrics.read_text().splitlines() for metrics in (tmp_path / "studies" / "runs").glob("*/metrics.jsonl")]
+    ends = [record for run in runs for record in map(json.loads, run) if record["step"] == 8 and "style_name" in record]
+    shared = {record["style_name"]: record["style"] for record in ends}
+    for name in ("a", "b"):
+        assert f"| {name} | together | {shared[name]:.4f} | " in text
+
+
+def test_a_study_of_many_styles_needs_three(tmp_path: Path) -> None:
+    with pytest.raises(StylizeError, match="styles: got 1, must be at least 3 for this study"):
+        conduct(STUDIES["styles"], Request(base(tmp_path), tmp_path / "studies", 1, "cpu"))
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_runs_from_end_to_end(name: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
+    styles = ", ".join(f"{{name: {style}, image: style.png, size: {size}}}" for style, size in THREE_STYLES.items())
+    several = ["--set", "style=null", "--set", f"styles=[{styles}]"] if name == "styles" else []
     result = CliRunner().invoke(
-        cli, ["study", name, "--config", "a.yaml", "--seeds", "1", "--iterations", "2"], catch_exceptions=False
+        cli,
+        ["study", name, "--config", "a.yaml", "--seeds", "1", "--iterations", "2", *several],
+        catch_exceptions=False,
     )
     assert result.exit_code == 0
     place = workplace / "studies" / name

@@ -107,6 +107,11 @@ def conduct(study: Study, request: Request) -> Path:
         arms = study.arms(setting)
         runs = plan_runs(base, arms, setting.seeds, request.folder / "runs")
         train_runs(runs, request.device, request.jobs)
+        if study.arms_after is not None:
+            arms_after = study.arms_after(setting, runs)
+            runs_after = plan_runs(base, arms_after, setting.seeds, request.folder / "runs")
+            train_runs(runs_after, request.device, request.jobs)
+            arms, runs = [*arms, *arms_after], [*runs, *runs_after]
         if pictures is None:
             pictures = held_out_squares(photographs, _sheet_side_px(base))[:SHEET_PICTURES]
         names = tuple(arm.name for arm in arms)

@@ -17,7 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -26,6 +26,7 @@ from stylize.config import RunConfig, with_changes
 from stylize.errors import StylizeError
 from stylize.generators import Generator, build_generator
 from stylize.norms import NORMS, Norm
+from stylize.resuming import kept_styles
 from stylize.run import continuation, train
 from stylize.system.devices import CPU
 from stylize.system.memory import keep_freed_memory
@@ -229,8 +230,8 @@ def _train(run: StudyRun, device: str) -> None:
         raise StylizeError(f"{run.folder}: its last checkpoint could not be written; make room and start anew")
 
 
-def records(run: StudyRun, kind: str) -> list[dict[str, float]]:
-    """Return a run's records of one kind, `train` or `validation`, by step."""
+def records(run: StudyRun, kind: str) -> list[dict[str, Any]]:
+    """Return a run's records of one kind, such as `train` or `validation`, by step."""
     found = []
     for line in (run.folder / "metrics.jsonl").read_text("utf-8").splitlines():
         with suppress(ValueError):
@@ -252,7 +253,7 @@ def generator_at(run: StudyRun, step: int, device: torch.device = CPU) -> Genera
         StylizeError: There is no such checkpoint.
     """
     state = load_checkpoint(checkpoint_path(run.folder / "checkpoints", step), device)
-    generator = build_generator(run.config.generator)
+    generator = build_generator(run.config.generator, len(kept_styles(run.folder)) + len(run.config.all_styles()))
     generator.load_state_dict(state["generator"])
     return generator.to(device).eval()
 

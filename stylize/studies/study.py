@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stylize.build import build_objective
-from stylize.config import RunConfig
+from stylize.config import NamedStyle, ObjectiveConfig, RunConfig
 from stylize.evaluation.contrast import change_contrast
 from stylize.evaluation.evaluate import CONTRASTS, Evaluation, EvaluationConfig, Painter, Photograph, evaluate
 from stylize.evaluation.gatys import OptimizationConfig, optimize
@@ -23,6 +23,7 @@ from stylize.generators import Generator
 from stylize.losses.perceptual import PerceptualLoss
 from stylize.losses.summary import headline_measures, headline_terms, label_of, of_photographs
 from stylize.losses.terms import TOTAL
+from stylize.models.file import load_model
 from stylize.studies.findings import Finding, Line, Plot, Sheet, line_of_seeds
 from stylize.studies.photographs import Split, held_out_squares
 from stylize.studies.runs import Arm, StudyRun, generator_of, records
@@ -114,9 +115,18 @@ class Results:
         """Return a network after its last step."""
         return generator_of(self.of_arm(arm)[seed], self.device)
 
-    def final(self, arm: str, term: str) -> list[float]:
-        """Return a held-out term after the last step, by seed."""
-        return [records(run, "validation")[-1][term] for run in self.of_arm(arm)]
+    def model(self, arm: str, seed: int = 0) -> Generator:
+        """Return the network of a run's model: that with the lowest held-out loss, which others can begin from."""
+        return load_model(self.of_arm(arm)[seed].folder / "model.safetensors")[0]
+
+    def final(self, arm: str, term: str, style: str | None = None) -> list[float]:
+        """Return a held-out term after the last step, by seed: of one of the styles, or the mean over them."""
+        if style is None:
+            return [records(run, "validation")[-1][term] for run in self.of_arm(arm)]
+        return [
+            [r for r in records(run, "validation of style") if r["style_name"] == style][-1][term]
+            for run in self.of_arm(arm)
+        ]
 
     def line(self, arm: str, term: str, label: str | None = None) -> Line:
         """Return a held-out term over the steps as a curve."""
@@ -140,13 +150,20 @@ class Results:
         cells = (f"{unstylized[name]:.4f}" if name in unstylized else "" for name in COMPARED)
         return replace(table, rows=[*table.rows, ("photographs as they are", *cells)])
 
-    def measured(self, painter: Painter) -> dict[str, float]:
-        """Return the terms of the base's loss, averaged over the held-out photographs."""
+    def loss_of(self, style: NamedStyle) -> PerceptualLoss:
+        """The loss of the base config for one of its styles."""
+        base = self.setting.base
+        loss, _ = build_objective(ObjectiveConfig(style=style.unnamed(), loss=base.loss, seed=base.seed))
+        return loss.to(self.device)
+
+    def measured(self, painter: Painter, loss: PerceptualLoss | None = None) -> dict[str, float]:
+        """Return the terms of a loss, the base's if none is given, averaged over the held-out photographs."""
+        loss = loss or self.loss
         sums: dict[str, float] = {}
         with torch.no_grad():
             for image in self.held_out:
                 content = image[None].to(self.device)
-                for name, term in self.loss.measure(painter(content), content).items():
+                for name, term in loss.measure(painter(content), content).items():
                     sums[name] = sums.get(name, 0.0) + float(term) / len(self.held_out)
         return sums
 
@@ -246,6 +263,7 @@ class Study:
         question: Question of the study, and results of the papers.
         arms: Returns the settings to train.
         findings: Measures the trained networks.
+        arms_after: Returns settings to train after the others, from their results.
     """
 
     name: str
@@ -253,3 +271,4 @@ class Study:
     question: str
     arms: Callable[[Setting], list[Arm]]
     findings: Callable[[Results], Findings]
+    arms_after: Callable[[Setting, Sequence[StudyRun]], list[Arm]] | None = None

@@ -15,6 +15,7 @@ from stylize.studies.comparisons import (
     norms,
     padding,
     starts,
+    styles,
 )
 from stylize.studies.study import Study
 
@@ -31,5 +32,6 @@ STUDIES: Mapping[str, Study] = {
         generators.STUDY,
         loss_networks.STUDY,
         starts.STUDY,
+        styles.STUDY,
     )
 }
