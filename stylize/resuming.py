@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from stylize.config import RunConfig, is_vgg_keyword, load_config
 from stylize.errors import StylizeError
 from stylize.system.files import write_atomically
-from stylize.training.optimizers import OptimizerName
 
 logger = logging.getLogger("stylize")
 
@@ -70,7 +69,7 @@ def _config_of_run(path: Path) -> RunConfig:
     return config if "optimizer" in config.train.model_fields_set else _with_optimizer(config, "adam")
 
 
-def _with_optimizer(config: RunConfig, name: OptimizerName) -> RunConfig:
+def _with_optimizer(config: RunConfig, name: str) -> RunConfig:
     return config.model_copy(update={"train": config.train.model_copy(update={"optimizer": name})})
 
 

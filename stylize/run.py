@@ -36,6 +36,7 @@ from stylize.resuming import (
 )
 from stylize.system import distributed
 from stylize.system.files import LOCK_NAME, FolderLock, remove_leftovers, write_atomically
+from stylize.system.logs import only_warnings
 from stylize.system.memory import keep_freed_memory
 from stylize.training.monitor import Monitor
 from stylize.training.trainer import Interrupted, Progress, Trainer
@@ -115,7 +116,7 @@ def train(
         StylizeError: The folder, the config or a file of it is unfit, the run diverged, or no model could be written.
     """
     keep_freed_memory()
-    with distributed.joined(device) as own_device, _log_level(quiet or not distributed.is_first()):
+    with distributed.joined(device) as own_device, only_warnings(quiet or not distributed.is_first()):
         if distributed.restarted():
             resume, overwrite = distributed.broadcast(continuation(folder))
         run = _built(config, folder, own_device, resume, overwrite)
@@ -138,7 +139,7 @@ def check(
     Raises:
         StylizeError: As `train`.
     """
-    with distributed.joined(device) as own_device, _log_level(not distributed.is_first()):
+    with distributed.joined(device) as own_device, only_warnings(not distributed.is_first()):
         _built(config, folder, own_device, resume, overwrite)
 
 
@@ -161,22 +162,6 @@ def _built(config: RunConfig, folder: Path, device: torch.device, resume: bool, 
     if run.photographs.validation and not run.trainer.held_out.photographs:
         raise StylizeError("content.validation: none of the held-out photographs can be read")
     return run
-
-
-@contextmanager
-def _log_level(only_warnings: bool) -> Iterator[None]:
-    """Within the block this thread logs warnings only, if asked; other threads log as before."""
-    thread = threading.get_ident()
-
-    def passes(record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.WARNING or record.thread != thread
-
-    if only_warnings:
-        logger.addFilter(passes)
-    try:
-        yield
-    finally:
-        logger.removeFilter(passes)
 
 
 @contextmanager

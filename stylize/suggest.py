@@ -15,6 +15,7 @@ from stylize.config import RunConfig, config_from_tree
 from stylize.errors import StylizeError
 from stylize.system import distributed
 from stylize.system.devices import choose_device, has_own_memory
+from stylize.system.logs import only_warnings
 from stylize.training.photographs import SAMPLES
 
 logger = logging.getLogger("stylize")
@@ -57,14 +58,16 @@ def suggested_config(
     if content is None:
         tree["content"]["validation"] = 2
     config = config_from_tree(tree, place="--style")
-    seconds = distributed.broadcast(_seconds_a_step(config, device_name))
+    with only_warnings():  # the training will say the same
+        seconds = distributed.broadcast(_seconds_a_step(config, device_name))
     steps = round(min(max(60 * minutes * SHARE_OF_STEPS / seconds, LEAST_STEPS), MOST_STEPS))
-    logger.info(
-        "%.2g min at %.2f s a step on %s: width %d, %d steps of %d crops of %d px",
-        minutes, seconds, device, config.generator.width, steps, config.train.batch_size, config.content.crop,
-    )  # fmt: skip
-    if steps == LEAST_STEPS:
-        logger.warning("--minutes: %g are few: %d steps will take %.1f", minutes, steps, steps * seconds / 60)
+    if distributed.is_first():
+        logger.info(
+            "%.2g min at %.2f s a step on %s: width %d, %d steps of %d crops of %d px",
+            minutes, seconds, device, config.generator.width, steps, config.train.batch_size, config.content.crop,
+        )  # fmt: skip
+        if steps == LEAST_STEPS:
+            logger.warning("--minutes: %g are few: %d steps will take %.1f", minutes, steps, steps * seconds / 60)
     tree["train"] |= {"steps": steps, "validate_every": max(20, steps // 4), "checkpoint_every": max(20, steps // 4)}
     return config_from_tree(tree, place="--style")
 

@@ -98,6 +98,7 @@ MAY_IMPORT = {
         "config",
         "build",
         "run",
+        "resuming",
         "evaluation",
         "studies",
     },

@@ -105,6 +105,18 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path, kind: str) -> None
         torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
+def test_two_processes_take_the_same_suggested_settings(tmp_path: Path) -> None:
+    """Each times its own steps: the number that follows from them must be one."""
+    write_config(tmp_path)
+    short = ("--set", "train.validate_every=60", "--set", "content.crop=32", "--set", "content.resize=40")
+    result = in_two("--style", tmp_path / "style.png", "--minutes", "0.01", *short, "--output", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("60 steps of 4 crops of 192 px") == 1, result.stderr
+    assert result.stderr.count("2 processes, 2 photographs each a step") == 1
+    assert records(tmp_path / "run")[-1]["step"] == 60
+    assert load_model(tmp_path / "run" / "model.safetensors")[1].step == 60
+
+
 THREADS_AFTER_TRAINING = """
 import sys
 from pathlib import Path
