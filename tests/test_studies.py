@@ -38,6 +38,7 @@ from stylize.losses.terms import LossConfig, correlation
 from stylize.losses.vgg import VGG19
 from stylize.losses.vgg_weights import encode_compact, load_vgg, randomize_
 from stylize.norms import BatchInstanceNorm
+from stylize.studies import runs
 from stylize.studies.comparisons import STUDIES, generators, loss_networks
 from stylize.studies.comparisons.frozen import average_statistics
 from stylize.studies.comparisons.gates import gates_of, prune_
@@ -239,6 +240,17 @@ def test_the_variables_of_an_arm_are_those_of_its_process_alone(tmp_path: Path) 
     assert dict(os.environ) == before
     assert varied.command.startswith("env STYLIZE_REFERENCE=1 ")
     assert plain.command.startswith("stylize train ")
+
+
+def test_a_training_from_another_start_is_another_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, starts = base(tmp_path, **{"train.start": "learned"}), []
+    for content in (b"one", b"two", b"one"):
+        (tmp_path / "start").write_bytes(content)
+        monkeypatch.setattr(runs, "learned_start", lambda name, width: tmp_path / "start")
+        arms = [Arm("a", {}), Arm("b", {"train.start": "none"})]
+        starts.append([run.folder for run in plan_runs(config, arms, (0,), tmp_path)])
+    (one, none), (two, still_none), again = starts
+    assert one != two and none == still_none and again == [one, none]
 
 
 @pytest.mark.parametrize("jobs", (1, 2))

@@ -25,12 +25,14 @@ from tqdm import tqdm
 from stylize.config import RunConfig, with_changes
 from stylize.errors import StylizeError
 from stylize.generators import Generator, build_generator
+from stylize.models.find import learned_start
 from stylize.norms import NORMS, Norm
 from stylize.resuming import kept_styles
 from stylize.run import continuation, train
 from stylize.system.devices import CPU
 from stylize.system.memory import keep_freed_memory
 from stylize.training.checkpoint import checkpoint_path, load_checkpoint
+from stylize.training.start import LEARNED
 
 logger = logging.getLogger("stylize")
 
@@ -112,6 +114,9 @@ def _checkpointing(config: RunConfig) -> dict[str, object]:
 
 def _folder_name(config: RunConfig, variables: Mapping[str, str]) -> str:
     key = config.to_yaml() + "".join(f"{name}={value}\n" for name, value in variables.items())
+    start = learned_start(config.generator.name, config.generator.width) if config.train.start == LEARNED else None
+    if start is not None:  # a later version may have a better one
+        key += hashlib.sha256(start.read_bytes()).hexdigest()
     digest = hashlib.sha256(key.encode()).hexdigest()[:10]
     return f"{config.generator.name}-{config.generator.norm}-{digest}"
 
