@@ -70,11 +70,13 @@ def test_all_but_the_kernels_between_maps_move_as_with_adam() -> None:
     other = copy.deepcopy(generator)
     for theirs, ours in zip(other.parameters(), generator.parameters(), strict=True):
         theirs.grad = None if ours.grad is None else ours.grad.clone()
-    build_optimizer("muon", generator, RATE, fused=True).step()
-    build_optimizer("adam", other, RATE, fused=True).step()
+    muon, adam = build_optimizer("muon", generator, RATE, fused=True), build_optimizer("adam", other, RATE, fused=True)
+    for _ in range(2):  # with equal gradients; the first step is a sign alone
+        muon.step()
+        adam.step()
     differ = {
         name for (name, ours), theirs in zip(generator.named_parameters(), other.parameters(), strict=True)
-        if not torch.equal(ours, theirs)
+        if not torch.allclose(ours, theirs, atol=1e-7)
     }  # fmt: skip
     assert differ == {name for name, parameter in generator.named_parameters() if is_matrix(parameter)}
     assert "encode.1.conv.weight" in differ

@@ -12,6 +12,7 @@ from stylize.generators import Generator
 
 OptimizerName = Literal["muon", "adam"]
 LEAST_CHANNELS = 4  # of input and output, for a kernel to count as a matrix: not the layers from and to RGB
+BETAS = (0.9, 0.99)  # with 0.999 the enormous gradients of a first picture would brake for a thousand steps
 NEWTON_SCHULZ_STEPS = 5
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
@@ -21,7 +22,8 @@ class Muon(torch.optim.Adam):
 
     A kernel `(O, I, k, k)` is a matrix `(O, I k²)`. Its momentum, in Nesterov's form, is replaced by the nearest matrix
     whose singular values are equal, so that a step goes equally far in every direction, and scaled until the root mean
-    square of the step is the learning rate, which therefore serves Adam and Muon alike.
+    square of the step is the learning rate, which therefore serves Adam and Muon alike. The mean of squares of Adam
+    decays by 0.99, not 0.999, a step.
 
     Args:
         groups: Parameter groups; those with `orthogonal: True` hold kernels.
@@ -35,7 +37,7 @@ class Muon(torch.optim.Adam):
     def __init__(
         self, groups: Sequence[dict[str, Any]], learning_rate: float, *, momentum: float = 0.95, fused: bool = False
     ) -> None:
-        super().__init__(groups, lr=learning_rate, fused=fused)
+        super().__init__(groups, lr=learning_rate, betas=BETAS, fused=fused)
         self.momentum = momentum
 
     @torch.no_grad()
