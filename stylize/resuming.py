@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,8 @@ RESUMABLE_KEYS = frozenset(
         "start",
     )
 ) | {"content.workers", "content.cache"}
+# What was done before there were these keys, and with which values a run of such a version goes on.
+BEFORE: Mapping[str, Any] = {"train.optimizer": "adam", "loss.style_energy": "style"}
 # Keys that hold paths: files may have moved. What they hold must be as before.
 MOVABLE_KEYS = ("content.path", "content.validation", "style.image", "style.images", "styles", "loss.vgg")
 
@@ -52,25 +54,29 @@ class Moved(NamedTuple):
 
 
 def as_begun(config: RunConfig, folder: Path) -> RunConfig:
-    """Return a config with the optimizer of the run in this folder, unless it names one.
+    """Return a config as the run in this folder has it, at keys of `BEFORE` that it does not name.
 
     Raises:
         StylizeError: The run's config cannot be read.
     """
     path = folder / "config.yaml"
-    if not path.exists() or "optimizer" in config.train.model_fields_set:
+    if not path.exists():
         return config
-    return _with_optimizer(config, _config_of_run(path).train.optimizer)
+    values = _config_of_run(path).flat()
+    return _where_unnamed(config, {key: values[key] for key in BEFORE})
 
 
 def _config_of_run(path: Path) -> RunConfig:
-    """The config of a run; versions without `train.optimizer` trained with Adam."""
-    config = load_config(path)
-    return config if "optimizer" in config.train.model_fields_set else _with_optimizer(config, "adam")
+    """The config of a run; what versions without a key did is put in its place."""
+    return _where_unnamed(load_config(path), BEFORE)
 
 
-def _with_optimizer(config: RunConfig, name: str) -> RunConfig:
-    return config.model_copy(update={"train": config.train.model_copy(update={"optimizer": name})})
+def _where_unnamed(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    for key, value in values.items():
+        part, name = key.split(".")
+        if name not in getattr(config, part).model_fields_set:
+            config = config.model_copy(update={part: getattr(config, part).model_copy(update={name: value})})
+    return config
 
 
 def moved_since(path: Path, config: RunConfig) -> list[Moved]:

@@ -1,6 +1,6 @@
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stylize import ops
 from stylize.errors import StylizeError
 from stylize.losses.perceptual import PerceptualLoss, check_style_size
-from stylize.losses.terms import LossConfig, squared_error, total_variation
+from stylize.losses.terms import Batch, LossConfig, StyleTerm, squared_error, total_variation
 from stylize.losses.vgg import TAPS, VGG19, last_convolution
 from stylize.losses.vgg_weights import load_vgg
 from stylize.ops import gram_matrix
@@ -260,11 +260,60 @@ def test_gram_matrices_of_several_style_images_are_averaged_by_weight(
         torch.testing.assert_close(loss.style_gram(tap), expected)
 
 
-def test_total_is_the_weighted_sum_of_the_terms(vgg: VGG19) -> None:
+@pytest.mark.parametrize("settings", ({"style_energy": "style"}, {"scale": "raw"}))
+def test_total_is_the_weighted_sum_of_the_terms(vgg: VGG19, settings: dict[str, str]) -> None:
     weights = {"content_weight": 2.0, "style_weight": 3.0, "tv_weight": 5.0}
-    terms = PerceptualLoss(vgg, config(**weights), [photos(1)[0]])(photos(), photos())
+    terms = PerceptualLoss(vgg, config(**weights, **settings), [photos(1)[0]])(photos(), photos())
     expected = 2 * terms["content"] + 3 * terms["style"] + 5 * terms["tv"]
     torch.testing.assert_close(terms["total"], expected)
+
+
+class Grams(NamedTuple):
+    """A style term whose pictures have the style's Gram matrices, times a factor each."""
+
+    term: StyleTerm
+    batch: Batch
+
+
+def grams_times(vgg: VGG19, factors: list[float], **settings: object) -> Grams:
+    style = photos(1)
+    loss = PerceptualLoss(vgg, config(**settings), [style[0]])
+    features = loss.vgg(style, loss.config.taps())
+    times = {tap: torch.cat([factor**0.5 * maps for factor in factors]) for tap, maps in features.items()}
+    pictures = style.expand(len(factors), -1, -1, -1)
+    return Grams(loss.terms["style"], Batch(pictures, pictures, times, times))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("factor", "reported", "minimized"), ((0.0, 1.0, 2.0), (1.0, 0.0, 0.0), (3.0, 4.0, 0.8), (100.0, 9801.0, 1.96020)),
+)  # fmt: skip
+def test_what_is_minimized_of_the_style_is_bounded_and_as_large_for_no_contrast_as_for_too_much(
+    vgg: VGG19, factor: float, reported: float, minimized: float
+) -> None:
+    term, batch = grams_times(vgg, [factor])
+    found = term(batch)
+    assert float(found.value) == pytest.approx(reported, abs=1e-6, rel=1e-4)  # (c − 1)²
+    assert float(found.in_total) == pytest.approx(minimized, abs=1e-6, rel=1e-4)  # 2 (c − 1)² / (1 + c²)
+    plain = grams_times(vgg, [factor], style_energy="style")
+    assert float(plain.term(plain.batch).in_total) == pytest.approx(reported, abs=1e-6, rel=1e-4)
+
+
+def test_what_is_minimized_of_a_batch_is_the_mean_over_its_pictures(vgg: VGG19) -> None:
+    term, batch = grams_times(vgg, [0.0, 3.0])
+    found = term(batch)
+    assert float(found.value) == pytest.approx((1 + 4) / 2, rel=1e-4)
+    assert float(found.in_total) == pytest.approx((2 + 0.8) / 2, rel=1e-4)
+
+
+def test_near_the_style_both_forms_have_the_same_gradient(vgg: VGG19) -> None:
+    style = photos(1)
+    near = (style + 0.001 * torch.randn_like(style)).clamp(0, 1)
+    gradients = []
+    for energy in ("both", "style"):
+        loss = PerceptualLoss(vgg, config(style_energy=energy, content_weight=0.0), [style[0]])
+        leaf = near.clone().requires_grad_()
+        gradients += torch.autograd.grad(loss(leaf, style)["total"], leaf)
+    assert (gradients[0] - gradients[1]).norm() < 0.01 * gradients[1].norm()
 
 
 def test_terms_are_scalars_with_names(vgg: VGG19) -> None:

@@ -149,19 +149,21 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, optimizer: str) -
     assert_same_bits(tmp_path / "run", tmp_path / "whole")
 
 
-def test_a_run_of_a_version_without_the_key_goes_on_with_adam(tmp_path: Path) -> None:
-    """Its config names no optimizer; neither does the one with which it is resumed."""
+def test_a_run_of_a_version_without_the_keys_goes_on_as_it_began(tmp_path: Path) -> None:
+    """Its config names neither; nor does the one with which it is resumed."""
     plain = load_config(write_config(tmp_path))
-    train(load_config(write_config(tmp_path, {"train.optimizer": "adam"}, "adam.yaml")), tmp_path / "whole")
-    train(
-        load_config(write_config(tmp_path, {"train.optimizer": "adam", "train.steps": 2}, "b.yaml")), tmp_path / "run"
-    )
+    before = {"train.optimizer": "adam", "loss.style_energy": "style"}
+    train(load_config(write_config(tmp_path, before, "before.yaml")), tmp_path / "whole")
+    train(load_config(write_config(tmp_path, {**before, "train.steps": 2}, "half.yaml")), tmp_path / "run")
     recorded = tmp_path / "run" / "config.yaml"
-    text, count = re.subn(r"  optimizer: adam\n", "", recorded.read_text())
-    assert count == 1
+    text, count = re.subn(r"  (optimizer: adam|style_energy: style)\n", "", recorded.read_text())
+    assert count == 2
     recorded.write_text(text)
-    with pytest.raises(StylizeError, match=r"train\.optimizer was 'adam' and is now 'muon', must be as before"):
-        train(load_config(write_config(tmp_path, {"train.optimizer": "muon"}, "b.yaml")), tmp_path / "run", resume=True)
+    for key, value, was in (("train.optimizer", "muon", "adam"), ("loss.style_energy", "both", "style")):
+        changed = load_config(write_config(tmp_path, {key: value}, "b.yaml"))
+        with pytest.raises(StylizeError, match=rf"{key} was '{was}' and is now '{value}', must be as before"):
+            train(changed, tmp_path / "run", resume=True)
     train(plain, tmp_path / "run", resume=True)
     assert "  optimizer: adam\n" in recorded.read_text()
+    assert "  style_energy: style\n" in recorded.read_text()
     assert_same_bits(tmp_path / "run", tmp_path / "whole")

@@ -78,7 +78,7 @@ def run(folder: Path, *commands: list[str]) -> subprocess.CompletedProcess[str]:
 def with_toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A tiny training and its evaluation by a program with two more terms."""
     folder = tmp_path_factory.mktemp("terms")
-    write_config(folder, {"train.steps": 2})
+    write_config(folder, {"train.steps": 2, "loss.style_energy": "style"})
     train = ["train", "--config", "a.yaml", "--output", "run", "--device", "cpu"]
     evaluate = ["evaluate", "run", "--content", "photos", "--style", "style.png", "--size", "48", "--photographs", "2"]
     evaluate += ["--iterations", "1", "--json", "found.json", "--device", "cpu"]

@@ -143,9 +143,9 @@ def test_a_loss_that_is_not_finite_is_named_before_anything_is_updated(
 ) -> None:
     trainer = build(tmp_path, {"generator.norm": "none"}).trainer
     before, style = weights(trainer), trainer.loss.terms["style"]
-    at_layer = style.at_layer
+    difference = style._difference
     monkeypatch.setattr(
-        style, "at_layer", lambda tap, batch: at_layer(tap, batch) * (math.nan if tap == "relu1_1" else 1)
+        style, "_difference", lambda tap, *rest: difference(tap, *rest) * (math.nan if tap == "relu1_1" else 1)
     )
     with pytest.raises(NotFinite) as caught:
         trainer.step(batch_of(trainer))

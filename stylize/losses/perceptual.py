@@ -92,7 +92,7 @@ class PerceptualLoss(nn.Module):
 
         Returns:
             Scalars by name: every layer (`style/relu1_1`, `content/relu2_2`), the terms before their weights, and
-            `total`, their weighted sum.
+            `total`, the weighted sum of what is minimized of each: the term itself, or another form of it.
         """
         return self._values(self._batch(stylized, content, styles))
 
@@ -163,7 +163,7 @@ class PerceptualLoss(nn.Module):
         found = {name: term(batch) for name, term in self.terms.items()}
         values = {f"{name}/{layer}": x for name, term in found.items() for layer, x in term.by_layer.items()}
         values |= {name: term.value for name, term in found.items()}
-        first, *others = (self._weights[name] * term.value for name, term in found.items())
+        first, *others = (self._weights[name] * term.in_total for name, term in found.items())
         return values | {TOTAL: sum(others, start=first)}
 
 

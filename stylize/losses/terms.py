@@ -58,12 +58,19 @@ class TermValue(NamedTuple):
     """A term of a batch, averaged over its pictures and before its weight; scalars.
 
     Attributes:
-        value: The term.
+        value: The term, as it is reported.
         by_layer: Its layers, by name; empty for a term of pixels.
+        minimized: What enters the total in its place; None: the term itself.
     """
 
     value: Tensor
     by_layer: Mapping[str, Tensor] = {}  # immutable
+    minimized: Tensor | None = None
+
+    @property
+    def in_total(self) -> Tensor:
+        """What enters the total, before its weight."""
+        return self.value if self.minimized is None else self.minimized
 
 
 class Term(nn.Module):
@@ -136,8 +143,12 @@ class LayerTerm(Term):
     def forward(self, batch: Batch) -> TermValue:
         """Return the term of a batch, and its layers."""
         by_layer = {layer: self.at_layer(layer, batch) for layer in self.layers}
+        return TermValue(self.over_layers(by_layer), by_layer)
+
+    def over_layers(self, by_layer: Mapping[str, Tensor]) -> Tensor:
+        """Return the weighted sum of values at all layers; in the relative scale their mean."""
         total = torch.stack([weight * by_layer[layer] for layer, weight in self.layers.items()]).sum()
-        return TermValue(total / sum(self.layers.values()) if self.config.scale == "relative" else total, by_layer)
+        return total / sum(self.layers.values()) if self.config.scale == "relative" else total
 
 
 class ContentKeys(BaseModel):
@@ -202,6 +213,10 @@ class StyleKeys(BaseModel):
     channel_balance: float = Field(
         0.5, ge=0, le=1, description="relative: 0: strong channels count most in Gram matrices; 1: all alike"
     )
+    style_energy: Literal["both", "style"] = Field(
+        "both",
+        description="relative: whose energy divides the difference in training: both pictures', or the style's",
+    )
     style_weight: TermWeight = Field(3.0, description="factor of the style term")
 
 
@@ -212,6 +227,11 @@ class StyleTerm(LayerTerm):
     `channel_balance` b the entry of channels i and j is first divided by `(G*_ii G*_jj)^(b/2)`: at 0 it is the plain
     Gram matrix, in which a few channels that see brightness and edges outweigh all that see colour, and pale styles
     lose theirs; at 1 every channel counts alike.
+
+    What is minimized is the difference over the mean of both energies, `2 ‖G − G*‖² / (‖G‖² + ‖G*‖²)`, unless
+    `style_energy` is `style`. Near the style both are equal. Far from it, where a picture has many times the contrast
+    of a pale or dark style, the other grows without bound and the picture is driven to one even colour before it shows
+    anything of the photograph; this one is at most 2, and 2 for an even picture, too.
 
     Source: Gatys et al. 2016, equations 3 to 5; Johnson et al. 2016, arXiv:1603.08155, equations 3 and 4.
     Differs: in the raw scale it is the mean over C×C of the squared Gram difference, as both authors' released code
@@ -241,14 +261,26 @@ class StyleTerm(LayerTerm):
         gram = self.get_buffer(_gram(layer))
         return gram if gram.dim() == 2 else gram[style]
 
-    def at_layer(self, layer: str, batch: Batch) -> Tensor:
-        """Return the squared Gram difference at one layer."""
-        gram = gram_matrix(batch.features[layer])
+    def forward(self, batch: Batch) -> TermValue:
+        """Return the term of a batch, its layers, and what of it is minimized."""
+        grams = {layer: gram_matrix(batch.features[layer]) for layer in self.layers}
+        by_layer = {layer: self._difference(layer, gram, batch, "style") for layer, gram in grams.items()}
+        value = self.over_layers(by_layer)
+        if self.config.scale == "raw" or self.config.style_energy == "style":
+            return TermValue(value, by_layer)
+        by_both = {layer: self._difference(layer, gram, batch, "both") for layer, gram in grams.items()}
+        return TermValue(value, by_layer, self.over_layers(by_both))
+
+    def _difference(self, layer: str, gram: Tensor, batch: Batch, energy_of: str) -> Tensor:
+        """The squared Gram difference at one layer; in the relative scale over an energy."""
         if self.config.scale == "raw":
             return squared_error(gram, self.target(_gram(layer), batch).expand_as(gram))
         target = self.target(f"balanced_gram_{layer}", batch)
         balanced = self.target(f"balance_{layer}", batch) * gram
-        return squared_error(balanced, target.expand_as(gram), target.square().mean((-2, -1)))
+        energy = target.square().mean((-2, -1))
+        if energy_of == "both":
+            energy = (energy + balanced.square().mean((-2, -1))) / 2
+        return squared_error(balanced, target.expand_as(gram), energy)
 
 
 def _gram(layer: str) -> str:
