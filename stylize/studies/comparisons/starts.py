@@ -7,8 +7,8 @@ from statistics import fmean
 
 from stylize.evaluation.grid import grid_scores
 from stylize.evaluation.statistics import Table, spread
-from stylize.losses.summary import headline_terms
-from stylize.studies.findings import Finding
+from stylize.losses.summary import headline_terms, label_of
+from stylize.studies.findings import Finding, Plot, line_of_seeds
 from stylize.studies.runs import Arm
 from stylize.studies.study import Findings, Results, Setting, Study
 
@@ -47,6 +47,7 @@ def _findings(results: Results) -> Findings:
     names, kinds = [style.name for style in base.all_styles()], list(_kinds(base.train.steps))
     grids = {f"{name}: {kind}": _grids(results, f"{name}: {kind}") for name in names for kind in kinds}
     parts: list[Finding] = [_means(results, names, kinds, grids)]
+    parts += [_over_styles(results, names, kinds, term) for term in headline_terms()]
     for name in names:
         arms = [f"{name}: {kind}" for kind in kinds]
         parts.append(results.table(f"{name}: held-out losses after the last step", arms))
@@ -64,6 +65,16 @@ def _findings(results: Results) -> Findings:
             f"styles; with the start it is lower or equal in {lower} of {len(names)}"
         )
     return Findings(statements, parts)
+
+
+def _over_styles(results: Results, names: Sequence[str], kinds: Sequence[str], term: str) -> Plot:
+    """The courses of a held-out term, of all styles and seeds together, by kind."""
+    lines = []
+    for kind in kinds:
+        courses = [results.line(f"{name}: {kind}", term) for name in names]
+        lines.append(line_of_seeds(kind, courses[0].x, [course.middle for course in courses]))
+    title = f"Held-out {label_of(term)} loss, mean and range over {len(names)} styles"
+    return Plot(title, "optimizer steps", f"held-out {label_of(term)} loss, relative", lines, y_scale="log")
 
 
 def _grids(results: Results, arm: str) -> list[float]:
