@@ -100,6 +100,16 @@ def test_what_is_not_trained_is_in_no_group() -> None:
     assert [len(group["params"]) for group in groups] == [2]
 
 
+def test_norms_alone_move_faster() -> None:
+    generator = generator_with_gradients()
+    generator.requires_grad_(False)
+    gamma = next(iter(generator.norms().values())).weight
+    assert gamma is not None
+    gamma.requires_grad_(True)
+    optimizer = build_optimizer("muon", generator, RATE, fused=True, norms_alone=True)
+    assert [(group["factor"], len(group["params"])) for group in optimizer.param_groups] == [(16.0, 1)]
+
+
 def test_a_step_that_does_not_count_changes_nothing_though_its_gradient_is_not_a_number() -> None:
     generator = generator_with_gradients()
     optimizer = build_optimizer("muon", generator, RATE, fused=True)

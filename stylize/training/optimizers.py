@@ -13,6 +13,7 @@ from stylize.generators import Generator
 OptimizerName = Literal["muon", "adam"]
 LEAST_CHANNELS = 4  # of input and output, for a kernel to count as a matrix: not the layers from and to RGB
 BETAS = (0.9, 0.99)  # with 0.999 the enormous gradients of a first picture would brake for a thousand steps
+NORMS_ALONE = 16.0
 NEWTON_SCHULZ_STEPS = 5
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
@@ -78,16 +79,27 @@ class Muon(torch.optim.Adam):
         return state
 
 
-def build_optimizer(name: OptimizerName, generator: Generator, learning_rate: float, fused: bool) -> torch.optim.Adam:
-    """Return the optimizer of a generator's trained parameters; its groups have a `factor` of the learning rate."""
+def build_optimizer(
+    name: OptimizerName, generator: Generator, learning_rate: float, *, fused: bool, norms_alone: bool = False
+) -> torch.optim.Adam:
+    """Return the optimizer of a generator's trained parameters; its groups have a `factor` of the learning rate.
+
+    Args:
+        name: Which.
+        generator: The generator; parameters without a gradient are left out.
+        learning_rate: Learning rate.
+        fused: Whether to use the fused kernels of the device.
+        norms_alone: Whether γ and β alone are trained: they can, and must, move faster than beside all other weights.
+    """
     groups = []
+    alone_factor = NORMS_ALONE if norms_alone else 1.0
     for group in generator.param_groups():
         trained = [p for p in group.parameters if p.requires_grad]
         kernels = [p for p in trained if name == "muon" and is_matrix(p)]
         others = [p for p in trained if all(p is not kernel for kernel in kernels)]
         for parameters, orthogonal_steps in ((others, False), (kernels, True)):
             if parameters:
-                factor = group.learning_rate_factor
+                factor = group.learning_rate_factor * alone_factor
                 groups.append({"params": parameters, "factor": factor, "orthogonal": orthogonal_steps})
     optimizer = Muon if name == "muon" else torch.optim.Adam
     return optimizer(groups, learning_rate, fused=fused)

@@ -176,7 +176,11 @@ class Trainer:
         self.saved_step: int | None = None
         self.stop_requested = False
         self.optimizer = build_optimizer(
-            config.optimizer, generator, config.learning_rate, fused=compute.has_fused_optimizers
+            config.optimizer,
+            generator,
+            config.learning_rate,
+            fused=compute.has_fused_optimizers,
+            norms_alone=config.only == "norms",
         )
         self.rollback = Rollback(generator, self.optimizer)
         self.bounds = GradientBounds(config.clip, compute.device)
