@@ -110,8 +110,8 @@ def test_train_refuses_an_unknown_key(tmp_path: Path, refusal: Callable[..., str
     write_config(tmp_path, {"loss.style_wieght": 3})
     assert refusal("train", "--config", "a.yaml") == (
         "a.yaml: loss.style_wieght: unknown key, must be one of 'channel_balance', 'content_layers', "
-        "'content_weight', 'padding', 'pooling', 'scale', 'style_layers', "
-        "'style_weight', 'tv_weight', 'vgg'. Did you mean 'style_weight'?"
+        "'content_weight', 'padding', 'pooling', 'scale', 'style_energy', "
+        "'style_layers', 'style_weight', 'tv_weight', 'vgg'. Did you mean 'style_weight'?"
     )
 
 

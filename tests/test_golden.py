@@ -36,12 +36,17 @@ SAME_MACHINE, ELSEWHERE = 1e-6, 5e-2
 CONFIG = TrainConfig(
     steps=STEPS,
     batch_size=2,
+    optimizer="adam",
     learning_rate=3e-5,
     schedule=ScheduleConfig(name="constant", warmup_steps=0),
     precision="fp32",
     compile="never",
 )
-LOSSES = LossConfig(content_layers={"relu2_1": 1.0}, style_layers={"relu1_1": 1.0, "relu2_1": 1.0, "relu3_1": 1.0})
+LOSSES = LossConfig(
+    content_layers={"relu2_1": 1.0},
+    style_layers={"relu1_1": 1.0, "relu2_1": 1.0, "relu3_1": 1.0},
+    style_energy="style",
+)
 
 
 def machine() -> str:

@@ -29,6 +29,7 @@ LOSS = LossConfig(
     channel_balance=0.0,  # the plain side uses plain Gram matrices
     tv_weight=0.0,
     scale="relative",
+    style_energy="style",  # and divides by the style's energy
 )
 
 Named = Literal["fp32", "bf16", "fp16"]

@@ -66,6 +66,7 @@ class StylizeTraining(Workload):
         loss = PerceptualLoss(make_vgg(settings.seed), LOSS, [make_style(settings)])
         config = TrainConfig(
             batch_size=settings.batch,
+            optimizer="adam",  # as the plain side
             learning_rate=LEARNING_RATE,
             schedule=ScheduleConfig(name="constant", warmup_steps=0),
             precision=settings.precision,
