@@ -285,8 +285,9 @@ def grams_times(vgg: VGG19, factors: list[float], **settings: object) -> Grams:
 
 
 @pytest.mark.parametrize(
-    ("factor", "reported", "minimized"), ((0.0, 1.0, 2.0), (1.0, 0.0, 0.0), (3.0, 4.0, 0.8), (100.0, 9801.0, 2 * 99**2 / 10001)),
-)  # fmt: skip
+    ("factor", "reported", "minimized"),
+    ((0.0, 1.0, 2.0), (1.0, 0.0, 0.0), (3.0, 4.0, 0.8), (100.0, 9801.0, 2 * 9801 / 10001)),
+)
 def test_what_is_minimized_of_the_style_is_bounded_and_as_large_for_no_contrast_as_for_too_much(
     vgg: VGG19, factor: float, reported: float, minimized: float
 ) -> None:
