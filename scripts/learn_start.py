@@ -30,7 +30,7 @@ from stylize import run
 from stylize.build import Run, build_run
 from stylize.cli.messages import show_log
 from stylize.config import NamedStyle, load_config, read_config
-from stylize.errors import StylizeError
+from stylize.errors import StylizeError, reason_of
 from stylize.generators import Generator
 from stylize.models.file import ModelCard, encode_model, load_model
 from stylize.system.devices import CPU
@@ -179,6 +179,17 @@ def end_near_every_style(generator: Generator, training: Run, config: StartConfi
 @click.option("--trained", is_flag=True, help="The run is trained already: go on with its model.")
 def main(config: Path, output: Path, overrides: tuple[str, ...], resume: bool, overwrite: bool, trained: bool) -> None:
     show_log()
+    try:
+        _learn(config, output, overrides, resume, overwrite, trained)
+    except StylizeError as error:
+        raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(f"{error.filename or output}: {reason_of(error)}") from error
+
+
+def _learn(
+    config: Path, output: Path, overrides: tuple[str, ...], resume: bool, overwrite: bool, trained: bool
+) -> None:
     start = read_config(StartConfig, config)
     folder = config.resolve().parent
     styles = make_styles(start, folder, output.with_name(f"{output.name}-styles").resolve())

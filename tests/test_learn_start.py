@@ -18,6 +18,17 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import learn_start  # noqa: E402
 
 
+def test_what_is_wrong_is_told_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "start.yaml").write_text("base: nowhere.yaml\npictures: [pictures]\n")
+    command = [str(tmp_path / "start.yaml"), "--output", str(tmp_path / "run")]
+    told = CliRunner().invoke(learn_start.main, command)
+    assert (told.exit_code, told.stderr) == (1, f"Error: {tmp_path}/pictures: No such file or directory\n")
+    picture(tmp_path / "pictures" / "a.jpg")
+    told = CliRunner().invoke(learn_start.main, command)
+    assert told.exit_code == 1
+    assert told.stderr.startswith(f"Error: {tmp_path}/nowhere.yaml: ")
+
+
 def learned(folder: Path, *arguments: str, **more: int) -> Path:
     write_config(folder)
     for i, name in enumerate(("a", "b", "left")):
