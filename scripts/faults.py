@@ -490,11 +490,11 @@ def not_finite(folder: Path, count: int) -> tuple[str, int]:
     def hook() -> None:
         forward = Trainer._forward
 
-        def poisoned(self: Trainer, content: torch.Tensor, styles: torch.Tensor | None) -> Any:
+        def poisoned(self: Trainer, *crops: Any) -> dict[str, torch.Tensor]:
             bad = 7 <= self.progress.step < 7 + count
-            return {name: term * (float("nan") if bad else 1) for name, term in forward(self, content, styles).items()}
+            return {name: term * (float("nan") if bad else 1) for name, term in forward(self, *crops).items()}
 
-        Trainer._forward = poisoned  # type: ignore[method-assign]
+        Trainer._forward = poisoned  # type: ignore[assignment, method-assign]
 
     status, log = train(folder, "run", hook=hook)
     skipped = [line for line in metrics(folder / "run") if line["kind"] == "skipped"]

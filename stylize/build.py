@@ -16,6 +16,7 @@ from stylize.generators import Generator, build_generator
 from stylize.losses.perceptual import PerceptualLoss, check_style_size
 from stylize.losses.terms import LossConfig
 from stylize.losses.vgg_weights import load_vgg
+from stylize.measures.painting import PaintingMeasures
 from stylize.models.file import ModelCard, encode_model, make_thumbnail
 from stylize.pictures.picture import scaled_size, to_tensor
 from stylize.pictures.reading import open_picture, read_rgb
@@ -98,6 +99,7 @@ def build_run(
         run_dir=run_dir,
         styles={style.name: style.weight for style in named},
         kept_styles=len(kept_styles),
+        measures=[PaintingMeasures(loss.vgg, list(config.loss.style_layers), images) for images in styles],
         save_best=_ModelWriter(config, generator, weights, run_dir / "model.safetensors", [*kept_styles, *new]),
     )
     return Run(config, trainer, dict(zip(new, styles, strict=True)), photographs, weights, kept_styles)

@@ -84,8 +84,8 @@ def poison(trainer: Trainer, steps: Collection[int]) -> None:
     """Let the loss of these steps, counted from 1, be not a number."""
     terms = trainer._terms
 
-    def poisoned(content: Tensor, styles: Tensor | None) -> dict[str, Tensor]:
+    def poisoned(*crops: Tensor | None) -> dict[str, Tensor]:
         bad = trainer.progress.step + 1 in steps
-        return {name: term * (math.nan if bad else 1) for name, term in terms(content, styles).items()}
+        return {name: term * (math.nan if bad else 1) for name, term in terms(*crops).items()}
 
     trainer._terms = poisoned

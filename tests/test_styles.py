@@ -1,6 +1,7 @@
 """Several styles in one network: training, files, blends, growing, starts."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from stylize.build import build_run
 from stylize.cli import cli
 from stylize.config import load_config
 from stylize.errors import StylizeError
-from stylize.evaluation.grid import grid_scores
 from stylize.generators import GeneratorConfig, build_generator
 from stylize.inference.large import paint_large
 from stylize.inference.options import PaintOptions
@@ -28,6 +28,7 @@ from stylize.inference.stylizer import Stylizer
 from stylize.losses.perceptual import PerceptualLoss
 from stylize.losses.terms import LossConfig
 from stylize.losses.vgg_weights import load_vgg
+from stylize.measures.grid import grid_scores, mean_grid
 from stylize.models.blends import blend_of
 from stylize.models.file import ModelCard, encode_model, load_model, read_card
 from stylize.norms import build_norm
@@ -425,8 +426,9 @@ def test_a_grid_is_found_at_its_period_and_in_photographs_none() -> None:
     x = torch.arange(128.0)
     plain = torch.rand(3, 128, 128)
     woven = plain + 0.3 * torch.cos(2 * torch.pi * x / 4)
-    assert all(0.7 < score < 1.4 for score in grid_scores([plain]).values())
-    found = grid_scores([woven.mT, plain])
+    assert all(0.7 < score < 1.4 for score in grid_scores(plain).values())
+    found = grid_scores(woven.mT)
     assert found[4] > 3 and found[2] < 1.4 and found[8] < 1.4
-    with pytest.raises(StylizeError, match="must be at least 32 px"):
-        grid_scores([plain[:, :20]])
+    mean = (found[4] + grid_scores(plain)[4]) / 2
+    assert mean_grid([woven.mT, plain, plain[:, :20]]) == pytest.approx(mean)
+    assert grid_scores(plain[:, :20]) == {} and math.isnan(mean_grid([plain[:, :20]]))

@@ -110,10 +110,11 @@ def evaluate(
     check_style_is_named(style, config_path)
     if json_path is not None:
         _check_json_place(json_path, overwrite)
-    from stylize.build import build_objective
+    from stylize.build import build_objective, read_styles
     from stylize.evaluation.evaluate import EvaluationConfig, write_json
     from stylize.evaluation.evaluate import evaluate as measure
     from stylize.evaluation.subjects import check_sizes, find_pairs, read_photographs, read_subject
+    from stylize.measures.painting import PaintingMeasures
     from stylize.system.devices import choose_device
 
     keep_freed_memory()
@@ -124,7 +125,10 @@ def evaluate(
     pairs = find_pairs(content, subject.pictures, photographs)
     check_sizes(pairs, size, objective.loss, iterations)
     loss, weights = build_objective(objective)
-    result = measure(subject.painter, loss.to(target), read_photographs(pairs, size, target), evaluation)
+    loss = loss.to(target)
+    styles = [style.to(target) for style in read_styles(objective.style, objective.loss)]
+    measures = PaintingMeasures(loss.vgg, list(objective.loss.style_layers), styles)
+    result = measure(subject.painter, loss, read_photographs(pairs, size, target), evaluation, measures)
     settings = {
         "model": subject.name,
         "content": str(content),

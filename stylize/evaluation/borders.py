@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from statistics import fmean
 
-import torch
 from torch import Tensor
 
-from stylize.evaluation.contrast import luminance
 from stylize.losses.perceptual import PerceptualLoss
+from stylize.measures.frame import border_mask
+from stylize.pictures.picture import luminance
 
 BORDER_PX = 16
 
@@ -39,17 +39,6 @@ def border_scores(loss: PerceptualLoss, stylized: Tensor, content: Tensor) -> di
     ]
     brightness = _over_centre(luminance(stylized), 1) / _over_centre(luminance(content), 1)
     return {"content": fmean(of_content), "style": fmean(of_style), "brightness": brightness}
-
-
-def border_mask(height: int, width: int, border: int) -> Tensor:
-    """Return whether each position `(H, W)` lies in a border of that width.
-
-    >>> border_mask(3, 4, 1).int().tolist()
-    [[1, 1, 1, 1], [1, 0, 0, 1], [1, 1, 1, 1]]
-    """
-    mask = torch.ones(height, width, dtype=torch.bool)
-    mask[border : height - border, border : width - border] = False
-    return mask
 
 
 def stride_of(tap: str) -> int:

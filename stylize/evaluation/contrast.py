@@ -5,17 +5,7 @@ from __future__ import annotations
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from stylize.pictures.picture import LUMA
-
-
-def luminance(images: Tensor) -> Tensor:
-    """Return the luma of BT.601, `(N, 3, H, W)` → `(N, 1, H, W)`, in the same range.
-
-    >>> round(float(luminance(Tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1))), 4)
-    0.299
-    """
-    weights = images.new_tensor(LUMA).view(1, 3, 1, 1)
-    return (images * weights).sum(1, keepdim=True)
+from stylize.pictures.picture import luminance
 
 
 def change_contrast(images: Tensor, factor: float) -> Tensor:

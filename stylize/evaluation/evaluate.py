@@ -24,6 +24,7 @@ from stylize.evaluation.gatys import OptimizationConfig, optimize
 from stylize.evaluation.statistics import Table, confidence
 from stylize.losses.perceptual import PerceptualLoss
 from stylize.losses.terms import in_order
+from stylize.measures.painting import MEASURES, PaintingMeasures, by_measure
 from stylize.system.files import write_atomically
 
 Painter: TypeAlias = Callable[[Tensor], Tensor]
@@ -100,6 +101,8 @@ class PhotographResult:
         unstylized: The same for the photograph itself.
         optimization: Result of the reference; None without iterations.
         contrasts: One for each of `CONTRASTS`; empty without a painter.
+        measures: Measures that no training minimizes, of the stylized picture and of the photograph by their names;
+            empty if they were not asked for.
     """
 
     name: str
@@ -107,6 +110,7 @@ class PhotographResult:
     unstylized: Terms
     optimization: OptimizationResult | None
     contrasts: tuple[ContrastResult, ...]
+    measures: Mapping[str, Terms]
 
 
 @dataclass(frozen=True)
@@ -202,6 +206,14 @@ class Evaluation:
         by_contrast = zip(*(result.contrasts for result in self.photographs), strict=True)
         return {results[0].contrast: _means_of_contrast(results) for results in by_contrast}
 
+    def measures(self) -> dict[str, dict[str, Mean]]:
+        """Return the mean of every measure over the photographs that have it, for the pictures by their names."""
+        found = {}
+        for kind in self.photographs[0].measures:
+            together = by_measure([result.measures[kind] for result in self.photographs])
+            found[kind] = {name: Mean.of(values) for name, values in together.items()}
+        return found
+
     def tables(self) -> list[Table]:
         """Return the means with their intervals as tables to print."""
         terms, contrasts = self.terms(), self.contrasts()
@@ -212,12 +224,23 @@ class Evaluation:
         }
         rows = [(name, *(str(means[name]) for means in terms.values())) for name in terms["stylized"]]
         tables = [Table("Losses", ("term", *(heads[kind] for kind in terms)), rows)]
+        if self.measures():
+            tables.append(self._table_of_measures(heads))
         if contrasts:
             columns = ("contrast", "change of the photograph", "change of the stylized", "style of the stylized")
             keys = ("photograph_rms", "stylized_rms", "style")
             of_contrast = [(f"{factor:g}", *(str(means[key]) for key in keys)) for factor, means in contrasts.items()]
             tables.append(Table("Contrast", columns, of_contrast))
         return tables
+
+    def _table_of_measures(self, heads: Mapping[str, str]) -> Table:
+        found = self.measures()
+        rows = []
+        for name, words in MEASURES.items():
+            cells = [str(means[name]) if name in means else "" for means in found.values()]
+            if any(cells):
+                rows.append((name, *cells, words))
+        return Table("Measures", ("measure", *(heads[kind] for kind in found), "of"), rows)
 
     def as_data(self) -> dict[str, Any]:
         """Return summaries and photographs as plain data for JSON; missing values are None, never NaN."""
@@ -229,6 +252,9 @@ class Evaluation:
                 {"contrast": factor} | {name: asdict(mean) for name, mean in means.items()}
                 for factor, means in self.contrasts().items()
             ],
+            "measures": {
+                kind: {name: asdict(mean) for name, mean in means.items()} for kind, means in self.measures().items()
+            },
         }
         return {"summary": summary, "photographs": [asdict(result) for result in self.photographs]}
 
@@ -238,6 +264,7 @@ def evaluate(
     loss: PerceptualLoss,
     photographs: Iterable[Photograph],
     config: EvaluationConfig = EvaluationConfig(),  # noqa: B008  # immutable
+    measures: PaintingMeasures | None = None,
 ) -> Evaluation:
     """Measure a model on photographs.
 
@@ -247,6 +274,7 @@ def evaluate(
         loss: Loss whose terms are measured.
         photographs: Photographs, read one after the other.
         config: Settings of the reference.
+        measures: What measures the pictures beside the loss; None: nothing does.
 
     Raises:
         StylizeError: There is no photograph, one is too small, or a loss is not finite.
@@ -255,14 +283,18 @@ def evaluate(
         iterations that reach it); Huang & Belongie 2017, arXiv:1703.06868, section 6.2.
     Differs: torch's L-BFGS with a line search by the strong Wolfe conditions.
     """
-    results = tuple(evaluate_photograph(painter, loss, photograph, config) for photograph in photographs)
+    results = tuple(evaluate_photograph(painter, loss, photograph, config, measures) for photograph in photographs)
     if not results:
         raise StylizeError("got no photographs to evaluate, must be at least 1")
     return Evaluation(config, results)
 
 
 def evaluate_photograph(
-    painter: Painter | None, loss: PerceptualLoss, photograph: Photograph, config: EvaluationConfig
+    painter: Painter | None,
+    loss: PerceptualLoss,
+    photograph: Photograph,
+    config: EvaluationConfig,
+    measures: PaintingMeasures | None = None,
 ) -> PhotographResult:
     """Measure a model on one photograph; see `evaluate`."""
     image = photograph.image[None]
@@ -274,6 +306,12 @@ def evaluate_photograph(
         unstylized=_measured(loss, image, image, photograph.name),
         optimization=_optimized(loss, photograph, terms["total"], config) if config.iterations else None,
         contrasts=() if painter is None else _contrasts(painter, loss, photograph),
+        measures={}
+        if measures is None
+        else {
+            "unstylized": measures.measure(photograph.image, photograph.image),
+            "stylized": measures.measure(stylized[0], photograph.image, painter),
+        },
     )
 
 

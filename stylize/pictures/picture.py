@@ -13,6 +13,16 @@ from torch import Tensor
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue; ITU-R BT.601
 
 
+def luminance(images: Tensor) -> Tensor:
+    """Return the luma of BT.601, `(N, 3, H, W)` → `(N, 1, H, W)`, in the same range.
+
+    >>> round(float(luminance(Tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1))), 4)
+    0.299
+    """
+    weights = images.new_tensor(LUMA).view(1, 3, 1, 1)
+    return (images * weights).sum(1, keepdim=True)
+
+
 @dataclass(frozen=True)
 class Picture:
     """An image and its transparency.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stylize.generators import Generator
 from stylize.losses.perceptual import PerceptualLoss
+from stylize.measures.painting import PaintingMeasures, means_of
 from stylize.system import distributed
 from stylize.system.compute import Compute
 
@@ -25,11 +26,15 @@ class Measured(NamedTuple):
         painted: For each style the painted photographs, `(3, H, W)` each, on the CPU.
         terms: Means of the terms over photographs and styles.
         by_style: The means of each style by its name; empty if there is only one.
+        measures: Means of the measures that are not trained on, over photographs and styles.
+        measures_by_style: The means of each style by its name; empty if there is only one.
     """
 
     painted: list[list[Tensor]]
     terms: dict[str, float]
     by_style: dict[str, dict[str, float]]
+    measures: dict[str, float]
+    measures_by_style: dict[str, dict[str, float]]
 
 
 class HeldOut:
@@ -42,6 +47,7 @@ class HeldOut:
         loss: The loss.
         compute: Device and precision.
         kept: Number of styles that the network has before these, and that are not measured.
+        measures: What measures the paintings of each style beside the loss; None: nothing does.
     """
 
     def __init__(
@@ -52,6 +58,7 @@ class HeldOut:
         loss: PerceptualLoss,
         compute: Compute,
         kept: int = 0,
+        measures: Sequence[PaintingMeasures] | None = None,
     ) -> None:
         self.photographs = list(photographs)
         self.styles = tuple(styles)
@@ -59,27 +66,44 @@ class HeldOut:
         self.loss = loss
         self.compute = compute
         self.kept = kept
+        self.measures = measures
 
     @torch.no_grad()
     def measure(self) -> Measured:
         """Paint every photograph in every style with the generator in `eval()`, and measure. The host waits."""
         self.generator.eval()
-        painted, by_style = [], {}
+        painted, by_style, measures = [], {}, {}
         for number, name in enumerate(self.styles):
             own = [self._measured(image, number) for image in distributed.share(self.photographs)]
             found = distributed.gather_interleaved(own)
-            painted.append([image for image, _ in found])
-            by_style[name] = {STYLE_OF_PHOTOGRAPHS: self.style_of_photographs[number], **_means([t for _, t in found])}
+            painted.append([image for image, _, _ in found])
+            terms = _means([terms for _, terms, _ in found])
+            by_style[name] = {STYLE_OF_PHOTOGRAPHS: self.style_of_photographs[number], **terms}
+            measures[name] = means_of([values for _, _, values in found])
         self.generator.train()
-        return Measured(painted, _means(list(by_style.values())), by_style if len(self.styles) > 1 else {})
+        several = len(self.styles) > 1
+        return Measured(
+            painted,
+            _means(list(by_style.values())),
+            by_style if several else {},
+            means_of(list(measures.values())),
+            measures if several else {},
+        )
 
-    def _measured(self, photograph: Tensor, style: int) -> tuple[Tensor, dict[str, float]]:
+    def _measured(self, photograph: Tensor, style: int) -> tuple[Tensor, dict[str, float], dict[str, float]]:
         content, styles = self.compute.photographs(photograph[None]), self._chosen(style)
         self.generator.paint_in(one_hot(styles + self.kept, self.kept + len(self.styles)))
         with self.compute.context():
-            stylized = self.generator(self.compute.network_input(content))
-            terms = self.loss.measure(stylized, content, styles)
-        return stylized[0].cpu(), values_of(terms, self.compute.device)
+            stylized = self._paint(content)
+            terms = values_of(self.loss.measure(stylized, content, styles), self.compute.device)
+            measures = {}
+            if self.measures is not None:
+                measures = self.measures[style].measure(stylized[0], content[0], self._paint)
+        return stylized[0].cpu(), terms, measures
+
+    def _paint(self, content: Tensor) -> Tensor:
+        painted: Tensor = self.generator(self.compute.network_input(content))
+        return painted
 
     def _chosen(self, style: int) -> Tensor:
         return torch.tensor([style], device=self.compute.device)

@@ -196,6 +196,10 @@ class Monitor:
         self._scalars(step, "validation", found.terms)
         for name, terms in found.by_style.items():
             self._scalars(step, "validation of style", terms, name)
+        if found.measures:
+            self._scalars(step, "measures", found.measures)
+        for name, measures in found.measures_by_style.items():
+            self._scalars(step, "measures of style", measures, name)
         if not content:
             return
         rows = [

@@ -17,6 +17,7 @@ from torch import Tensor
 from stylize.errors import StylizeError
 from stylize.generators import Generator
 from stylize.losses.perceptual import PerceptualLoss
+from stylize.measures.painting import PaintingMeasures
 from stylize.system import distributed
 from stylize.system.compute import Compute
 from stylize.system.devices import CPU, is_out_of_memory
@@ -30,6 +31,7 @@ from stylize.training.optimizers import OptimizerName, build_optimizer
 from stylize.training.prefetch import prefetched
 from stylize.training.rollback import Rollback
 from stylize.training.schedule import ScheduleConfig, rate_factor
+from stylize.training.shifts import Shifts, compared_places, difference, moved
 from stylize.training.styles import StyleOrder
 from stylize.training.updates import (
     SKIPS_THAT_HALVE_THE_RATE,
@@ -79,6 +81,12 @@ class TrainConfig(BaseModel):
     start: str = Field(
         "learned",
         description="what it begins with: learned (the package's start, where one fits), none (random), or a model",
+    )
+    shift_weight: float = Field(
+        50.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="factor of the difference between a crop painted and the same crop, moved, painted; 0: none",
     )
     only: Literal["all", "norms"] = Field(
         "all", description="what is trained: all weights, or the norms' γ and β of the new styles"
@@ -142,6 +150,7 @@ class Trainer:
         styles: The names of the styles with their shares of the crops; None: there is one style.
         kept_styles: Number of styles that the generator has before these, and that are not trained.
         save_best: Called with the progress when the held-out loss is the lowest so far, to write the model.
+        measures: What measures the held-out paintings of each style beside the loss; None: nothing does.
     """
 
     def __init__(
@@ -158,6 +167,7 @@ class Trainer:
         save_best: Callable[[Progress], None],
         styles: Mapping[str, float] | None = None,
         kept_styles: int = 0,
+        measures: Sequence[PaintingMeasures] | None = None,
     ) -> None:
         self.generator = compute.place(generator)
         generator.maps = None if compute.dtype == torch.float32 else compute.dtype
@@ -167,7 +177,7 @@ class Trainer:
         styles = styles or {"": 1.0}
         several = kept_styles + len(styles) > 1
         self.order = StyleOrder(list(styles.values()), batches.batch_size, kept_styles) if several else None
-        self.held_out = HeldOut(validation, tuple(styles), self.generator, self.loss, compute, kept_styles)
+        self.held_out = HeldOut(validation, tuple(styles), self.generator, self.loss, compute, kept_styles, measures)
         self.config = config
         self.compute = compute
         self.run_dir = run_dir
@@ -188,6 +198,7 @@ class Trainer:
         self._unread: list[dict[str, Tensor]] = []  # the values of steps that the host has not read yet
         self._stop_votes: Tensor | None = None
         self._stop_heard = False
+        self.shifts = Shifts(config.shift_weight, seed)
         self._network = distributed.wrap_ddp(generator)
         self._terms = compute.compile(self._forward)
         self._compiled_steps_on_trial = compute.steps_that_compile
@@ -245,13 +256,15 @@ class Trainer:
                 device checks by itself (`Compute.checks_late`) there is no error.
         """
         self.compute.begin_step()
-        self.bounds.begin_step(len(batch))
+        again = self.shifts.again(len(batch))
+        self.bounds.begin_step(len(batch) + again)
         self.optimizer.zero_grad(set_to_none=True)
         rate = self._set_learning_rate()
         with self.compute.context():
-            own_terms = self._terms_and_gradients(self.compute.photographs(batch), self._styles_of_step())
+            crops, places = self._with_moved(self.compute.photographs(batch), again)
+            own_terms = self._terms_and_gradients(crops, self._styles_of_step(again), places)
         terms = self._averaged({**own_terms, **self.bounds.of_batch()})
-        terms, counts = self._clipped(terms, len(batch) * distributed.count())
+        terms, counts = self._clipped(terms, len(crops) * distributed.count())
         if self._late is not None:
             rate_used = self._late.update(counts, rate)
         else:
@@ -262,11 +275,24 @@ class Trainer:
         self.generator.project_()
         return {**terms, "learning_rate": rate_used}
 
-    def _styles_of_step(self) -> Tensor | None:
-        """Choose the styles of this step's crops; returns their numbers, `(N,)`, or None if there is one style."""
+    def _with_moved(self, content: Tensor, again: int) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """Return the crops of this step and behind them the first few again, moved; and where both show the same."""
+        if not again:
+            return content, None
+        size = content.shape[-2:]
+        move = self.shifts.of_step(self.progress.step, size)
+        return torch.cat([content, moved(content[:again], move)]), compared_places(move, size, content.device)
+
+    def _styles_of_step(self, again: int) -> Tensor | None:
+        """Choose the styles of this step's crops, the first few again behind them.
+
+        Returns:
+            Their numbers, `(N,)`, or None if there is one style.
+        """
         if self.order is None:
             return None
         styles = self.order.of_step(self.progress.step).to(self.compute.device)
+        styles = torch.cat([styles, styles[:again]])
         self.generator.paint_in(one_hot(styles + self.order.kept, self.order.kept + self.order.count))
         return styles
 
@@ -290,25 +316,35 @@ class Trainer:
             group["lr"] = rate * self.progress.rate_factor * group["factor"]
         return rate
 
-    def _forward(self, content: Tensor, styles: Tensor | None) -> dict[str, Tensor]:
-        stylized = self.bounds.of_images(self._network(self.compute.network_input(content)), content)
+    def _forward(self, crops: Tensor, styles: Tensor | None, places: tuple[Tensor, ...] | None) -> dict[str, Tensor]:
+        painted = self.bounds.of_images(self._network(self.compute.network_input(crops)), crops)
+        if places is None:
+            return self._losses(painted, crops, styles)
+        count = self.shifts.images(len(crops))
+        terms = self._losses(painted[:count], crops[:count], None if styles is None else styles[:count])
+        shift = difference(painted[: len(crops) - count], painted[count:], places)
+        return {**terms, "shift": shift.detach(), "total": terms["total"] + self.shifts.weight * shift}
+
+    def _losses(self, stylized: Tensor, content: Tensor, styles: Tensor | None) -> dict[str, Tensor]:
         if self.compute.image_by_image:
             return self.loss.by_image(stylized, content, styles)
         terms: dict[str, Tensor] = self.loss(stylized, content, styles)
         return terms
 
-    def _terms_and_gradients(self, content: Tensor, styles: Tensor | None = None) -> dict[str, Tensor]:
+    def _terms_and_gradients(
+        self, crops: Tensor, styles: Tensor | None = None, places: tuple[Tensor, ...] | None = None
+    ) -> dict[str, Tensor]:
         """Return the terms of the share of this process, and compute the gradients of their total.
 
         If one of the first steps fails because it is compiled, it is made again without.
         """
         if not self._compiled_steps_on_trial:
-            return self._with_gradients(self._terms, content, styles)
+            return self._with_gradients(self._terms, crops, styles, places)
         is_first = self._compiled_steps_on_trial == self.compute.steps_that_compile
         self._compiled_steps_on_trial -= 1
         start_s, before = time.monotonic(), self._drawn_and_running()
         try:
-            terms = self._with_gradients(self._terms, content, styles)
+            terms = self._with_gradients(self._terms, crops, styles, places)
         except Exception as error:  # compilers raise anything
             if isinstance(error, StylizeError) or any(map(is_out_of_memory, _with_causes(error))):
                 raise
@@ -322,13 +358,11 @@ class Trainer:
         self._restore_drawn_and_running(before)
         self._terms = self._forward
         self.optimizer.zero_grad(set_to_none=True)
-        return self._with_gradients(self._terms, content, styles)
+        return self._with_gradients(self._terms, crops, styles, places)
 
     @staticmethod
-    def _with_gradients(
-        function: Callable[[Tensor, Tensor | None], dict[str, Tensor]], content: Tensor, styles: Tensor | None
-    ) -> dict[str, Tensor]:
-        terms = function(content, styles)
+    def _with_gradients(function: Callable[..., dict[str, Tensor]], *crops: Any) -> dict[str, Tensor]:
+        terms = function(*crops)
         torch.autograd.backward(terms["total"])
         return terms
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from stylize.evaluation.grid import grid_scores
 from stylize.evaluation.statistics import Table, spread
 from stylize.losses.summary import headline_terms, label_of
+from stylize.measures.grid import mean_grid
 from stylize.studies.findings import Finding, Plot, line_of_seeds
 from stylize.studies.runs import Arm
 from stylize.studies.study import Findings, Results, Setting, Study
@@ -79,7 +79,7 @@ def _over_styles(results: Results, names: Sequence[str], kinds: Sequence[str], t
 
 def _grids(results: Results, arm: str) -> list[float]:
     """The grid of 4 px in the painted pictures, by seed."""
-    return [grid_scores(results.painted(results.generator(arm, i)))[4] for i in range(len(results.of_arm(arm)))]
+    return [mean_grid(results.painted(results.generator(arm, i))) for i in range(len(results.of_arm(arm)))]
 
 
 def _means(results: Results, names: Sequence[str], kinds: Sequence[str], grids: dict[str, list[float]]) -> Table:
@@ -91,7 +91,7 @@ def _means(results: Results, names: Sequence[str], kinds: Sequence[str], grids: 
             arms = [f"{n}: {kind}" for n in (names if name == "mean" else [name])]
             cells = [spread([v for arm in arms for v in results.final(arm, term)]) for term in terms]
             rows.append((name, kind, *cells, spread([grid for arm in arms for grid in grids[arm]])))
-    photographs = grid_scores(results.pictures)[4]
+    photographs = mean_grid(results.pictures)
     title = f"Held-out losses after the last step, and the pictures' grid of 4 px (photographs: {photographs:.2f})"
     return Table(title, ("style", "training", *terms, "grid"), rows)
 

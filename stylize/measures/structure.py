@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stylize.evaluation.contrast import luminance
+from stylize.pictures.picture import luminance
 
 SIGMA_PX, RADIUS_PX = 1.5, 5
 K1, K2 = 0.01, 0.03
-MOST_POSITIONS = 4096  # of a layer: a matrix of all pairs is made
+MOST_POSITIONS = 1024  # of a layer: a matrix of all pairs is made
 
 
 def structural_similarity(a: Tensor, b: Tensor) -> float:
@@ -42,18 +42,18 @@ def _blurred(x: Tensor) -> Tensor:
     return functional.conv2d(functional.conv2d(x, weights.view(1, 1, 1, -1)), weights.view(1, 1, -1, 1))
 
 
-def feature_structure_distance(features: Tensor, photographs: Tensor) -> float:
+def feature_structure_distance(features: Tensor, photograph: Tensor) -> float:
     """Return the content feature structural distance (CFSD): 0 if the same places of a picture resemble each other.
 
-    Every place of a layer is compared with every other by the inner product of their features, and the row of each
-    turned into probabilities (softmax). The distance is the Kullback-Leibler divergence of the painting's rows from the
-    photograph's, averaged over places. It sees which parts belong together, not where edges lie to the pixel. Features
-    are first divided by their mean length, and products multiplied by √C, so that the layer's scale does not decide
-    how sharp the softmax is.
+    Every place of a layer (of many, about 1,024 at even distances) is compared with every other by the inner product of
+    their features, and the row of each turned into probabilities (softmax). The distance is the Kullback-Leibler
+    divergence of the painting's rows from the photograph's, averaged over places. It sees which parts belong together,
+    not where edges lie to the pixel. Features are first divided by their mean length, and products multiplied by √C, so
+    that the layer's scale does not decide how sharp the softmax is.
 
     Args:
-        features: `(N, C, H, W)` of the paintings, usually relu3_1.
-        photographs: The photographs', the same shape.
+        features: `(1, C, H, W)` of the painting, usually relu3_1.
+        photograph: The photograph's, the same shape.
 
     Source: Chung et al. 2024, arXiv:2312.09008, section 5.2.
     Differs: in the scale of the features.
@@ -62,16 +62,14 @@ def feature_structure_distance(features: Tensor, photographs: Tensor) -> float:
     >>> feature_structure_distance(x, 3 * x) < 1e-6, feature_structure_distance(x.flip(3), x) > 1e-3
     (True, True)
     """
-    step = max(1, round((features.shape[-2] * features.shape[-1] / MOST_POSITIONS) ** 0.5))
-    found = []
-    for ours, theirs in zip(features[..., ::step, ::step], photographs[..., ::step, ::step], strict=True):
-        log_ours, log_theirs = _log_similarities(ours), _log_similarities(theirs)
-        found.append((log_theirs.exp() * (log_theirs - log_ours)).sum(1).mean())
-    return float(torch.stack(found).mean())
+    ours, theirs = _log_similarities(features), _log_similarities(photograph)
+    return float((theirs.exp() * (theirs - ours)).sum(1).mean())
 
 
 def _log_similarities(features: Tensor) -> Tensor:
-    places = features.float().flatten(1).T
+    _, channels, height, width = features.shape
+    step = max(1, round((height * width / MOST_POSITIONS) ** 0.5))
+    places = features[0, :, ::step, ::step].float().reshape(channels, -1).T
     places = places / places.norm(dim=1).mean().clamp_min(1e-12)
-    similarities: Tensor = places @ places.T * features.shape[0] ** 0.5
+    similarities: Tensor = places @ places.T * channels**0.5
     return similarities.log_softmax(1)
