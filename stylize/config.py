@@ -360,11 +360,23 @@ def _override_(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise StylizeError(f"--set: got '{override}', must be KEY=VALUE, such as loss.style_weight=20")
+    _put_(tree, key, read_value(text, f"--set {override}"), f"--set {override}")
+
+
+def read_value(text: str, place: str) -> Any:
+    """Read the value of a key, as YAML.
+
+    Args:
+        text: The value.
+        place: Where it stands, for the message.
+
+    Raises:
+        StylizeError: It is no YAML.
+    """
     try:
-        value = yaml.load(text, _Loader)
+        return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise StylizeError(f"--set {override}: not valid YAML: {_yaml_reason(error)}") from error
-    _put_(tree, key, value, f"--set {override}")
+        raise StylizeError(f"{place}: not valid YAML: {_yaml_reason(error)}") from error
 
 
 def _put_(tree: dict[str, Any], key: str, value: object, place: str) -> None:

@@ -17,6 +17,7 @@ from stylize.cli.kinds import list_kinds
 from stylize.cli.messages import show_every_name, show_log
 from stylize.cli.optimize import optimize
 from stylize.cli.study import study
+from stylize.cli.sweep import sweep
 from stylize.cli.train import train
 from stylize.errors import StylizeError, reason_of, shown
 from stylize.system.threads import let_waiting_threads_sleep
@@ -28,7 +29,7 @@ def cli() -> None:
     """Train fast style-transfer models, and paint photographs with them."""
 
 
-for command in (train, apply, optimize, evaluate, study, import_model, info, list_kinds, check_data):
+for command in (train, apply, optimize, evaluate, study, sweep, import_model, info, list_kinds, check_data):
     cli.add_command(command)
 
 

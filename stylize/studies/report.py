@@ -30,6 +30,7 @@ from stylize.training.tensorboard import PREFIX, EventFile
 QUALITY = 88
 GAP_PX = 4
 HEAD_PX = 18
+LEAST_ROW_HEAD_PX, MOST_ROW_HEAD_PX = 110, 260
 CSS = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; margin: 1rem 0 }
@@ -170,10 +171,12 @@ def labelled(sheet: Sheet) -> Tensor:
     pictures = [list(row) for row in sheet.pictures]
     width, height = pictures[0][0].shape[-1], pictures[0][0].shape[-2]
     body = contact_sheet(pictures, GAP_PX)
-    left = 110 if sheet.rows else 0
+    font = ImageFont.load_default(11)
+    longest_px = max((int(font.getlength(word)) + 8 for word in sheet.rows), default=0)
+    left = min(max(longest_px, LEAST_ROW_HEAD_PX), MOST_ROW_HEAD_PX) if sheet.rows else 0
     canvas = Image.new("RGB", (left + body.shape[-1], HEAD_PX + body.shape[-2]), "white")
     canvas.paste(to_image(body), (left, HEAD_PX))
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(11)
+    draw = ImageDraw.Draw(canvas)
     for i, head in enumerate(sheet.columns):
         draw.text((left + i * (width + GAP_PX), 2), _fitting(draw, head, width, font), "black", font)
     for i, word in enumerate(sheet.rows):
