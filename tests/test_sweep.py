@@ -72,7 +72,7 @@ def test_a_sweep_shows_pictures_and_figures_and_makes_a_config_of_each_cell(
     picture(tmp_path / "other.png", seed=5)
     arguments = ("--vary", "loss.tv_weight=0,0.5", "--vary", "style.image=style.png,other.png", "--steps", "2")
     output = sweep(tmp_path, *arguments)
-    place = tmp_path / "sweeps" / "a"
+    place = tmp_path / "sweeps" / "tiny"
     assert output.splitlines()[-1] == str(place / "report.html")
     with (place / "figures-after-the-last-step-on-the-held-out-photographs.csv").open() as file:
         rows = list(csv.DictReader(file))
