@@ -72,6 +72,7 @@ MAY_IMPORT = {
     "stylize.suggest": {"build", "config", "errors", "system", "training"},
     "stylize.resuming": {"config", "errors", "system"},
     "stylize.run": {"losses", "errors", "system", "training", "config", "build", "resuming"},
+    "stylize.optimization": {"errors", "losses", "ops", "optimization"},
     "stylize.evaluation": {
         "errors",
         "system",
@@ -86,6 +87,7 @@ MAY_IMPORT = {
         "config",
         "build",
         "measures",
+        "optimization",
         "evaluation",
     },
     "stylize.studies": {
@@ -104,6 +106,7 @@ MAY_IMPORT = {
         "run",
         "resuming",
         "measures",
+        "optimization",
         "evaluation",
         "studies",
     },

@@ -28,10 +28,10 @@ from stylize.evaluation.evaluate import (
     evaluate,
     quantile,
 )
-from stylize.evaluation.gatys import OptimizationConfig, optimize
 from stylize.losses.perceptual import PerceptualLoss
 from stylize.losses.terms import LossConfig
 from stylize.losses.vgg_weights import load_vgg
+from stylize.optimization.gatys import OptimizationConfig, optimize
 from stylize.training.photographs import validation_images
 
 TAPS = ("relu1_1", "relu2_1")

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from stylize.cli import cli
 from stylize.errors import StylizeError
-from stylize.evaluation.gatys import Iterate, OptimizationConfig, optimize
 from stylize.losses.perceptual import PerceptualLoss
 from stylize.losses.terms import LossConfig
 from stylize.losses.vgg_weights import load_vgg
 from stylize.models.file import load_model
 from stylize.models.find import find_model
+from stylize.optimization.gatys import Iterate, OptimizationConfig, optimize
 from stylize.training.tensorboard import read_events
 
 METHODS = pytest.mark.parametrize("method", ("lbfgs", "adam"))

@@ -18,7 +18,7 @@ from stylize.system.memory import keep_freed_memory
 from stylize.system.places import check_replaceable, make_parent
 
 if TYPE_CHECKING:
-    from stylize.evaluation.gatys import Iterate
+    from stylize.optimization.gatys import Iterate
     from stylize.training.tensorboard import EventFile
 
 logger = logging.getLogger("stylize")
@@ -117,10 +117,10 @@ def optimize(
     check_style_is_named(style, config_path)
     check_replaceable(output, overwrite)
     from stylize.build import build_objective
-    from stylize.evaluation.gatys import OptimizationConfig
-    from stylize.evaluation.gatys import optimize as optimized
     from stylize.losses.summary import headline_terms
     from stylize.losses.terms import TOTAL
+    from stylize.optimization.gatys import OptimizationConfig
+    from stylize.optimization.gatys import optimize as optimized
     from stylize.pictures.formats import format_of
     from stylize.pictures.picture import Picture, limited_size, to_tensor
     from stylize.pictures.raster import raster_of

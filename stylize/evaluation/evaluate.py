@@ -20,11 +20,11 @@ from torch import Tensor
 from stylize import __version__
 from stylize.errors import StylizeError
 from stylize.evaluation.contrast import change_contrast, rms_difference
-from stylize.evaluation.gatys import OptimizationConfig, optimize
 from stylize.evaluation.statistics import Table, confidence
 from stylize.losses.perceptual import PerceptualLoss
 from stylize.losses.terms import in_order
 from stylize.measures.painting import MEASURES, PaintingMeasures, by_measure
+from stylize.optimization.gatys import OptimizationConfig, optimize
 from stylize.system.files import write_atomically
 
 Painter: TypeAlias = Callable[[Tensor], Tensor]

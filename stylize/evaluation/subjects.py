@@ -15,13 +15,13 @@ from tqdm import tqdm
 
 from stylize.errors import StylizeError
 from stylize.evaluation.evaluate import Painter, Photograph
-from stylize.evaluation.gatys import LEAST_LEVEL_PX
 from stylize.generators import Generator
 from stylize.inference.stylizer import Stylizer
 from stylize.losses.perceptual import least_side_px
 from stylize.losses.terms import LossConfig
 from stylize.models.file import ModelCard, load_model
 from stylize.models.find import MODEL_NAME, find_model
+from stylize.optimization.gatys import LEAST_LEVEL_PX
 from stylize.pictures.find import find_images
 from stylize.pictures.formats import listed_suffixes
 from stylize.pictures.picture import Picture, limited_size, to_tensor

@@ -187,8 +187,12 @@ class ContentTerm(LayerTerm):
         features, target = batch.features[layer].float(), batch.content_features[layer].float()
         if self.config.scale == "raw":
             return squared_error(features, target)
-        energy = target.square().flatten(1).mean(1) + self.target(_energy(layer), batch)
+        energy = target.square().flatten(1).mean(1) + self.energy_of_style(layer, batch)
         return squared_error(features, target, energy)
+
+    def energy_of_style(self, layer: str, batch: Batch) -> Tensor:
+        """Return the mean square of the style's features at a layer; of several styles that of each picture, `(N,)`."""
+        return self.target(_energy(layer), batch)
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
         """Return the correlation of the features with the photograph's, averaged over the layers.
@@ -263,7 +267,10 @@ class StyleTerm(LayerTerm):
 
     def forward(self, batch: Batch) -> TermValue:
         """Return the term of a batch, its layers, and what of it is minimized."""
-        grams = {layer: gram_matrix(batch.features[layer]) for layer in self.layers}
+        return self.of_grams({layer: gram_matrix(batch.features[layer]) for layer in self.layers}, batch)
+
+    def of_grams(self, grams: Mapping[str, Tensor], batch: Batch) -> TermValue:
+        """Return the same from a batch's Gram matrices, `(N, C, C)` by layer; of the batch only its styles count."""
         by_layer = {layer: self._difference(layer, gram, batch, "style") for layer, gram in grams.items()}
         value = self.over_layers(by_layer)
         if self.config.scale == "raw" or self.config.style_energy == "style":

@@ -17,13 +17,13 @@ from stylize.build import build_objective
 from stylize.config import NamedStyle, ObjectiveConfig, RunConfig
 from stylize.evaluation.contrast import change_contrast
 from stylize.evaluation.evaluate import CONTRASTS, Evaluation, EvaluationConfig, Painter, Photograph, evaluate
-from stylize.evaluation.gatys import OptimizationConfig, optimize
 from stylize.evaluation.statistics import Table, spread
 from stylize.generators import Generator
 from stylize.losses.perceptual import PerceptualLoss
 from stylize.losses.summary import headline_measures, headline_terms, label_of, of_photographs
 from stylize.losses.terms import TOTAL
 from stylize.models.file import load_model
+from stylize.optimization.gatys import OptimizationConfig, optimize
 from stylize.studies.findings import Finding, Line, Plot, Sheet, line_of_seeds
 from stylize.studies.photographs import Split, held_out_squares
 from stylize.studies.runs import Arm, StudyRun, generator_of, records

@@ -76,7 +76,7 @@ def optimize(loss: PerceptualLoss, content: Tensor, config: OptimizationConfig) 
     for level, size in enumerate(sizes):
         iterations = config.iterations * (level + 1) // len(sizes) - done
         small, picture = _resized(content, size), _resized(picture, size)
-        for step, iterate in enumerate(_optimize_level(loss.towards(small), picture, iterations, config)):
+        for step, iterate in enumerate(optimize_from(loss.towards(small), picture, iterations, config)):
             picture = iterate.picture
             yield iterate._replace(iteration=done + step)
         done += iterations
@@ -113,9 +113,20 @@ def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(image, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
 
 
-def _optimize_level(
+def optimize_from(
     measure: Callable[[Tensor], Terms], start: Tensor, iterations: int, config: OptimizationConfig
 ) -> Iterator[Iterate]:
+    """Optimize a picture from a start.
+
+    Args:
+        measure: Returns the terms of a picture `(1, 3, H, W)` in [0, 1], `total` with a gradient.
+        start: The picture to begin with, likewise.
+        iterations: Number of iterations.
+        config: Method, learning rate and history.
+
+    Returns:
+        The start, and the picture after every iteration.
+    """
     pixels = start.detach().clone().requires_grad_()
     objective = _Objective(measure, pixels)
     optimizer: torch.optim.Optimizer
