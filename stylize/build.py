@@ -10,22 +10,30 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stylize.config import ObjectiveConfig, RunConfig, StyleConfig
+from stylize.config import NamedStyle, ObjectiveConfig, RunConfig, StyleConfig
 from stylize.errors import StylizeError
 from stylize.generators import Generator, build_generator
 from stylize.losses.perceptual import PerceptualLoss, check_style_size
 from stylize.losses.terms import LossConfig
 from stylize.losses.vgg_weights import load_vgg
 from stylize.measures.painting import PaintingMeasures
-from stylize.models.file import ModelCard, encode_model, make_thumbnail
-from stylize.pictures.picture import scaled_size, to_tensor
+from stylize.models.file import (
+    MOST_PICTURE_BYTES,
+    PICTURES_BYTES,
+    ModelCard,
+    StylePicture,
+    encode_model,
+    encode_style_picture,
+    make_thumbnail,
+)
+from stylize.pictures.picture import scaled_size, to_image, to_tensor
 from stylize.pictures.reading import open_picture, read_rgb
 from stylize.system import distributed
 from stylize.system.compute import Compute, usable_cores
 from stylize.system.files import write_atomically
 from stylize.training.loader import Batches, CropDataset
 from stylize.training.photographs import Photographs, find_photographs, validation_images
-from stylize.training.start import begin_, check_kept, find_start, train_norms_only
+from stylize.training.start import Start, begin_, check_kept, find_start, train_norms_only
 from stylize.training.trainer import Progress, Trainer
 
 logger = logging.getLogger("stylize")
@@ -88,6 +96,7 @@ def build_run(
     if train.only == "norms":
         train_norms_only(generator)
     loss, weights = build_loss(config.loss, styles, [_shares(style) for style in named], config.seed)
+    pictures = _style_pictures(named, styles, kept_styles, start)
     trainer = Trainer(
         generator,
         loss,
@@ -100,7 +109,9 @@ def build_run(
         styles={style.name: style.weight for style in named},
         kept_styles=len(kept_styles),
         measures=[PaintingMeasures(loss.vgg, list(config.loss.style_layers), images) for images in styles],
-        save_best=_ModelWriter(config, generator, weights, run_dir / "model.safetensors", [*kept_styles, *new]),
+        save_best=_ModelWriter(
+            config, generator, weights, run_dir / "model.safetensors", [*kept_styles, *new], pictures
+        ),
     )
     return Run(config, trainer, dict(zip(new, styles, strict=True)), photographs, weights, kept_styles)
 
@@ -213,17 +224,43 @@ def choose_workers(compute: Compute, cached_bytes: int | None = None) -> int:
     return workers
 
 
+def _style_pictures(
+    named: Sequence[NamedStyle], images: Sequence[Sequence[Tensor]], kept: Sequence[str], start: Start | None
+) -> tuple[tuple[StylePicture, ...], ...]:
+    """The pictures of all styles for the model file: those kept from a start as it has them, if it is at hand."""
+    most_bytes = min(MOST_PICTURE_BYTES, PICTURES_BYTES // (len(kept) + len(named)))
+    known = {} if start is None else dict(zip(start.card.all_styles, start.card.style_pictures, strict=False))
+    found = [known.get(name, ()) for name in kept]
+    for style, of_style in zip(named, images, strict=True):
+        share = most_bytes // len(of_style)
+        weights = _shares(style)
+        found.append(
+            tuple(
+                StylePicture(weight, encode_style_picture(to_image(image), share))
+                for weight, image in zip(weights, of_style, strict=True)
+            )
+        )
+    return tuple(found)
+
+
 class _ModelWriter:
     """Writes the best model of a run; in the first process only."""
 
     def __init__(
-        self, config: RunConfig, generator: Generator, weights: str, path: Path, styles: Sequence[str]
+        self,
+        config: RunConfig,
+        generator: Generator,
+        weights: str,
+        path: Path,
+        styles: Sequence[str],
+        style_pictures: tuple[tuple[StylePicture, ...], ...],
     ) -> None:
         self.config = config
         self.generator = generator
         self.weights = weights
         self.path = path
         self.styles = tuple(styles) if len(styles) > 1 else ()
+        self.style_pictures = style_pictures
         self.thumbnail = make_thumbnail(read_rgb(Path(config.all_styles()[0].all_images()[0].path)))
 
     def __call__(self, progress: Progress) -> None:
@@ -239,5 +276,6 @@ class _ModelWriter:
             by_style=progress.by_style,
             config=self.config.without_folders().model_dump(mode="json"),
             thumbnail=self.thumbnail,
+            style_pictures=self.style_pictures,
         )
         write_atomically(self.path, encode_model(self.generator, card))

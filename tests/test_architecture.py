@@ -55,6 +55,15 @@ MAY_IMPORT = {
         "ops",
         "inference",
     },
+    "stylize.inference.model": {
+        "errors",
+        "system",
+        "pictures",
+        "generators",
+        "models",
+        "inference",
+        "refining",
+    },
     "stylize.config": {"config_messages", "errors", "generators", "losses", "norms", "system", "training"},
     "stylize.config_messages": {"errors"},
     "stylize.build": {
@@ -70,6 +79,7 @@ MAY_IMPORT = {
         "config",
     },
     "stylize.suggest": {"build", "config", "errors", "system", "training"},
+    "stylize.refining": {"errors", "losses", "models", "optimization", "pictures"},
     "stylize.resuming": {"config", "errors", "system"},
     "stylize.run": {"losses", "errors", "system", "training", "config", "build", "resuming"},
     "stylize.optimization": {"errors", "losses", "ops", "optimization"},

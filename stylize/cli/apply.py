@@ -116,6 +116,21 @@ SLASHES = ("/", os.sep)
     type=click.IntRange(0, 2**32 - 1),
     help="Seed of the noise of a texture network: another seed, another picture. Default: that of the model.",
 )
+@click.option(
+    "--refine",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Refine each painting by N iterations of L-BFGS on its pixels against the model's style: slow, and finer.",
+)
+@click.option(
+    "--refine-vgg",
+    default="compact",
+    show_default=True,
+    metavar="VGG",
+    help="Loss network of --refine: compact, imagenet or a file; see loss.vgg of a config.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace existing output files.")
 @click.option("--recursive", is_flag=True, help="Also search the subfolders of input folders.")
 @device_option
@@ -137,6 +152,8 @@ def apply(
     quality: int,
     background: str | None,
     seed: int | None,
+    refine: int,
+    refine_vgg: str,
     overwrite: bool,
     recursive: bool,
     device: str,
@@ -163,6 +180,8 @@ def apply(
     found = find_model(model)
     generator, card = load_model(found.path)
     pair = _pair(style, card.all_styles) if sheet else None
+    if sheet and refine:
+        raise click.UsageError("--sheet and --refine exclude each other")
     blend = None if sheet else blend_of(style, card.all_styles, "--style")
     label = "sheet" if blend is None else blend.label
     logger.info("model: %s, style %s, %s", found.path, card.style if blend is None else label, found.reason)
@@ -176,7 +195,12 @@ def apply(
         shapes = choose_shapes(compilation, compute, photograph_sizes(jobs, max_size), stroke_scale)
         if shapes:
             keep_compiled_code()
-        stylizer = Stylizer(generator.blended(blend.shares), compute, shapes)
+        refiner = None
+        if refine:
+            from stylize.refining import refiner_of
+
+            refiner = refiner_of(card, blend, refine, refine_vgg, compute.device)
+        stylizer = Stylizer(generator.blended(blend.shares), compute, shapes, refiner)
     options = FileOptions(  # the budget is what is left beside the network and its kernels
         budget=find_budget(compute.device, temporary_folder(jobs[0].target), max_memory),
         paint=PaintOptions(strength, keep_colors, max_size or (CELL_PX if sheet else None), stroke_scale),

@@ -89,6 +89,12 @@ def paint_large(
         StylizeError: The generator cannot paint in strips, the picture is too small for it, or neither memory nor disk
             suffices.
     """
+    if stylizer.refiner is not None:
+        (width, height), needed = photograph.size, stylizer.bytes_for(photograph.size)
+        raise StylizeError(
+            f"a picture of {width}×{height} px takes about {needed / GIB:.1f} GiB to be refined, of "
+            f"{room.device_bytes / GIB:.1f}; --max-memory allows more, --max-size shrinks the picture"
+        )
     rows = photograph.rows
     place = None if rows.in_memory else room.folder
     if rows.in_memory:

@@ -104,6 +104,8 @@ class Model:
         keep_colors: bool = False,
         stroke_scale: float = 1.0,
         max_size: int | None = None,
+        refine: int = 0,
+        refine_vgg: str = "compact",
     ) -> ImageT:
         """Paint an image that fits into memory; `apply_file` paints files of any size.
 
@@ -116,6 +118,8 @@ class Model:
             keep_colors: Keep the colors of the photograph; only its luminance is painted.
             stroke_scale: Paint strokes this many times as large, 1 to 8.
             max_size: Shrink a larger image to this longer side in px first.
+            refine: Refine the painting by so many iterations of L-BFGS on its pixels: slow, and finer.
+            refine_vgg: Loss network for it: compact, imagenet or a file.
 
         Returns:
             An image of the same kind and size. A PIL image is upright, in sRGB, of mode RGBA where there is
@@ -134,7 +138,7 @@ class Model:
         torch.Size([2, 3, 24, 32])
         """
         options = PaintOptions(strength, keep_colors, max_size, stroke_scale)
-        stylizer = self._stylizer_for(blend_of(style, self.styles))
+        stylizer = self._refining(blend_of(style, self.styles), refine, refine_vgg)
         pixels = pixels_of(image, stylizer.device)
         height, width = pixels.rgb.shape[-2:]
         size = limited_size((width, height), max_size)
@@ -160,6 +164,8 @@ class Model:
         keep_colors: bool = False,
         stroke_scale: float = 1.0,
         max_size: int | None = None,
+        refine: int = 0,
+        refine_vgg: str = "compact",
         max_memory_gib: float | None = None,
         max_pixels: int | None = None,
         quality: int = 95,
@@ -177,6 +183,8 @@ class Model:
             keep_colors: Keep the colors of the photograph; only its luminance is painted.
             stroke_scale: Paint strokes this many times as large, 1 to 8.
             max_size: Shrink a larger picture to this longer side in px first.
+            refine: Refine the painting by so many iterations of L-BFGS on its pixels: slow, and finer.
+            refine_vgg: Loss network for it: compact, imagenet or a file.
             max_memory_gib: Memory budget of the whole process on the compute device; None: half of the free memory.
             max_pixels: Accept photographs of up to this many pixels; None: 179 million.
             quality: Encoder quality for JPEG, WebP and AVIF, 1 to 100.
@@ -199,7 +207,7 @@ class Model:
         color = None if background is None else color_of("background", background)
         paint = PaintOptions(strength, keep_colors, max_size, stroke_scale)
         blend = blend_of(style, self.styles)
-        stylizer = self._stylizer_for(blend)
+        stylizer = self._refining(blend, refine, refine_vgg)
         job = self._plan(Path(source), None if target is None else Path(target), blend.label)
         budget = find_budget(stylizer.device, temporary_folder(job.target), max_memory_gib)
         options = FileOptions(budget, paint, max_pixels, quality, overwrite, style=blend.label, background=color)
@@ -217,6 +225,18 @@ class Model:
                 stylizer = Stylizer(self._generator.blended(blend.shares), self._compute)
                 self._stylizers[blend.shares] = stylizer
             return stylizer
+
+    def _refining(self, blend: Blend, iterations: int, vgg: str) -> Stylizer:
+        """The stylizer of a blend, which refines what it paints if that is asked for."""
+        stylizer = self._stylizer_for(blend)
+        if not isinstance(iterations, int) or iterations < 0:
+            raise StylizeError(f"refine: got {iterations!r}, must be a whole number of at least 0")
+        if not iterations:
+            return stylizer
+        from stylize.refining import refiner_of
+
+        refiner = refiner_of(self.card, blend, iterations, vgg, self._compute.device)
+        return Stylizer(stylizer.painter, self._compute, refiner=refiner)
 
     def _plan(self, source: Path, target: Path | None, style: str) -> Job:
         if source.is_dir():

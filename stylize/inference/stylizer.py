@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +24,16 @@ from stylize.system.devices import CPU, has_antialiased_resizing
 RGB_TO_YCC = (LUMA, (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 
 
+class Refines(Protocol):
+    """Refines paintings, `(N, 3, H, W)` in [0, 1], of photographs of that shape."""
+
+    def __call__(self, photographs: Tensor, painted: Tensor) -> Tensor:
+        """Return the refined paintings."""
+
+    def bytes_for(self, size: tuple[int, int]) -> int:
+        """Return about how much memory it takes for a picture of this width and height."""
+
+
 class Stylizer:
     """Paints pictures; several threads may share one.
 
@@ -30,11 +41,19 @@ class Stylizer:
         network: A generator, whose weights are frozen, or the painter of another backend.
         compute: Device and precision.
         compiled: Shapes for which a generator is compiled, each when its first batch comes.
+        refiner: Refines what the network has painted; None: nothing does.
     """
 
-    def __init__(self, network: Generator | Painter, compute: Compute, compiled: Collection[Shape] = ()) -> None:
+    def __init__(
+        self,
+        network: Generator | Painter,
+        compute: Compute,
+        compiled: Collection[Shape] = (),
+        refiner: Refines | None = None,
+    ) -> None:
         self.painter: Painter = TorchPainter(network, compute, compiled) if isinstance(network, Generator) else network
         self.compute = compute
+        self.refiner = refiner
 
     def __call__(self, picture: Picture, options: PaintOptions = PaintOptions()) -> Picture:  # noqa: B008  # immutable
         """Paint one picture; it keeps its size, except for `max_size_px`, and its transparency.
@@ -90,17 +109,21 @@ class Stylizer:
         full_size = (images.shape[3], images.shape[2])
         size = shrunk_size(full_size, options.stroke_scale)
         if size == full_size:
-            painted = self.painter.paint(photographs)
+            painted = self._painted(photographs)
         else:
             small = shrink(photographs if self.compute.has_antialiased_resizing else images, size).to(self.device)
             pixels = DEVICE_STRIP_PIXELS if self.compute.has_own_memory else STRIP_PIXELS
-            painted = enlarged(small, self.painter.paint(small), photographs, pixels)
+            painted = enlarged(small, self._painted(small), photographs, pixels)
         with self.compute.exact_context():
             return finished(photographs, painted, options)
 
+    def _painted(self, photographs: Tensor) -> Tensor:
+        painted = self.painter.paint(photographs)
+        return painted if self.refiner is None else self.refiner(photographs, painted.float())
+
     def bytes_for(self, size: tuple[int, int]) -> int:
         """Estimated device memory in bytes for painting one picture of this width and height as a whole."""
-        return self.painter.bytes_for(size)
+        return max(self.painter.bytes_for(size), 0 if self.refiner is None else self.refiner.bytes_for(size))
 
     def can_index(self, size: tuple[int, int]) -> bool:
         """Whether the device can index the maps of one picture of this width and height as a whole."""

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -28,11 +28,41 @@ from stylize.version import __version__
 FORMAT = "stylize model"
 FORMAT_VERSION = 2  # of models with several styles; those with one are still written as version 1
 THUMBNAIL_PX = 96
+MOST_PICTURE_PX, LEAST_PICTURE_PX = 8192, 64
+PICTURE_QUALITIES = (95, 90, 80, 65)
+MOST_PICTURE_BYTES, PICTURES_BYTES = 150_000, 2_000_000  # of a style's pictures, and of those of all styles
 MAX_HEADER_BYTES = 4 * 2**20  # metadata and names of tensors; files of `stylize train` have some 30 KB
 MAX_SHOWN_CHARACTERS = 200
 MOST_STYLES = 1000
 DTYPES = frozenset(("F16", "BF16", "F32"))
 STYLE_NAME = re.compile(r"[\w .-]{1,100}")  # it becomes part of file names
+
+
+class StylePicture(NamedTuple):
+    """A picture that a style was learned from, in the size in which it was.
+
+    Attributes:
+        weight: Its weight among those of the style.
+        jpeg: The picture as a JPEG.
+    """
+
+    weight: float
+    jpeg: bytes
+
+    def rgb(self) -> Image.Image:
+        """Return the picture.
+
+        Raises:
+            StylizeError: It is damaged.
+        """
+        try:
+            with Image.open(io.BytesIO(self.jpeg), formats=("JPEG",)) as opened:
+                if max(opened.size) > MOST_PICTURE_PX:
+                    raise StylizeError(f"the model's style picture has {opened.width}×{opened.height} px: damaged")
+                rgb: Image.Image = opened.convert("RGB")
+                return rgb
+        except (OSError, ValueError, SyntaxError) as error:
+            raise StylizeError("the model's style picture cannot be read: damaged") from error
 
 
 @dataclass(frozen=True)
@@ -49,6 +79,8 @@ class ModelCard:
         thumbnail: The style image, or that of the first style, as a small JPEG, or empty.
         styles: The names of the styles if there are several, else empty.
         by_style: Held-out losses of each of these, by its name and by term.
+        style_pictures: Of each style, in the order of `all_styles`, the pictures that it was learned from; empty if
+            they are not known.
         stylize_version: Version of stylize that wrote the file.
         torch_version: Version of PyTorch that trained the model.
     """
@@ -62,6 +94,7 @@ class ModelCard:
     thumbnail: bytes = b""
     styles: tuple[str, ...] = ()
     by_style: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    style_pictures: tuple[tuple[StylePicture, ...], ...] = ()
     stylize_version: str = __version__
     torch_version: str = torch.__version__
 
@@ -93,6 +126,10 @@ def encode_model(generator: Generator, card: ModelCard, dtype: torch.dtype = tor
         "stylize_version": card.stylize_version,
         "torch_version": str(card.torch_version),
     }
+    if card.style_pictures:
+        metadata["style_pictures"] = json.dumps(
+            [[(p.weight, base64.b64encode(p.jpeg).decode()) for p in of_style] for of_style in card.style_pictures]
+        )
     if card.styles:
         metadata["styles"] = json.dumps(card.styles)
         metadata["by_style"] = json.dumps({name: dict(terms) for name, terms in card.by_style.items()})
@@ -187,6 +224,7 @@ def read_card(path: Path) -> ModelCard:
                 str(name): {term: float(value) for term, value in terms.items()}
                 for name, terms in json.loads(metadata.get("by_style", "{}")).items()
             },
+            style_pictures=_style_pictures(metadata.get("style_pictures", "[]")),
             stylize_version=_shown(metadata["stylize_version"]),
             torch_version=_shown(metadata["torch_version"]),
         )
@@ -226,6 +264,13 @@ def _style_names(text: str) -> tuple[str, ...]:
     if len(set(names)) < len(names) or len(names) == 1 or len(names) > MOST_STYLES:
         raise ValueError(f"styles: got {len(names)}, must be none, or 2 to {MOST_STYLES} different names")
     return names
+
+
+def _style_pictures(text: str) -> tuple[tuple[StylePicture, ...], ...]:
+    return tuple(
+        tuple(StylePicture(float(weight), base64.b64decode(jpeg)) for weight, jpeg in of_style)
+        for of_style in json.loads(text)
+    )
 
 
 def _count(text: str) -> int:
@@ -270,6 +315,23 @@ def _check_header_size(path: Path) -> None:
         raise StylizeError(
             f"{path}: got {size:,} bytes of metadata, must be at most {MAX_HEADER_BYTES:,}: no stylize model"
         )
+
+
+def encode_style_picture(image: Image.Image, most_bytes: int) -> bytes:
+    """Return a style picture as a JPEG of at most so many bytes, as good as they allow.
+
+    >>> len(encode_style_picture(Image.effect_noise((256, 256), 80).convert("RGB"), 20_000)) <= 20_000
+    True
+    """
+    for quality in PICTURE_QUALITIES:
+        encoded = io.BytesIO()
+        image.save(encoded, "JPEG", quality=quality, subsampling=0 if quality > 80 else 2)
+        if encoded.tell() <= most_bytes:
+            return encoded.getvalue()
+    width, height = image.size
+    if min(width, height) < 2 * LEAST_PICTURE_PX:
+        return encoded.getvalue()
+    return encode_style_picture(image.resize((width * 3 // 4, height * 3 // 4)), most_bytes)
 
 
 def make_thumbnail(image: Image.Image) -> bytes:
