@@ -53,5 +53,6 @@ def build_generator(config: GeneratorConfig, styles: int = 1) -> Generator:
         StylizeError: No generator has the name, or its norms have nothing by which styles could differ.
     """
     generator = pick(GENERATORS, config.name, "generator.name")(config)
+    generator.margin = config.margin
     generator.have_styles_(styles)
     return generator

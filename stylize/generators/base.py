@@ -35,6 +35,13 @@ class NetworkConfig(BaseModel):
     )
     width: int = Field(32, ge=4, le=512, multiple_of=4, description="channels of the first convolution")
     padding: Literal["reflection", "replication", "zero"] = Field("reflection", description="padding of every map")
+    margin: int = Field(
+        0,
+        ge=0,
+        le=256,
+        multiple_of=4,
+        description="px by which a picture is mirrored at its edges before it is painted",
+    )
     noise_seed: int = Field(
         0, ge=0, lt=2**32, description="texture_network: seed of the noise in inference; another one, another picture"
     )
@@ -153,6 +160,35 @@ def check_size(height: int, width: int) -> None:
         raise StylizeError(f"got an image of {width}×{height} px, must be at least {MIN_SIZE_PX} px in each direction")
 
 
+def with_margin(x: Tensor, margin_px: int) -> Tensor:
+    """Return images `(N, C, H, W)` with so many px more of themselves mirrored at every edge.
+
+    >>> with_margin(torch.arange(3.0).view(1, 1, 1, 3), 3)[0, 0, 3].tolist()
+    [1.0, 2.0, 1.0, 0.0, 1.0, 2.0, 1.0, 0.0, 1.0]
+    """
+    if not margin_px:
+        return x
+    for dim in (2, 3):
+        x = x.index_select(dim, mirrored_places(-margin_px, x.shape[dim] + margin_px, x.shape[dim], x.device))
+    return x
+
+
+def without_margin(x: Tensor, margin_px: int) -> Tensor:
+    """Return images `(N, C, H, W)` without so many px at every edge."""
+    return x[:, :, margin_px : x.shape[2] - margin_px, margin_px : x.shape[3] - margin_px] if margin_px else x
+
+
+def mirrored_places(first: int, last: int, length: int, device: torch.device | None = None) -> Tensor:
+    """Return where places `first` to before `last` are found in a row of `length` that is mirrored at its ends.
+
+    >>> mirrored_places(-2, 5, 3).tolist()
+    [2, 1, 0, 1, 2, 1, 0]
+    """
+    period = max(1, 2 * (length - 1))
+    places = torch.arange(first, last, device=device).remainder(period)
+    return torch.minimum(places, period - places).clamp_max(length - 1)
+
+
 class Generator(nn.Module):
     """A feed-forward network that paints: RGB `(N, 3, H, W)` in [0, 1] → the same shape and range.
 
@@ -167,9 +203,12 @@ class Generator(nn.Module):
 
     Attributes:
         maps: Type of the maps; None: that of the images.
+        margin: Px by which an image is mirrored at its edges before it is painted; they are cut off again. So what is
+            painted near an edge is not painted at the edge of the maps, where a network paints a frame.
     """
 
     maps: torch.dtype | None = None
+    margin: int = 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Paint a batch of images; the result has their type.
@@ -178,7 +217,7 @@ class Generator(nn.Module):
             StylizeError: The images are smaller than `MIN_SIZE_PX` in a direction.
         """
         check_size(x.shape[-2], x.shape[-1])
-        return self.paint(x)
+        return without_margin(self.paint(with_margin(x, self.margin)), self.margin)
 
     def stages(self, height: int, width: int) -> list[Stage] | None:
         """Return the network for an image of this size as a chain of stages, or None if it is not a chain.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stylize.errors import StylizeError
-from stylize.generators.base import Stage, check_size
+from stylize.generators.base import Stage, check_size, mirrored_places
 from stylize.inference.options import PaintOptions
 from stylize.inference.plans import GIB, RGB, WORKSPACE_SHARE, MemoryBudget, Plan, choose_plan
 from stylize.inference.strips import StripPainter
@@ -147,6 +147,15 @@ class _Frame:
         rows = self.photograph.read(self.above + first, self.above + last)[..., :RGB]
         return levels_to_device(rows, self.device).float().div_(self.white)[None].permute(0, 3, 1, 2)
 
+    def mirrored_rgb(self, first: int, last: int, margin: int) -> Tensor:
+        """The same of the photograph with so many px of itself mirrored around it, rows counted from its first."""
+        if not margin:
+            return self.rgb(first, last)
+        places = mirrored_places(first - margin, last - margin, self.height)
+        low = int(places.min())
+        rows = self.rgb(low, int(places.max()) + 1).index_select(2, (places - low).to(self.device))
+        return rows.index_select(3, mirrored_places(-margin, self.width + margin, self.width, self.device))
+
     def write(self, first: int, painted: Tensor) -> None:
         """Finish and write painted rows `(1, 3, rows, W)`; the transparency is the photograph's."""
         last = first + painted.shape[2]
@@ -167,18 +176,25 @@ def _paint_strips(stylizer: Stylizer, frame: _Frame, room: MemoryBudget) -> None
     _tell(plan, size)
     work = 1 + plan.effort  # the sweeps before the last one, about, and that
 
+    margin = stylizer.generator.margin
+    height = frame.height + 2 * margin
+
     def rgb(first: int, last: int) -> Tensor:
-        return stylizer.compute.network_input(frame.rgb(first, last))
+        return stylizer.compute.network_input(frame.mirrored_rgb(first, last, margin))
 
     with (
         stylizer.context(),
-        StripPainter(stages, plan, rgb, frame.height, stylizer.device, stylizer.dtype) as painter,
+        StripPainter(stages, plan, rgb, height, stylizer.device, stylizer.dtype) as painter,
     ):
         for share in painter.measure():
             frame.told(share * plan.effort / work)
         for first, strip in painter.strips():
-            frame.write(first, strip[..., : frame.width])
-            frame.told(strip.shape[2] / frame.height / work)
+            above = max(0, margin - first)  # rows of the strip that are margin
+            below = max(0, first + strip.shape[2] - margin - frame.height)
+            if above + below < strip.shape[2]:
+                inside = strip[:, :, above : strip.shape[2] - below, margin : margin + frame.width]
+                frame.write(first + above - margin, inside)
+            frame.told(strip.shape[2] / height / work)
 
 
 def _stages(stylizer: Stylizer, size: tuple[int, int]) -> list[Stage]:

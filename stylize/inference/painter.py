@@ -14,7 +14,7 @@ from torch import Tensor
 from stylize import ops
 from stylize.errors import StylizeError
 from stylize.generators import Generator
-from stylize.generators.base import Stage, check_size
+from stylize.generators.base import Stage, check_size, with_margin, without_margin
 from stylize.inference.footprint import Footprint, footprint
 from stylize.inference.plans import whole_bytes
 from stylize.inference.whole import layout_of, paint_whole
@@ -128,8 +128,9 @@ class TorchPainter:
         return footprint(self.generator)
 
     def stages(self, size: tuple[int, int]) -> list[Stage] | None:
-        """The stages of the generator for this width and height; built once a size."""
-        width, height = size
+        """The stages of the generator for a picture of this width and height, margins included; built once a size."""
+        margins = 2 * self.generator.margin
+        width, height = size[0] + margins, size[1] + margins
         with self._stages_lock:
             if size not in self._stages:
                 if len(self._stages) == KEPT_SIZES:
@@ -150,7 +151,11 @@ class TorchPainter:
                 logger.warning("--compile: compilation failed (%s); painting without", reason)
         stages = self.stages((width, height)) if self.compute.by_stages else None
         if stages is not None:
-            pictures = [paint_whole(stages, photograph[None]) for photograph in photographs]
+            margin = self.generator.margin
+            pictures = [
+                without_margin(paint_whole(stages, with_margin(photograph[None], margin)), margin)
+                for photograph in photographs
+            ]
             return pictures[0] if count == 1 else torch.cat(pictures)
         painted: Tensor = self.generator(photographs)
         return painted
