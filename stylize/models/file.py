@@ -26,7 +26,7 @@ from stylize.generators import Generator, GeneratorConfig, build_generator
 from stylize.version import __version__
 
 FORMAT = "stylize model"
-FORMAT_VERSION = 2  # of models with several styles; those with one are still written as version 1
+FORMAT_VERSION = 3  # of models with a margin; without one, those of several styles are version 2, all others 1
 THUMBNAIL_PX = 96
 MOST_PICTURE_PX, LEAST_PICTURE_PX = 8192, 64
 PICTURE_QUALITIES = (95, 90, 80, 65)
@@ -115,8 +115,8 @@ def encode_model(generator: Generator, card: ModelCard, dtype: torch.dtype = tor
     state = {name: value.detach().to("cpu", dtype).contiguous() for name, value in generator.state_dict().items()}
     metadata = {
         "format": FORMAT,
-        "format_version": "2" if card.styles else "1",
-        "generator": card.generator.model_dump_json(),
+        "format_version": _version_of(card),
+        "generator": card.generator.model_dump_json(exclude=set() if card.generator.margin else {"margin"}),
         "style": card.style,
         "step": str(card.step),
         "vgg": card.vgg,
@@ -134,6 +134,13 @@ def encode_model(generator: Generator, card: ModelCard, dtype: torch.dtype = tor
         metadata["styles"] = json.dumps(card.styles)
         metadata["by_style"] = json.dumps({name: dict(terms) for name, terms in card.by_style.items()})
     return save(state, metadata)
+
+
+def _version_of(card: ModelCard) -> str:
+    """The lowest version of the format that has all that a model needs."""
+    if card.generator.margin:
+        return "3"
+    return "2" if card.styles else "1"
 
 
 def load_model(path: Path) -> tuple[Generator, ModelCard]:
@@ -212,7 +219,7 @@ def read_card(path: Path) -> ModelCard:
         )
     try:
         return ModelCard(
-            generator=GeneratorConfig.model_validate_json(metadata["generator"]),
+            generator=_generator_config(metadata["generator"]),
             style=_style_name(metadata["style"]),
             step=_count(metadata["step"]),
             vgg=_shown(metadata["vgg"]),
@@ -239,6 +246,12 @@ def read_card(path: Path) -> ModelCard:
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         reason = str(error).splitlines()[0][:MAX_SHOWN_CHARACTERS]
         raise StylizeError(f"{path}: damaged: its metadata cannot be read ({reason})") from error
+
+
+def _generator_config(text: str) -> GeneratorConfig:
+    """The configuration of a generator; before there were margins, networks had none."""
+    found = json.loads(text)
+    return GeneratorConfig.model_validate({"margin": 0, **found} if isinstance(found, dict) else found)
 
 
 def check_style_name(name: str) -> None:
