@@ -35,7 +35,12 @@ RESUMABLE_KEYS = frozenset(
     )
 ) | {"content.workers", "content.cache"}
 # What was done before there were these keys, and with which values a run of such a version goes on.
-BEFORE: Mapping[str, Any] = {"train.optimizer": "adam", "loss.style_energy": "style"}
+BEFORE: Mapping[str, Any] = {
+    "generator.margin": 0,
+    "loss.style_energy": "style",
+    "train.optimizer": "adam",
+    "train.shift_weight": 0.0,
+}
 # Keys that hold paths: files may have moved. What they hold must be as before.
 MOVABLE_KEYS = ("content.path", "content.validation", "style.image", "style.images", "styles", "loss.vgg")
 

@@ -20,7 +20,7 @@ TINY: dict[str, Any] = {
     "name": "tiny",
     "style": {"image": "style.png", "size": 48},
     "content": {"path": "photos", "validation": 2, "resize": 40, "crop": 32, "workers": 0},
-    "generator": {"width": 4},
+    "generator": {"width": 4, "margin": 4},
     "loss": {"vgg": "random", "content_layers": {"relu2_1": 1.0}, "style_layers": {"relu1_1": 1.0, "relu2_1": 1.0}},
     "train": {
         "steps": 4,
@@ -69,7 +69,7 @@ def write_config(folder: Path, changes: Mapping[str, Any] | None = None, name: s
 def write_model(path: Path, style: str = "dots", norm: str = "instance", **card: Any) -> Path:
     """A model file of an untrained generator."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    config = GeneratorConfig(width=4, norm=norm)
+    config = GeneratorConfig(width=4, norm=norm, margin=0)
     torch.manual_seed(0)
     path.write_bytes(encode_model(build_generator(config), ModelCard(generator=config, style=style, **card)))
     return path

@@ -66,7 +66,7 @@ def test_an_unknown_norm_is_refused_as_the_design_says() -> None:
     [
         (
             {"generator.nrom": "batch"},
-            "generator.nrom: unknown key, must be one of 'name', 'noise_seed', 'norm', 'padding', 'width'. "
+            "generator.nrom: unknown key, must be one of 'margin', 'name', 'noise_seed', 'norm', 'padding', 'width'. "
             "Did you mean 'norm'?",
         ),
         (
@@ -252,7 +252,7 @@ def test_an_override_may_give_what_the_file_left_out() -> None:
             "train.step=3",
             "configs/a.yaml: train.step: unknown key, must be one of 'batch_size', 'checkpoint_every', 'clip', "
             "'compile', 'deterministic', 'keep_checkpoints', 'keep_styles', 'learning_rate', 'log_every', 'only', "
-            "'optimizer', 'precision', 'schedule', 'start', 'steps', 'stop_after', 'validate_every'. "
+            "'optimizer', 'precision', 'schedule', 'shift_weight', 'start', 'steps', 'stop_after', 'validate_every'. "
             "Did you mean 'steps'?",
         ),
     ],

@@ -33,7 +33,7 @@ def test_maps_count_in_the_types_that_they_have() -> None:
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
 def test_a_network_in_16_bits_is_measured_as_it_is_held(dtype: torch.dtype) -> None:
-    network = build_generator(GeneratorConfig(width=32)).eval()
+    network = build_generator(GeneratorConfig(width=32, margin=0)).eval()
     full = footprint(network)
     network.hold_in(dtype)
     half = footprint(network)
@@ -62,7 +62,7 @@ def test_the_network_is_neither_run_nor_changed() -> None:
 @pytest.mark.parametrize("name", GENERATORS)
 def test_twice_the_width_takes_about_twice_the_memory(name: str) -> None:
     narrow, wide = (
-        footprint(build_generator(GeneratorConfig(name=name, width=width)).eval()).bytes_per_px for width in (32, 64)
+        footprint(build_generator(GeneratorConfig(name=name, width=width, margin=0)).eval()).bytes_per_px for width in (32, 64)
     )
     assert 1.8 < wide / narrow < 2.05
 
@@ -70,5 +70,5 @@ def test_twice_the_width_takes_about_twice_the_memory(name: str) -> None:
 def test_johnsons_network_holds_most_while_it_pads_upsampled_maps() -> None:
     image, source, upsampled = 3, 64 / 4, 64
     padded = 64 * (1 + 2 / SIDE_PX) ** 2
-    found = footprint(build_generator(GeneratorConfig(width=32)).eval()).bytes_per_px
+    found = footprint(build_generator(GeneratorConfig(width=32, margin=0)).eval()).bytes_per_px
     assert found == pytest.approx(4 * (image + source + upsampled + padded), rel=1e-3)

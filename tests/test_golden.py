@@ -37,6 +37,7 @@ CONFIG = TrainConfig(
     steps=STEPS,
     batch_size=2,
     optimizer="adam",
+    shift_weight=0.0,
     learning_rate=3e-5,
     schedule=ScheduleConfig(name="constant", warmup_steps=0),
     precision="fp32",
@@ -67,7 +68,7 @@ def image(seed: int, side_px: int = 48) -> Tensor:
 def losses(generator_name: str, norm: str, folder: Path) -> dict[str, dict[str, float]]:
     """The terms of every step, and of a held-out photograph afterwards."""
     torch.manual_seed(0)
-    generator = build_generator(GeneratorConfig(name=generator_name, norm=norm, width=16))
+    generator = build_generator(GeneratorConfig(name=generator_name, norm=norm, width=16, margin=0))
     loss = PerceptualLoss(load_vgg("random", LOSSES.taps(), seed=0).vgg, LOSSES, [image(100, 64)])
     batches = Batches(CropDataset([Path("unused.jpg")], ContentConfig(path="unused"), 0), 2)
     trainer = Trainer(

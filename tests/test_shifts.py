@@ -7,7 +7,6 @@ import pytest
 import torch
 from fixtures_runs import write_config
 from torch import Tensor
-from torch.nn import functional
 
 from stylize.build import build_run
 from stylize.config import load_config
@@ -25,51 +24,30 @@ def compared(paint: Any, size: tuple[int, int], move: Move) -> float:
     return float(difference(paint(photographs), paint(moved(photographs, move)), compared_places(move, size)))
 
 
-def blurred(x: Tensor) -> Tensor:
-    """The mean of 3×3 px, of mirrored ones beyond the edge."""
-    return functional.avg_pool2d(functional.pad(x, (1, 1, 1, 1), mode="reflect"), 3, 1)
-
-
 @pytest.mark.parametrize("size", SIZES)
 def test_what_does_not_depend_on_the_place_is_painted_alike(size: tuple[int, int]) -> None:
-    for step in range(40):
-        move = Shifts(1.0, seed=3).of_step(step, size)
-        assert all(px % 4 and abs(px) <= max(1, length // 8) for px, length in zip(move, size, strict=True))
+    for step in range(20):
+        move = Shifts(1.0, seed=3).of_step(step)
+        assert all(1 <= px <= 3 for px in move)
         assert compared(lambda x: 1 - x, size, move) == 0
 
 
-def test_all_places_are_compared_but_those_near_the_edge_of_the_first(size: tuple[int, int] = (192, 192)) -> None:
-    for move in (Move(19, 9), Move(-19, -9), Move(9, -19)):
-        rows, columns, moved_rows, moved_columns = compared_places(move, size)
+def test_all_places_are_compared_but_those_near_an_edge() -> None:
+    for move in (Move(1, 3), Move(3, 2)):
+        rows, columns, moved_rows, moved_columns = compared_places(move, (192, 64))
         assert (rows - moved_rows).unique().tolist() == [move.rows]
         assert (columns - moved_columns).unique().tolist() == [move.columns]
-        assert len(rows) == 192 - 19 - 12
-        for ours, theirs, px in ((rows, moved_rows, move.rows), (columns, moved_columns, move.columns)):
-            assert ours.min() >= 9 and ours.max() < 192 - 9
-            assert (theirs.min() == 0) if px > 0 else (theirs.max() == 191)  # its edge lies inside the first
+        assert (len(rows), len(columns)) == (192 - 3 - 24, 64 - 3 - 16)
+        assert moved_rows.min() == 12 and rows.max() < 192 - 12
 
 
-@pytest.mark.parametrize("move", (Move(2, 3), Move(-3, 1), Move(1, -1)))
+@pytest.mark.parametrize("move", (Move(2, 3), Move(3, 1), Move(1, 1)))
 def test_a_grid_is_a_difference(move: Move) -> None:
     x = torch.arange(64)
     weave = 0.1 * ((x % 4 == 0).float()[:, None] + (x % 4 == 0).float())
     # a row of four differs by 0.1 in two of four places, likewise a column; both add up
     expected = 0.01 * (0.5 + 0.5)
     assert compared(lambda photographs: photographs + weave, (64, 64), move) == pytest.approx(expected, rel=0.3)
-
-
-@pytest.mark.parametrize("move", (Move(9, 10), Move(-9, 11)))
-def test_an_edge_that_is_painted_otherwise_is_a_difference(move: Move) -> None:
-    def framed(x: Tensor) -> Tensor:
-        frame = torch.ones(x.shape[-2:])
-        frame[4:-4, 4:-4] = 0
-        return x + 0.1 * frame
-
-    size = (96, 96)
-    side = len(compared_places(move, size)[0])
-    corner = side**2 - (side - 4) ** 2
-    assert compared(framed, size, move) == pytest.approx(0.01 * corner / side**2, rel=1e-4)
-    assert compared(blurred, size, move) == pytest.approx(0, abs=1e-3)
 
 
 def build(folder: Path, changes: dict[str, Any]) -> Any:
@@ -118,7 +96,7 @@ def test_the_difference_shrinks_in_training_and_more_with_more_weight(tmp_path: 
 
 def test_moves_are_drawn_by_seed_and_step_alone() -> None:
     def moves(seed: int) -> list[Move]:
-        return [Shifts(1.0, seed).of_step(step, (64, 64)) for step in range(12)]
+        return [Shifts(1.0, seed).of_step(step) for step in range(12)]
 
     assert moves(0) == moves(0) != moves(1)
-    assert len(set(moves(0))) > 6
+    assert len(set(moves(0))) > 4

@@ -39,7 +39,7 @@ def half_constant(width: int, height: int) -> Tensor:
 def trained(norm: str) -> Generator:
     """The weights of a model that was trained, with another norm: its running statistics are those of a photograph."""
     source, _ = load_model(find_model("stained_glass").path)
-    generator = build_generator(GeneratorConfig(width=16, norm=norm))
+    generator = build_generator(GeneratorConfig(width=16, norm=norm, margin=0))
     generator.load_state_dict(source.state_dict(), strict=norm in ("instance", "layer"))  # the other ones have more
     if norm != "instance":
         for layer in generator.norms().values():
@@ -54,7 +54,7 @@ def trained(norm: str) -> Generator:
 
 
 def random_generator(name: str, norm: str) -> Generator:
-    generator = build_generator(GeneratorConfig(name=name, norm=norm, width=4))
+    generator = build_generator(GeneratorConfig(name=name, norm=norm, width=4, margin=0))
     for key, values in generator.state_dict().items():
         if "running" in key or "gate" in key:
             values.uniform_(0.3, 0.7)
@@ -152,7 +152,7 @@ def test_every_plan_gives_the_whole_picture(name: str, norm: str, tmp_path: Path
 @pytest.mark.parametrize("padding", ("reflection", "replication", "zero"))
 @pytest.mark.parametrize("size", ((16, 16), (17, 18), (19, 33), (64, 30)))
 def test_borders_and_remainders_are_those_of_the_whole(padding: str, size: tuple[int, int]) -> None:
-    generator = build_generator(GeneratorConfig(width=4, padding=padding)).eval()
+    generator = build_generator(GeneratorConfig(width=4, padding=padding, margin=0)).eval()
     image = torch.rand(1, 3, *size)
     plan = plans_of(stages_of(generator, image), torch.float32)[0]._replace(strip_px=1)
     assert (in_strips(generator, image, plan) - whole(generator, image)).abs().max() < 2e-5
@@ -307,7 +307,7 @@ class Shallow(Generator):
 
     def __init__(self) -> None:
         super().__init__()
-        config = GeneratorConfig(width=8)
+        config = GeneratorConfig(width=8, margin=0)
         self.encode, self.norm = PaddedConv2d(3, 8, 3, config), InstanceNorm(8)
         self.to_rgb = PaddedConv2d(8, 3, 3, config)
 
@@ -324,7 +324,7 @@ def test_a_network_without_smaller_maps_is_painted_in_strips_without_keeping_any
 
 
 def test_pictures_are_painted_in_strips_by_one_network_in_several_threads() -> None:
-    generator = build_generator(GeneratorConfig(width=8)).eval()
+    generator = build_generator(GeneratorConfig(width=8, margin=0)).eval()
     images = [torch.rand(1, 3, 90, 64) * (1 + i) / 4 for i in range(4)]
     plan = plans_of(stages_of(generator, images[0]), torch.float32)[0]
     alone = [in_strips(generator, image, plan) for image in images]

@@ -24,7 +24,7 @@ BY_STAGES = [name for name in GENERATORS if build_generator(GeneratorConfig(name
 
 
 def network(**config: object) -> Generator:
-    generator = build_generator(GeneratorConfig.model_validate({"width": 8, **config})).eval()
+    generator = build_generator(GeneratorConfig.model_validate({"width": 8, "margin": 0, **config})).eval()
     for parameter in generator.parameters():  # norms as after training: neither 1 nor 0
         parameter.data.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) / 20)
     return generator

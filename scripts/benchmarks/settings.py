@@ -88,7 +88,7 @@ class Settings:
 def make_generator(seed: int, norm: str = "instance", width: int = WIDTH) -> Generator:
     """Return a generator in `train()` on the CPU; the norms' parameters are random too, which would reveal mix-ups."""
     torch.manual_seed(seed)
-    generator = build_generator(GeneratorConfig(name="johnson", norm=norm, width=width))
+    generator = build_generator(GeneratorConfig(name="johnson", norm=norm, width=width, margin=0))
     for layer in generator.norms().values():
         draw_norm_(layer)
     return generator

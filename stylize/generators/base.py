@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Literal, NamedTuple, Protocol
+from typing import Annotated, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -36,11 +36,7 @@ class NetworkConfig(BaseModel):
     width: int = Field(32, ge=4, le=512, multiple_of=4, description="channels of the first convolution")
     padding: Literal["reflection", "replication", "zero"] = Field("reflection", description="padding of every map")
     margin: int = Field(
-        0,
-        ge=0,
-        le=256,
-        multiple_of=4,
-        description="px by which a picture is mirrored at its edges before it is painted",
+        16, ge=0, le=256, multiple_of=4, description="px of itself mirrored around a picture while it is painted"
     )
     noise_seed: int = Field(
         0, ge=0, lt=2**32, description="texture_network: seed of the noise in inference; another one, another picture"
@@ -203,12 +199,14 @@ class Generator(nn.Module):
 
     Attributes:
         maps: Type of the maps; None: that of the images.
+        draws_noise: Whether it paints the same image otherwise each time in `train()`.
         margin: Px by which an image is mirrored at its edges before it is painted; they are cut off again. So what is
             painted near an edge is not painted at the edge of the maps, where a network paints a frame.
     """
 
     maps: torch.dtype | None = None
     margin: int = 0
+    draws_noise: ClassVar[bool] = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Paint a batch of images; the result has their type.

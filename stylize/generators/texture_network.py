@@ -40,6 +40,8 @@ class TextureNetwork(Generator):
         instance statistics exist; sigmoid output.
     """
 
+    draws_noise = True
+
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         step = config.width // 4

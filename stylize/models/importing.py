@@ -61,7 +61,7 @@ def _config_of(state: Mapping[str, Tensor], path: Path) -> GeneratorConfig:
     width = len(first) if first is not None and first.ndim == 4 else 0
     if not (4 <= width <= 512 and width % 4 == 0):
         raise _of_another_network(path, "conv1.conv2d.weight")
-    config = GeneratorConfig(name="fast_neural_style", norm="instance", width=width)
+    config = GeneratorConfig(name="fast_neural_style", norm="instance", width=width, margin=0)
     with torch.device("meta"):
         expected = {name: value.shape for name, value in build_generator(config).state_dict().items()}
     for name in sorted(expected.keys() | state.keys()):

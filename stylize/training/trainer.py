@@ -83,10 +83,11 @@ class TrainConfig(BaseModel):
         description="what it begins with: learned (the package's start, where one fits), none (random), or a model",
     )
     shift_weight: float = Field(
-        50.0,
+        20.0,
         ge=0,
         allow_inf_nan=False,
-        description="factor of the difference between a crop painted and the same crop, moved, painted; 0: none",
+        description="factor of the difference between a crop painted and the same crop, moved, painted; "
+        "0, and where noise makes each painting another: none",
     )
     only: Literal["all", "norms"] = Field(
         "all", description="what is trained: all weights, or the norms' γ and β of the new styles"
@@ -198,7 +199,7 @@ class Trainer:
         self._unread: list[dict[str, Tensor]] = []  # the values of steps that the host has not read yet
         self._stop_votes: Tensor | None = None
         self._stop_heard = False
-        self.shifts = Shifts(config.shift_weight, seed)
+        self.shifts = Shifts(0.0 if generator.draws_noise else config.shift_weight, seed)
         self._network = distributed.wrap_ddp(generator)
         self._terms = compute.compile(self._forward)
         self._compiled_steps_on_trial = compute.steps_that_compile
@@ -280,7 +281,7 @@ class Trainer:
         if not again:
             return content, None
         size = content.shape[-2:]
-        move = self.shifts.of_step(self.progress.step, size)
+        move = self.shifts.of_step(self.progress.step)
         return torch.cat([content, moved(content[:again], move)]), compared_places(move, size, content.device)
 
     def _styles_of_step(self, again: int) -> Tensor | None:
