@@ -33,6 +33,7 @@ from stylize.system.compute import Compute, usable_cores
 from stylize.system.files import write_atomically
 from stylize.training.loader import Batches, CropDataset
 from stylize.training.photographs import Photographs, find_photographs, validation_images
+from stylize.training.shifts import Shifts
 from stylize.training.start import Start, begin_, check_kept, find_start, train_norms_only
 from stylize.training.trainer import Progress, Trainer
 
@@ -202,11 +203,14 @@ def check_map_size(config: RunConfig, compute: Compute) -> None:
     """
     batch_size, crop_px = config.train.batch_size, config.content.crop
     images = -(-batch_size // distributed.count())
-    channels = max(config.generator.width, WIDTH_OF_VGG)
+    painted = images + Shifts(config.train.shift_weight, seed=0).again(images)
+    painted_px = crop_px + 2 * config.generator.margin
+    maps = [(painted, config.generator.width, painted_px), (images, WIDTH_OF_VGG, crop_px)]
+    count, channels, side_px = max(maps, key=lambda sizes: sizes[0] * sizes[1] * sizes[2] ** 2)
     most = compute.indexable_values
-    if most is not None and images * channels * crop_px**2 > most:
+    if most is not None and count * channels * side_px**2 > most:
         raise StylizeError(
-            f"train.batch_size: got {batch_size} with content.crop {crop_px}: maps of {images}×{channels}×{crop_px}² "
+            f"train.batch_size: got {batch_size} with content.crop {crop_px}: maps of {count}×{channels}×{side_px}² "
             f"values, must be below 2³¹ on {compute.kind}; lower one of the two"
         )
 

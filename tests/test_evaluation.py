@@ -263,7 +263,10 @@ def test_a_table_is_shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     ]  # fmt: skip
     assert len({len(row) for row in (columns, *rows[:7])}) == 1
     assert [row.split()[0] for row in rows[8:13]] == ["contrast", "0.25", "0.5", "1", "1.5"]
-    assert rows[14] == (
+    assert [row.split()[0] for row in rows[14:21]] == [
+        "measure", "grid_2px", "grid_4px", "grid_8px", "wasserstein", "ssim", "cfsd",
+    ]  # fmt: skip  # the photographs are too small for a frame, and have no even areas
+    assert rows[22] == (
         "Iterations of L-BFGS from the photograph to the same total: median 0.0, quartiles 0.0 and 0.0; more than 2 on "
         "0 of 3 photographs"
     )
@@ -286,6 +289,10 @@ def test_json_holds_settings_summaries_and_every_photograph(folder: Path) -> Non
     mean = found["summary"]["terms"]["stylized"]["total"]
     assert mean["low"] <= mean["mean"] <= mean["high"]
     assert found["summary"]["equivalent_iterations"]["median"] == 0
+    measures = found["summary"]["measures"]
+    assert measures["unstylized"]["ssim"]["mean"] == pytest.approx(1)
+    each = [photograph["measures"]["stylized"]["ssim"] for photograph in found["photographs"]]
+    assert measures["stylized"]["ssim"]["mean"] == pytest.approx(sum(each) / 2) < 1
 
 
 def test_a_total_that_is_not_reached_is_told_as_such(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

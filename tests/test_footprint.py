@@ -62,7 +62,8 @@ def test_the_network_is_neither_run_nor_changed() -> None:
 @pytest.mark.parametrize("name", GENERATORS)
 def test_twice_the_width_takes_about_twice_the_memory(name: str) -> None:
     narrow, wide = (
-        footprint(build_generator(GeneratorConfig(name=name, width=width, margin=0)).eval()).bytes_per_px for width in (32, 64)
+        footprint(build_generator(GeneratorConfig(name=name, width=width, margin=0)).eval()).bytes_per_px
+        for width in (32, 64)
     )
     assert 1.8 < wide / narrow < 2.05
 

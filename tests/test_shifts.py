@@ -1,5 +1,6 @@
 """Equality under shifts: what it compares, and what a training makes of it."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,19 @@ def test_the_difference_shrinks_in_training_and_more_with_more_weight(tmp_path: 
         last[weight] = sum(found[-20:])
         print(weight, found)
     assert last[300.0] < last[1e-3] / 2
+
+
+def test_where_noise_makes_each_painting_another_nothing_is_compared(tmp_path: Path) -> None:
+    assert "shift" not in first_step(tmp_path, 20.0, **{"generator.name": "texture_network", "generator.width": 8})
+
+
+@pytest.mark.parametrize("norm", ("batch", "batch_instance", "layer"))
+@pytest.mark.parametrize("batch_size", (1, 3))
+def test_every_norm_and_batch_is_compared(tmp_path: Path, norm: str, batch_size: int) -> None:
+    if norm != "layer" and batch_size == 1:
+        pytest.skip("these norms need two photographs")
+    changes = {"generator.norm": norm, "train.batch_size": batch_size}
+    assert math.isfinite(first_step(tmp_path, 20.0, **changes)["shift"])
 
 
 def test_moves_are_drawn_by_seed_and_step_alone() -> None:

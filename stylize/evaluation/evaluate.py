@@ -224,23 +224,19 @@ class Evaluation:
         }
         rows = [(name, *(str(means[name]) for means in terms.values())) for name in terms["stylized"]]
         tables = [Table("Losses", ("term", *(heads[kind] for kind in terms)), rows)]
-        if self.measures():
-            tables.append(self._table_of_measures(heads))
         if contrasts:
             columns = ("contrast", "change of the photograph", "change of the stylized", "style of the stylized")
             keys = ("photograph_rms", "stylized_rms", "style")
             of_contrast = [(f"{factor:g}", *(str(means[key]) for key in keys)) for factor, means in contrasts.items()]
             tables.append(Table("Contrast", columns, of_contrast))
+        if self.measures():
+            tables.append(self._table_of_measures(heads))
         return tables
 
     def _table_of_measures(self, heads: Mapping[str, str]) -> Table:
         found = self.measures()
-        rows = []
-        for name, words in MEASURES.items():
-            cells = [str(means[name]) if name in means else "" for means in found.values()]
-            if any(cells):
-                rows.append((name, *cells, words))
-        return Table("Measures", ("measure", *(heads[kind] for kind in found), "of"), rows)
+        rows = [(name, *(str(means.get(name, "")) for means in found.values())) for name in MEASURES]
+        return Table("Measures", ("measure", *(heads[kind] for kind in found)), [row for row in rows if any(row[1:])])
 
     def as_data(self) -> dict[str, Any]:
         """Return summaries and photographs as plain data for JSON; missing values are None, never NaN."""
