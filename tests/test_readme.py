@@ -92,6 +92,9 @@ def test_every_command_of_the_readme_runs(
     if arguments[:2] == ["study", "norms"]:
         arguments += ["--seeds", "1", "--iterations", "0", "--set", "loss.vgg=random", "--set", "content.path=samples"]
         arguments += ["--set", "train.steps=1", "--set", "content.validation=1", "--set", "content.crop=32"]
+    if arguments[0] == "sweep":
+        arguments += ["--steps", "1", "--set", "loss.vgg=random", "--set", "generator.width=4"]
+        arguments += ["--set", "content.path=samples", "--set", "content.validation=1", "--set", "content.crop=64"]
     if arguments[0] == "apply":
         arguments += ["--max-size", "64"]
     cli.main([str(argument) for argument in arguments], standalone_mode=False)
