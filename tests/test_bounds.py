@@ -226,9 +226,9 @@ def test_an_enormous_gradient_counts_as_not_finite(tmp_path: Path, monkeypatch: 
     trainer = build(tmp_path, {"train.steps": 8, "train.log_every": 1}).trainer
     terms = trainer._terms
 
-    def jumped(content: Tensor, styles: Tensor | None) -> dict[str, Tensor]:
+    def jumped(*crops: Any) -> dict[str, Tensor]:
         factor = 1e9 if trainer.progress.step == 6 else 1.0
-        return {name: term * factor if name == "total" else term for name, term in terms(content, styles).items()}
+        return {name: term * factor if name == "total" else term for name, term in terms(*crops).items()}
 
     trainer._terms = jumped
     trainer.config = trainer.config.model_copy(update={"clip": None})

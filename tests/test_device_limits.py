@@ -30,7 +30,7 @@ LARGE = ((8192, 5464), (12247, 8165), (24495, 16330))  # 45, 100 and 400 megapix
 
 
 def stylizer_on(device: torch.device, name: str = "johnson", width: int = 32, precision: str = "bf16") -> Stylizer:
-    return Stylizer(build_generator(GeneratorConfig(name=name, width=width)), Compute(device, precision))
+    return Stylizer(build_generator(GeneratorConfig(name=name, width=width, margin=0)), Compute(device, precision))
 
 
 def room(device: torch.device = DEVICE, device_bytes: int = 2**50) -> MemoryBudget:

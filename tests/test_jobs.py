@@ -44,7 +44,7 @@ def jobs(folder: Path, sizes: tuple[tuple[int, int], ...]) -> list[Job]:
 
 
 def torch_stylizer() -> Stylizer:
-    return Stylizer(build_generator(GeneratorConfig(width=4)), Compute(CPU))
+    return Stylizer(build_generator(GeneratorConfig(width=4, margin=0)), Compute(CPU))
 
 
 class InvertingBackend:

@@ -341,7 +341,7 @@ def test_a_whole_picture_for_which_a_device_has_no_memory_is_painted_in_strips(
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc to read the peak from")
 @pytest.mark.parametrize(("name", "width"), (("johnson", 32), ("johnson_lite", 32), ("texture_network", 32)))
 def test_what_a_whole_picture_takes_is_estimated_well(folder: Path, name: str, width: int) -> None:
-    config = GeneratorConfig(name=name, width=width)
+    config = GeneratorConfig(name=name, width=width, margin=0)
     write_wide_model(folder / "dots.safetensors", config)
     save(folder / "large.png", 1501, 1003)
     stylizer = Stylizer(build_generator(config), Compute(CPU))

@@ -137,11 +137,11 @@ def test_a_cut_model_file_is_refused(model: Path) -> None:
         assert refusal(model) == "no stylize model: must be a .safetensors file that `stylize train` wrote"
 
 
-@pytest.mark.parametrize("version", ["3", "10"])
+@pytest.mark.parametrize("version", ["4", "10"])
 def test_a_newer_format_is_refused(model: Path, version: str) -> None:
     rewrite(model, {"format_version": version})
     assert refusal(model) == (
-        f"got format version {version}, must be at most 2: it was written by a newer stylize than this one "
+        f"got format version {version}, must be at most 3: it was written by a newer stylize than this one "
         f"({__version__}); upgrade stylize"
     )
 

@@ -100,7 +100,7 @@ def networks(setting: Setting) -> list[Network]:
 def make_network(network: Network, width: int = 8) -> Generator:
     """Return a generator with random parameters, those and the running statistics of its norms too."""
     torch.manual_seed(1)
-    generator = build_generator(GeneratorConfig(name=network.generator, norm=network.norm, width=width))
+    generator = build_generator(GeneratorConfig(name=network.generator, norm=network.norm, width=width, margin=0))
     for layer in generator.norms().values():
         draw_norm_(layer)
         if isinstance(layer, BatchInstanceNorm):

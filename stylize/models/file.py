@@ -250,8 +250,8 @@ def read_card(path: Path) -> ModelCard:
 
 def _generator_config(text: str) -> GeneratorConfig:
     """The configuration of a generator; before there were margins, networks had none."""
-    found = json.loads(text)
-    return GeneratorConfig.model_validate({"margin": 0, **found} if isinstance(found, dict) else found)
+    config = GeneratorConfig.model_validate_json(text)
+    return config if "margin" in config.model_fields_set else config.model_copy(update={"margin": 0})
 
 
 def check_style_name(name: str) -> None:

@@ -193,13 +193,10 @@ class Monitor:
     @_unless_silent
     def log_validation(self, step: int, found: Measured, content: list[Tensor]) -> None:
         """Record the held-out losses and a sheet of the held-out photographs, below them a row for each style."""
-        self._scalars(step, "validation", found.terms)
+        self._scalars(step, "validation", found.terms, also={"measures": found.measures})
         for name, terms in found.by_style.items():
-            self._scalars(step, "validation of style", terms, name)
-        if found.measures:
-            self._scalars(step, "measures", found.measures)
-        for name, measures in found.measures_by_style.items():
-            self._scalars(step, "measures of style", measures, name)
+            measures = found.measures_by_style.get(name, {})
+            self._scalars(step, "validation of style", terms, name, also={"measures of style": measures})
         if not content:
             return
         rows = [
@@ -276,10 +273,19 @@ class Monitor:
         with self.surviving(what, ", and its records wait"):
             write()
 
-    def _scalars(self, step: int, kind: str, scalars: Mapping[str, float], style: str | None = None) -> None:
-        group = kind if style is None else f"{kind} {style}"
-        for name, value in scalars.items():
-            self.tensorboard.scalar(f"{group}/{name}", value, step)
+    def _scalars(
+        self,
+        step: int,
+        kind: str,
+        scalars: Mapping[str, float],
+        style: str | None = None,
+        also: Mapping[str, Mapping[str, float]] = {},  # immutable
+    ) -> None:
+        """Record scalars; `also` are others of the same record, by their group in TensorBoard."""
+        for group, values in {kind: scalars, **also}.items():
+            for name, value in values.items():
+                self.tensorboard.scalar(f"{group if style is None else f'{group} {style}'}/{name}", value, step)
+        scalars = {**scalars, **{name: value for values in also.values() for name, value in values.items()}}
         self._write("TensorBoard's events", self.tensorboard.flush)
         of_style = {} if style is None else {"style_name": style}
         line = {"step": step, "kind": kind, **of_style, **{k: float(f"{v:.7g}") for k, v in scalars.items()}}

@@ -17,6 +17,7 @@ from torch import Tensor
 from stylize.generators.base import mirrored_places
 
 MOST_PX = 3  # what a crop is moved by, at most: moved by 4 it is painted alike anyway
+AGAIN = slice(None, None, 2)  # the images of a batch that are painted again; its halves, in two processes, have as many
 EDGE_PX = 12  # of a painting that is not compared: an edge is painted as such
 
 
@@ -40,7 +41,7 @@ class Shifts:
         self.seed = seed
 
     def again(self, images: int) -> int:
-        """Return how many of a batch's images are painted again: the first half."""
+        """Return how many of a batch's images are painted again: those of `AGAIN`."""
         return -(-images // 2) if self.weight else 0
 
     @staticmethod

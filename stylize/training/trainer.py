@@ -31,7 +31,7 @@ from stylize.training.optimizers import OptimizerName, build_optimizer
 from stylize.training.prefetch import prefetched
 from stylize.training.rollback import Rollback
 from stylize.training.schedule import ScheduleConfig, rate_factor
-from stylize.training.shifts import Shifts, compared_places, difference, moved
+from stylize.training.shifts import AGAIN, Shifts, compared_places, difference, moved
 from stylize.training.styles import StyleOrder
 from stylize.training.updates import (
     SKIPS_THAT_HALVE_THE_RATE,
@@ -277,15 +277,15 @@ class Trainer:
         return {**terms, "learning_rate": rate_used}
 
     def _with_moved(self, content: Tensor, again: int) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-        """Return the crops of this step and behind them the first few again, moved; and where both show the same."""
+        """Return the crops of this step and behind them some again, moved; and where both show the same."""
         if not again:
             return content, None
         size = content.shape[-2:]
         move = self.shifts.of_step(self.progress.step)
-        return torch.cat([content, moved(content[:again], move)]), compared_places(move, size, content.device)
+        return torch.cat([content, moved(content[AGAIN], move)]), compared_places(move, size, content.device)
 
     def _styles_of_step(self, again: int) -> Tensor | None:
-        """Choose the styles of this step's crops, the first few again behind them.
+        """Choose the styles of this step's crops, and behind them those of the crops that are painted again.
 
         Returns:
             Their numbers, `(N,)`, or None if there is one style.
@@ -293,7 +293,7 @@ class Trainer:
         if self.order is None:
             return None
         styles = self.order.of_step(self.progress.step).to(self.compute.device)
-        styles = torch.cat([styles, styles[:again]])
+        styles = torch.cat([styles, styles[AGAIN]]) if again else styles
         self.generator.paint_in(one_hot(styles + self.order.kept, self.order.kept + self.order.count))
         return styles
 
@@ -323,7 +323,7 @@ class Trainer:
             return self._losses(painted, crops, styles)
         count = self.shifts.images(len(crops))
         terms = self._losses(painted[:count], crops[:count], None if styles is None else styles[:count])
-        shift = difference(painted[: len(crops) - count], painted[count:], places)
+        shift = difference(painted[:count][AGAIN], painted[count:], places)
         return {**terms, "shift": shift.detach(), "total": terms["total"] + self.shifts.weight * shift}
 
     def _losses(self, stylized: Tensor, content: Tensor, styles: Tensor | None) -> dict[str, Tensor]:
