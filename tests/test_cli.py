@@ -703,7 +703,7 @@ def test_info_tells_what_the_model_file_says(trained: Path, call: Call) -> None:
 def test_info_tells_it_as_json(trained: Path, call: Call) -> None:
     facts = json.loads(call("info", trained / "runs" / "tiny", "--json").out)
     assert facts["style"] == "tiny"
-    network = {"name": "johnson", "norm": "instance", "width": 4, "padding": "reflection", "noise_seed": 0}
+    network = {"name": "johnson", "norm": "instance", "width": 4, "padding": "reflection", "margin": 4, "noise_seed": 0}
     assert facts["generator"] == network
     assert facts["step"] in (2, 4)
     assert facts["validation"].keys() == {

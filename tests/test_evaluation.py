@@ -383,7 +383,7 @@ def test_held_out_photographs_have_the_pixels_that_training_validates_on(
     colours = np.random.default_rng(0).integers(0, 256, (80, 80, 4), dtype=np.uint8)
     Image.fromarray(colours).save(square / "f.png")
     seen: list[Photograph] = []
-    monkeypatch.setattr("stylize.evaluation.evaluate.evaluate", lambda painter, loss, found, config, measures: seen.extend(found))
+    monkeypatch.setattr("stylize.evaluation.evaluate.evaluate", lambda painter, loss, found, *more: seen.extend(found))
     with pytest.raises(AttributeError):  # there is nothing to show
         call(*ALONE, "--content", "square")
     expected = validation_images([square / photograph.name for photograph in seen], 48)

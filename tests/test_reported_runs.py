@@ -514,7 +514,11 @@ def test_final_figures_stand_on_the_page_of_settings_and_not_among_the_curves(tm
     events.Reload()
     provider = MultiplexerDataProvider(events, str(tmp_path))
     scalars = provider.list_scalars(RequestContext(), experiment_id="", plugin_name="scalars")
-    assert {tag.split("/")[0] for tags in scalars.values() for tag in tags} == {"train", "validation"}
+    assert {tag.split("/")[0] for tags in scalars.values() for tag in tags} == {
+        "train",
+        "validation",
+        "validation measures",
+    }
     context = Context(TBContext(data_provider=provider, logdir=str(tmp_path)))
     metadata = context.hparams_metadata(RequestContext(), "")
     experiment = context.experiment_from_metadata(RequestContext(), "", True, metadata, [])

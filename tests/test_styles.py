@@ -177,8 +177,9 @@ def test_styles_that_cannot_be_are_refused(tmp_path: Path, changes: dict[str, An
 
 
 def test_one_style_in_the_list_is_a_style(tmp_path: Path) -> None:
-    alone = trained(tmp_path / "a", names=("wave",))
-    config = load_config(write_config(tmp_path / "a", {"style": {"image": "wave.png", "size": 40}}))
+    alone = trained(tmp_path / "a", {"generator.margin": 0}, names=("wave",))
+    style = {"style": {"image": "wave.png", "size": 40}, "generator.margin": 0}
+    config = load_config(write_config(tmp_path / "a", style))
     plain = run.train(config, tmp_path / "plain", quiet=True).folder
     one, other = state(alone / "model.safetensors"), state(plain / "model.safetensors")
     assert all(torch.equal(one[name], other[name]) for name in other) and one.keys() == other.keys()
@@ -190,7 +191,7 @@ def test_one_style_in_the_list_is_a_style(tmp_path: Path) -> None:
 
 
 def test_a_training_of_several_styles_is_recorded_by_style(tmp_path: Path) -> None:
-    folder = trained(tmp_path)
+    folder = trained(tmp_path, {"generator.margin": 0})
     card = read_card(folder / "model.safetensors")
     assert card.styles == NAMES and set(card.by_style) == set(NAMES)
     assert card.validation["style"] == pytest.approx(sum(card.by_style[n]["style"] for n in NAMES) / 3)

@@ -100,7 +100,7 @@ def test_every_loss_term_is_a_curve_in_training_and_in_validation(get: Get, run_
     for name in ("wasserstein", "ssim", "cfsd", "grid_4px"):
         told = {line["step"]: line[name] for line in lines if line["kind"] == "validation"}
         assert list(told) == [2, 4, 6]
-        assert values(get, f"measures/{name}") == pytest.approx(told, rel=1e-5)
+        assert values(get, f"validation measures/{name}") == pytest.approx(told, rel=1e-5)
     assert values(get, "train/learning_rate") == pytest.approx(dict.fromkeys(range(1, 7), 1e-3))
     assert all(value > 0 for value in values(get, "train/gradient_norm").values())
     assert all(value > 0 for value in values(get, "train/images_per_s").values())

@@ -109,7 +109,7 @@ def test_a_new_term_is_part_of_training_and_validation(with_toy: Run, kind: str)
         assert values["saturation"] > 0
         assert values["depth"] == pytest.approx((values["depth/relu2_1"] + 3 * values["depth/relu1_1"]) / 4, rel=1e-5)
         weighted = values["content"] + 3 * values["style"] + 0.25 * values["saturation"] + 0.5 * values["depth"]
-        assert values["total"] == pytest.approx(weighted, rel=1e-5)
+        assert values["total"] == pytest.approx(weighted + 20 * values.get("shift", 0), rel=1e-5)
 
 
 def test_a_new_term_is_in_the_summary_of_a_training_and_in_the_table_of_evaluate(with_toy: Run) -> None:

@@ -17,7 +17,7 @@ from stylize.generators.texture_network import TextureNetwork, resize_to
 
 @pytest.fixture
 def network() -> TextureNetwork:
-    network = build_generator(GeneratorConfig(name="texture_network", width=4))
+    network = build_generator(GeneratorConfig(name="texture_network", width=4, margin=0))
     assert isinstance(network, TextureNetwork)
     return network
 

@@ -118,7 +118,7 @@ def test_a_step_tells_every_term_the_gradient_norm_and_the_learning_rate(tmp_pat
     trainer = build(tmp_path, {"train.schedule": {"name": "constant", "warmup_steps": 4}}).trainer
     terms = trainer.step(batch_of(trainer))
     assert set(terms) == {
-        "content/relu2_1", "style/relu1_1", "style/relu2_1", "content", "style", "tv", "total",
+        "content/relu2_1", "style/relu1_1", "style/relu2_1", "content", "style", "tv", "total", "shift",
         "gradient_norm", "gradient_median", "clipped_steps", "bounded_images", "learning_rate",
     }  # fmt: skip
     assert terms["learning_rate"].item() == pytest.approx(0.25e-3)
@@ -134,7 +134,7 @@ def test_crops_reach_the_generator_scaled_to_one(tmp_path: Path) -> None:
     batch = batch_of(trainer)
     assert batch.dtype == torch.uint8
     trainer.step(batch)
-    assert torch.equal(seen[0], batch.float() / 255)
+    assert torch.equal(seen[0][: len(batch)], batch.float() / 255)
     assert 0.5 < seen[0].max() <= 1
 
 
@@ -712,8 +712,8 @@ def broken(reason: Exception, patch: pytest.MonkeyPatch, folder: Path) -> None:
     patch.setattr("stylize.system.compiler.has_compiler", lambda device: True)
 
     def compiled(function: Any) -> Any:
-        def fail(content: Tensor, styles: Tensor | None) -> None:
-            function(content, styles)["total"].backward()
+        def fail(*crops: Any) -> None:
+            function(*crops)["total"].backward()
             torch.rand(3)
             raise reason
 
@@ -761,9 +761,9 @@ def test_how_libraries_compute_is_set_outside_of_what_is_compiled(
         def __exit__(self, *error: object) -> None:
             seen.append("out")
 
-    def called(content: Tensor, styles: Tensor | None) -> dict[str, Tensor]:
+    def called(*crops: Any) -> dict[str, Tensor]:
         seen.append("terms")
-        return terms(content, styles)
+        return terms(*crops)
 
     monkeypatch.setattr(Compute, "context", lambda self: Context())
     trainer._terms = called
@@ -800,9 +800,9 @@ def test_what_a_cuda_graph_returned_may_be_overwritten_by_the_next_step(
     assert trainer.compute.compile(abs) is abs and options == [{"mode": "reduce-overhead"}]
     forward, memory = trainer._forward, dict[str, Tensor]()
 
-    def replayed(content: Tensor, styles: Tensor | None) -> dict[str, Tensor]:
+    def replayed(*crops: Any) -> dict[str, Tensor]:
         """Return the same memory at every call."""
-        terms = forward(content, styles)
+        terms = forward(*crops)
         with torch.no_grad():
             for name, term in terms.items():
                 memory.setdefault(name, torch.empty(())).copy_(term)

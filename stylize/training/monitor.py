@@ -193,10 +193,10 @@ class Monitor:
     @_unless_silent
     def log_validation(self, step: int, found: Measured, content: list[Tensor]) -> None:
         """Record the held-out losses and a sheet of the held-out photographs, below them a row for each style."""
-        self._scalars(step, "validation", found.terms, also={"measures": found.measures})
+        self._scalars(step, "validation", found.terms, also={"validation measures": found.measures})
         for name, terms in found.by_style.items():
             measures = found.measures_by_style.get(name, {})
-            self._scalars(step, "validation of style", terms, name, also={"measures of style": measures})
+            self._scalars(step, "validation of style", terms, name, also={"validation measures of style": measures})
         if not content:
             return
         rows = [
