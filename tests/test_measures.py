@@ -138,4 +138,3 @@ def test_the_style_itself_is_at_no_distance() -> None:
     style = picture(64, 64, seed=1)
     measures = PaintingMeasures(VGG19(5), ["relu1_1"], [style])
     assert measures.measure(style, picture(64, 64))["wasserstein"] < 1e-3
-    assert set(measures.grid_of_style) == {"grid_2px", "grid_4px", "grid_8px"}

@@ -47,3 +47,16 @@ device_option = click.option(
     show_default=True,
     help="Compute device; auto: CUDA, else MPS, else CPU.",
 )
+jobs_option = click.option(
+    "--jobs",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Number of trainings at a time; they share the cores.",
+)
+pictures_option = click.option(
+    "--pictures",
+    type=PATH,
+    metavar="DIR",
+    help="Folder of photographs to show; default: four of those held out.",
+)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from stylize.cli.options import PATH, device_option, overrides_option, verbose_option
+from stylize.cli.options import PATH, device_option, jobs_option, overrides_option, pictures_option, verbose_option
 from stylize.errors import pick
 from stylize.system.memory import keep_freed_memory
 
@@ -33,19 +33,8 @@ from stylize.system.memory import keep_freed_memory
 )
 @click.option("--seeds", type=click.IntRange(1, 100), default=3, show_default=True, help="Number of seeds per setting.")
 @click.option("--quick", is_flag=True, help="Small version, in minutes on two cores.")
-@click.option(
-    "--jobs",
-    type=click.IntRange(1, 64),
-    default=1,
-    show_default=True,
-    help="Number of trainings at a time; they share the cores.",
-)
-@click.option(
-    "--pictures",
-    type=PATH,
-    metavar="DIR",
-    help="Folder of photographs to show; default: four of those held out.",
-)
+@jobs_option
+@pictures_option
 @click.option(
     "--iterations",
     type=click.IntRange(0),

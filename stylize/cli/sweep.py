@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from stylize.cli.options import PATH, device_option, overrides_option, verbose_option
+from stylize.cli.options import PATH, device_option, jobs_option, overrides_option, pictures_option, verbose_option
 from stylize.system.memory import keep_freed_memory
 
 STEPS = 150
@@ -42,19 +42,8 @@ STEPS = 150
     help="Folder of sweeps, their runs and photographs; equal runs are shared.",
 )
 @click.option("--name", metavar="NAME", help="Folder of this sweep in it. Default: the name of the config.")
-@click.option(
-    "--jobs",
-    type=click.IntRange(1, 64),
-    default=1,
-    show_default=True,
-    help="Number of trainings at a time; they share the cores.",
-)
-@click.option(
-    "--pictures",
-    type=PATH,
-    metavar="DIR",
-    help="Folder of photographs to show; default: four of those held out.",
-)
+@jobs_option
+@pictures_option
 @device_option
 @verbose_option
 def sweep(

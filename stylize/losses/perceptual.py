@@ -113,7 +113,7 @@ class PerceptualLoss(nn.Module):
             torch.mul(of_some, share, out=gradient[some])
             parts.append(share * torch.stack(list(terms.values())))
         mean = dict(zip(terms, torch.stack(parts).sum(0).unbind(), strict=True))
-        return mean | {TOTAL: _with_known_gradient(mean[TOTAL], stylized, gradient)}
+        return mean | {TOTAL: with_known_gradient(mean[TOTAL], stylized, gradient)}
 
     @torch.enable_grad()
     def _with_gradient(
@@ -178,7 +178,7 @@ def _mean(of_images: Sequence[dict[str, dict[str, Tensor]]], shares: Tensor) -> 
     }
 
 
-def _with_known_gradient(value: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
+def with_known_gradient(value: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
     """Return `value` as a function of `x` whose gradient is known already."""
     return cast(Tensor, _KnownGradient.apply(value, x, gradient))
 

@@ -45,7 +45,6 @@ class PaintingMeasures:
             found = [vgg(style[None], self._taps) for style in styles]
         self._distributions = {tap: StyleDistribution([maps[tap] for maps in found]) for tap in self._taps}
         self._texture_variance = fmean(texture_variance(style) for style in styles)
-        self.grid_of_style = means_of([_grids(style) for style in styles])
 
     @torch.no_grad()
     def measure(

@@ -8,13 +8,12 @@ by what its features see.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from stylize.losses.perceptual import PerceptualLoss
+from stylize.losses.perceptual import PerceptualLoss, with_known_gradient
 from stylize.losses.terms import TOTAL, Batch, ContentTerm, StyleTerm, TotalVariationTerm
 from stylize.losses.vgg import LAYERS, tap_depth
 from stylize.ops import gram_matrix
@@ -141,7 +140,7 @@ class _TiledLoss:
         for tile in self.tiles:
             self._add_gradient(gradient, picture.detach(), tile, of_grams, of_errors)
         terms = {name: value.detach() for name, value in values.items()}
-        return terms | {TOTAL: cast(Tensor, _KnownGradient.apply(picture, terms[TOTAL], gradient))}
+        return terms | {TOTAL: with_known_gradient(terms[TOTAL], picture, gradient)}
 
     def _values(self, grams: Mapping[str, Tensor], errors: Mapping[str, Tensor], picture: Tensor) -> dict[str, Tensor]:
         batch = Batch(picture, self.content, {}, {})
@@ -222,15 +221,3 @@ class _TiledLoss:
             ]
             (found,) = torch.autograd.grad(torch.stack(parts).sum(), leaf)
         tile.seen(gradient).add_(found)
-
-
-class _KnownGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, picture: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
-        return value.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.saved_tensors[0] * gradients[0], None, None
