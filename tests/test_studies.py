@@ -544,6 +544,25 @@ def test_a_study_that_is_ended_says_so_in_one_line_and_keeps_what_was_trained(
     assert len(list((tmp_path / "studies" / "runs").glob("*/checkpoints/*.pt"))) >= 2
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are watched by their ids")
+@pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGKILL))
+def test_trainings_end_with_the_study_that_began_them(tmp_path: Path, number: signal.Signals) -> None:
+    write_config(tmp_path, {"train.steps": 4000, "train.validate_every": 4000})
+    command = [sys.executable, "-m", "stylize", "study", "frozen", "--config", "a.yaml", "--seeds", "1", "--jobs", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, env=environment) as study:
+        give_up_s = time.monotonic() + 120
+        while len({p.parent for p in (tmp_path / "studies" / "runs").glob("*/metrics.jsonl")}) < 2:
+            assert study.poll() is None and time.monotonic() < give_up_s
+            time.sleep(0.05)
+        trainings = psutil.Process(study.pid).children()
+        assert len(trainings) >= 2
+        study.send_signal(number)
+        assert study.wait(timeout=60) != 0
+    _, alive = psutil.wait_procs(trainings, timeout=60)
+    assert alive == []
+
+
 def invoke(*arguments: str) -> str:
     result = CliRunner().invoke(cli, ["study", *arguments])
     assert result.exit_code != 0

@@ -219,11 +219,20 @@ def _noted_interrupts() -> Iterator[list[int]]:
 
 
 def _begin_process(threads: int) -> None:
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a ctrl-c ends it without a traceback; its checkpoints stay intact
     tqdm.set_lock(threading.RLock())  # the default is shared by all processes, and stays locked after a ctrl-c
     torch.set_num_threads(threads)
     keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+
+
+def _end_with_the_parent() -> None:
+    """Wait until the study ends, however it does, and end this process: nobody would read what it trains."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)  # its checkpoints stay intact
 
 
 def _train(run: StudyRun, device: str) -> None:
