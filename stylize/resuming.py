@@ -38,6 +38,7 @@ RESUMABLE_KEYS = frozenset(
 BEFORE: Mapping[str, Any] = {
     "generator.margin": 0,
     "loss.style_energy": "style",
+    "train.norm_rate": 1.0,
     "train.optimizer": "adam",
     "train.shift_weight": 0.0,
 }

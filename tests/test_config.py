@@ -251,9 +251,9 @@ def test_an_override_may_give_what_the_file_left_out() -> None:
         (
             "train.step=3",
             "configs/a.yaml: train.step: unknown key, must be one of 'batch_size', 'checkpoint_every', 'clip', "
-            "'compile', 'deterministic', 'keep_checkpoints', 'keep_styles', 'learning_rate', 'log_every', 'only', "
-            "'optimizer', 'precision', 'schedule', 'shift_weight', 'start', 'steps', 'stop_after', 'validate_every'. "
-            "Did you mean 'steps'?",
+            "'compile', 'deterministic', 'keep_checkpoints', 'keep_styles', 'learning_rate', 'log_every', "
+            "'norm_rate', 'only', 'optimizer', 'precision', 'schedule', 'shift_weight', 'start', 'steps', "
+            "'stop_after', 'validate_every'. Did you mean 'steps'?",
         ),
     ],
 )

@@ -37,6 +37,7 @@ CONFIG = TrainConfig(
     steps=STEPS,
     batch_size=2,
     optimizer="adam",
+    norm_rate=1.0,
     shift_weight=0.0,
     learning_rate=3e-5,
     schedule=ScheduleConfig(name="constant", warmup_steps=0),

@@ -89,6 +89,42 @@ def test_half_precision_halves_the_file_and_loads_in_float32(tmp_path: Path) -> 
         assert torch.allclose(value, generator.state_dict()[name], rtol=1e-3, atol=1e-6)
 
 
+def test_weights_in_8_bits_halve_it_again_and_are_off_by_half_a_level_at_most(tmp_path: Path) -> None:
+    config = GeneratorConfig(width=8)
+    generator = build_generator(config)
+    with torch.no_grad():
+        generator.get_parameter("encode.1.conv.weight")[3] = 0  # a channel without weights has no largest one
+    card = ModelCard(generator=config, style="dots")
+    half, quarter = encode_model(generator, card, torch.float16), encode_model(generator, card, torch.int8)
+    assert len(quarter) < 0.6 * len(half)
+    path = tmp_path / "quarter.safetensors"
+    path.write_bytes(quarter)
+    loaded, told = load_model(path)
+    assert told == card
+    assert loaded.state_dict().keys() == generator.state_dict().keys()
+    for name, value in loaded.state_dict().items():
+        exact = generator.state_dict()[name]
+        assert value.dtype == torch.float32
+        if exact.dim() == 4:
+            largest = exact.abs().amax((1, 2, 3), keepdim=True)
+            assert torch.all((value - exact).abs() <= largest / 254 * 1.001)
+            assert value.unique().numel() > 100
+        else:
+            assert torch.equal(value, exact.half().float())
+    assert not loaded.get_parameter("encode.1.conv.weight")[3].any()
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["format_version"] == "4"  # which older versions refuse by its number
+
+
+@pytest.mark.parametrize("scale", (None, torch.ones(8), torch.full((8, 1, 1, 1), torch.nan)))
+def test_weights_in_8_bits_without_a_proper_scale_are_refused(tmp_path: Path, scale: Tensor | None) -> None:
+    config = GeneratorConfig(width=8)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(encode_model(build_generator(config), ModelCard(generator=config, style="dots"), torch.int8))
+    rewrite(path, {}, {"encode.0.conv.weight.scale": scale})
+    assert refusal(path).startswith("damaged: ")
+
+
 def test_weights_on_other_layouts_are_saved_too(tmp_path: Path) -> None:
     config = GeneratorConfig(width=4)
     generator = build_generator(config).to(memory_format=torch.channels_last)
@@ -137,11 +173,11 @@ def test_a_cut_model_file_is_refused(model: Path) -> None:
         assert refusal(model) == "no stylize model: must be a .safetensors file that `stylize train` wrote"
 
 
-@pytest.mark.parametrize("version", ["4", "10"])
+@pytest.mark.parametrize("version", ["5", "10"])
 def test_a_newer_format_is_refused(model: Path, version: str) -> None:
     rewrite(model, {"format_version": version})
     assert refusal(model) == (
-        f"got format version {version}, must be at most 3: it was written by a newer stylize than this one "
+        f"got format version {version}, must be at most 4: it was written by a newer stylize than this one "
         f"({__version__}); upgrade stylize"
     )
 

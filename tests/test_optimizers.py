@@ -16,7 +16,7 @@ from stylize.generators import Generator, GeneratorConfig, build_generator
 from stylize.run import train
 from stylize.system.devices import CPU
 from stylize.training.checkpoint import newest_checkpoint
-from stylize.training.optimizers import Muon, build_optimizer, is_matrix, orthogonal
+from stylize.training.optimizers import Muon, OptimizerName, build_optimizer, is_matrix, orthogonal
 
 RATE = 0.01
 
@@ -100,14 +100,28 @@ def test_what_is_not_trained_is_in_no_group() -> None:
     assert [len(group["params"]) for group in groups] == [2]
 
 
-def test_norms_alone_move_faster() -> None:
-    generator = generator_with_gradients()
-    generator.requires_grad_(False)
-    gamma = next(iter(generator.norms().values())).weight
-    assert gamma is not None
-    gamma.requires_grad_(True)
-    optimizer = build_optimizer("muon", generator, RATE, fused=True, norms_alone=True)
-    assert [(group["factor"], len(group["params"])) for group in optimizer.param_groups] == [(16.0, 1)]
+@pytest.mark.parametrize("optimizer", ("muon", "adam"))
+@pytest.mark.parametrize("norm", ("instance", "batch_instance"))
+def test_the_norms_have_a_rate_of_their_own(optimizer: OptimizerName, norm: str) -> None:
+    generator = generator_with_gradients(norm)
+    groups = build_optimizer(optimizer, generator, RATE, fused=True, norm_rate=16).param_groups
+    by_factor = {factor: [g for g in groups if g["factor"] == factor] for factor in (1.0, 10.0, 16.0)}
+    assert sum(map(len, by_factor.values())) == len(groups)
+    (of_norms,) = by_factor[16.0]
+    scales = [p for n in generator.norms().values() for p in (n.weight, n.bias)]
+    assert set(map(id, of_norms["params"])) == set(map(id, scales))
+    assert len(by_factor[10.0]) == (norm == "batch_instance")
+    assert sum(len(group["params"]) for group in groups) == len(list(generator.parameters()))
+
+
+def test_a_rate_of_norms_of_1_leaves_the_groups_as_checkpoints_of_before_have_them() -> None:
+    generator = generator_with_gradients("batch_instance")
+    groups = build_optimizer("muon", generator, RATE, fused=True).param_groups
+    assert [(group["factor"], group["orthogonal"]) for group in groups] == [(1.0, False), (1.0, True), (10.0, False)]
+    names = {id(p): name for name, p in generator.named_parameters()}
+    others = [names[id(p)] for p in groups[0]["params"]]
+    rest = [name for name in others if ".norm." not in name]
+    assert others == rest + [name for name in others if ".norm." in name]
 
 
 def test_a_step_that_does_not_count_changes_nothing_though_its_gradient_is_not_a_number() -> None:

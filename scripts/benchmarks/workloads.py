@@ -67,6 +67,7 @@ class StylizeTraining(Workload):
         config = TrainConfig(
             batch_size=settings.batch,
             optimizer="adam",  # as the plain side
+            norm_rate=1.0,
             shift_weight=0.0,
             learning_rate=LEARNING_RATE,
             schedule=ScheduleConfig(name="constant", warmup_steps=0),

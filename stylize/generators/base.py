@@ -299,13 +299,17 @@ class Generator(nn.Module):
         """
         if self.style_count == 1:
             return self
-        own = {id(p) for norm in self.norms().values() for p in (norm.weight, norm.bias) if p is not None}
+        own = set(map(id, self.norm_parameters()))
         shared = {id(t): t for t in (*self.parameters(), *self.buffers()) if id(t) not in own}
         single = copy.deepcopy(self, shared)
         row = torch.tensor([shares])
         for norm in single.norms().values():
             norm.blend_(row)
         return single
+
+    def norm_parameters(self) -> list[nn.Parameter]:
+        """Return γ and β of all norms: with several styles, what each has of its own."""
+        return [p for norm in self.norms().values() for p in (norm.weight, norm.bias) if p is not None]
 
     def param_groups(self) -> list[ParameterGroup]:
         """Return every parameter once, grouped by learning-rate factor; norms define the groups of their own."""

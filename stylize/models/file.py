@@ -26,7 +26,7 @@ from stylize.generators import Generator, GeneratorConfig, build_generator
 from stylize.version import __version__
 
 FORMAT = "stylize model"
-FORMAT_VERSION = 3  # of models with a margin; without one, those of several styles are version 2, all others 1
+FORMAT_VERSION = 4  # of weights in 8 bits; else 3: a margin, 2: several styles, 1: neither
 THUMBNAIL_PX = 96
 MOST_PICTURE_PX, LEAST_PICTURE_PX = 8192, 64
 PICTURE_QUALITIES = (95, 90, 80, 65)
@@ -35,6 +35,8 @@ MAX_HEADER_BYTES = 4 * 2**20  # metadata and names of tensors; files of `stylize
 MAX_SHOWN_CHARACTERS = 200
 MOST_STYLES = 1000
 DTYPES = frozenset(("F16", "BF16", "F32"))
+LEVELS = 127  # of weights in 8 bits, to either side of 0
+SCALE = ".scale"  # ends the name of what multiplies weights that are stored in 8 bits, one number an output channel
 STYLE_NAME = re.compile(r"[\w .-]{1,100}")  # it becomes part of file names
 
 
@@ -110,12 +112,15 @@ def encode_model(generator: Generator, card: ModelCard, dtype: torch.dtype = tor
     Args:
         generator: The network.
         card: Its description.
-        dtype: Type of the stored weights; float16 halves the file.
+        dtype: Type of the stored weights. float16 halves the file. int8 halves it again: weights of convolutions are
+            multiples of 1/127 of the largest of their output channel, all else is float16.
     """
-    state = {name: value.detach().to("cpu", dtype).contiguous() for name, value in generator.state_dict().items()}
+    stored: dict[str, Tensor] = {}
+    for name, value in generator.state_dict().items():
+        stored |= _stored(name, value.detach().to("cpu"), dtype)
     metadata = {
         "format": FORMAT,
-        "format_version": _version_of(card),
+        "format_version": "4" if dtype == torch.int8 else _version_of(card),
         "generator": card.generator.model_dump_json(exclude=set() if card.generator.margin else {"margin"}),
         "style": card.style,
         "step": str(card.step),
@@ -133,7 +138,25 @@ def encode_model(generator: Generator, card: ModelCard, dtype: torch.dtype = tor
     if card.styles:
         metadata["styles"] = json.dumps(card.styles)
         metadata["by_style"] = json.dumps({name: dict(terms) for name, terms in card.by_style.items()})
-    return save(state, metadata)
+    return save(stored, metadata)
+
+
+def _stored(name: str, value: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A tensor as the file holds it, under its name; in 8 bits also its scale."""
+    if dtype != torch.int8 or value.dim() < 4:
+        return {name: value.to(torch.float16 if dtype == torch.int8 else dtype).contiguous()}
+    largest = value.float().abs().amax(tuple(range(1, value.dim())), keepdim=True)
+    scale = largest.clamp_min(torch.finfo(torch.float32).tiny) / LEVELS
+    return {name: (value / scale).round().to(torch.int8).contiguous(), name + SCALE: scale}
+
+
+def _restored(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file under their names, those in 8 bits multiplied by their scales."""
+    return {
+        name: value.float() * stored[name + SCALE] if value.dtype == torch.int8 else value
+        for name, value in stored.items()
+        if not name.endswith(SCALE)
+    }
 
 
 def _version_of(card: ModelCard) -> str:
@@ -154,10 +177,8 @@ def load_model(path: Path) -> tuple[Generator, ModelCard]:
     try:
         with safe_open(path, framework="pt") as file:
             _check_tensors(file, card)  # before anything of the size that the file claims is allocated
-            state: dict[str, Tensor] = {
-                name: file.get_tensor(name)
-                for name in file.keys()  # noqa: SIM118  # it is no dict
-            }
+            names = file.keys()
+            state = _restored({name: file.get_tensor(name) for name in names})
             generator = make_generator(card.generator, state, max(1, len(card.styles)))
     except (SafetensorError, RuntimeError, ValueError, OSError) as error:
         raise StylizeError(damaged) from error
@@ -196,9 +217,11 @@ def _check_tensors(file: Any, card: ModelCard) -> None:
         generator = build_generator(card.generator, max(1, len(card.styles)))
         wanted = {name: list(value.shape) for name, value in generator.state_dict().items()}
     slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+    in_8_bits = {name for name, part in slices.items() if part.get_dtype() == "I8"}
+    wanted |= {name + SCALE: [shape[0], *[1] * (len(shape) - 1)] for name, shape in wanted.items() if name in in_8_bits}
     if wanted != {name: part.get_shape() for name, part in slices.items()}:
         raise ValueError("other names or shapes")
-    if not {part.get_dtype() for part in slices.values()} <= DTYPES:
+    if not {part.get_dtype() for name, part in slices.items() if name not in in_8_bits} <= DTYPES:
         raise ValueError("other types")
 
 

@@ -13,7 +13,6 @@ from stylize.generators import Generator
 OptimizerName = Literal["muon", "adam"]
 LEAST_CHANNELS = 4  # of input and output, for a kernel to count as a matrix: not the layers from and to RGB
 BETAS = (0.9, 0.99)  # with 0.999 the enormous gradients of a first picture would brake for a thousand steps
-NORMS_ALONE = 16.0
 NEWTON_SCHULZ_STEPS = 5
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
@@ -80,7 +79,7 @@ class Muon(torch.optim.Adam):
 
 
 def build_optimizer(
-    name: OptimizerName, generator: Generator, learning_rate: float, *, fused: bool, norms_alone: bool = False
+    name: OptimizerName, generator: Generator, learning_rate: float, *, fused: bool, norm_rate: float = 1.0
 ) -> torch.optim.Adam:
     """Return the optimizer of a generator's trained parameters; its groups have a `factor` of the learning rate.
 
@@ -89,20 +88,21 @@ def build_optimizer(
         generator: The generator; parameters without a gradient are left out.
         learning_rate: Learning rate.
         fused: Whether to use the fused kernels of the device.
-        norms_alone: Whether γ and β alone are trained: they can, and must, move faster than beside all other weights.
+        norm_rate: Factor of the learning rate of the norms' γ and β: a style is above all in these, and they are few.
     """
-    groups = []
-    alone_factor = NORMS_ALONE if norms_alone else 1.0
+    of_norms = set(map(id, generator.norm_parameters()))
+    groups: dict[tuple[float, bool], list[Tensor]] = {}
     for group in generator.param_groups():
-        trained = [p for p in group.parameters if p.requires_grad]
-        kernels = [p for p in trained if name == "muon" and is_matrix(p)]
-        others = [p for p in trained if all(p is not kernel for kernel in kernels)]
-        for parameters, orthogonal_steps in ((others, False), (kernels, True)):
-            if parameters:
-                factor = group.learning_rate_factor * alone_factor
-                groups.append({"params": parameters, "factor": factor, "orthogonal": orthogonal_steps})
+        for parameter in group.parameters:
+            if parameter.requires_grad:
+                factor = group.learning_rate_factor * (norm_rate if id(parameter) in of_norms else 1.0)
+                groups.setdefault((factor, name == "muon" and is_matrix(parameter)), []).append(parameter)
+    in_order = [
+        {"params": parameters, "factor": factor, "orthogonal": by_matrix}
+        for (factor, by_matrix), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
     optimizer = Muon if name == "muon" else torch.optim.Adam
-    return optimizer(groups, learning_rate, fused=fused)
+    return optimizer(in_order, learning_rate, fused=fused)
 
 
 def is_matrix(parameter: Tensor) -> bool:

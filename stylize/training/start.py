@@ -93,7 +93,7 @@ def _of_styles(given: Tensor, value: Tensor, theirs: Sequence[str], ours: Sequen
 
 def train_norms_only(generator: Generator) -> None:
     """Train γ and β alone: all other weights stay, and so do running statistics, by which images are normalized."""
-    own = {id(p) for norm in generator.norms().values() for p in (norm.weight, norm.bias) if p is not None}
+    own = set(map(id, generator.norm_parameters()))
     for parameter in generator.parameters():
         parameter.requires_grad_(id(parameter) in own)
     for norm in generator.norms().values():

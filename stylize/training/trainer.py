@@ -57,6 +57,9 @@ class TrainConfig(BaseModel):
         "muon", description="muon (for kernels of convolutions; Adam for all else) or adam"
     )
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="learning rate")
+    norm_rate: float = Field(
+        16.0, gt=0, allow_inf_nan=False, description="factor of the learning rate of the norms' γ and β"
+    )
     schedule: ScheduleConfig = Field(ScheduleConfig(), description="the learning rate over the run")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="floating-point precision of the networks")
     deterministic: bool = Field(
@@ -191,7 +194,7 @@ class Trainer:
             generator,
             config.learning_rate,
             fused=compute.has_fused_optimizers,
-            norms_alone=config.only == "norms",
+            norm_rate=config.norm_rate,
         )
         self.rollback = Rollback(generator, self.optimizer)
         self.bounds = GradientBounds(config.clip, compute.device)
