@@ -1,4 +1,4 @@
-"""Store a model's weights in float16, at half the size, for models in the package.
+"""Store a model's weights in 8 bits, at a quarter of the size, for models in the package.
 
 python scripts/shrink_model.py runs/NAME/model.safetensors stylize/models/builtin/NAME.safetensors
 """
@@ -15,9 +15,9 @@ from stylize.system.files import write_atomically
 
 
 def main(source: Path, target: Path) -> None:
-    """Write `source` to `target` with weights in float16."""
+    """Write `source` to `target` with weights in 8 bits."""
     generator, card = load_model(source)
-    write_atomically(target, encode_model(generator, card, torch.float16))
+    write_atomically(target, encode_model(generator, card, torch.int8))
     print(f"{target} ({target.stat().st_size / 1e6:.2f} MB)")
 
 

@@ -35,7 +35,7 @@ class Muon(torch.optim.Adam):
     """
 
     def __init__(
-        self, groups: Sequence[dict[str, Any]], learning_rate: float, *, momentum: float = 0.95, fused: bool = False
+        self, groups: Sequence[dict[str, Any]], learning_rate: float, *, momentum: float = 0.9, fused: bool = False
     ) -> None:
         super().__init__(groups, lr=learning_rate, betas=BETAS, fused=fused)
         self.momentum = momentum
