@@ -46,7 +46,8 @@ def main(models: tuple[str, ...], output: Path, quality: int) -> None:
 
 def painted_row(model: str, photographs: list[Tensor]) -> list[Tensor]:
     """Return the style picture and the photographs painted by the model."""
-    generator, card = load_model(find_model(model).path)
+    found = find_model(model)
+    generator, card = load_model(found.path, found.style)
     stylizer = Stylizer(generator, Compute(torch.device("cpu")))
     style = ROOT / "configs" / "styles" / Path(card.config["style"]["image"]).name
     painted = [stylizer(Picture(photograph)).rgb for photograph in photographs]

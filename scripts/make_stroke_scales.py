@@ -40,7 +40,8 @@ DETAIL_PX = 120  # shown at twice its size
 def main(model: str, photograph: str, detail: tuple[int, int], output: Path, quality: int) -> None:
     """Paint the photograph at every scale, and write the sheet."""
     picture = read_picture({path.stem: path for path in sample_photographs()}[photograph])
-    stylizer = Stylizer(load_model(find_model(model).path)[0], Compute(torch.device("cpu")))
+    found = find_model(model)
+    stylizer = Stylizer(load_model(found.path, found.style)[0], Compute(torch.device("cpu")))
     images = [picture.rgb, *(stylizer(picture, PaintOptions(stroke_scale=scale)).rgb for scale in SCALES)]
     rows = [[tile(image) for image in images], [enlarged_detail(image, *detail) for image in images]]
     write_picture(output, Picture(contact_sheet(rows)), quality=quality)

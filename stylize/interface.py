@@ -48,7 +48,8 @@ def load(model: str | os.PathLike[str], *, device: str | torch.device = "auto", 
     from stylize.models.file import load_model
 
     compute = choose_compute(device, precision)
-    generator, card = load_model(find_model(os.fspath(model), place="model").path)
+    found = find_model(os.fspath(model), place="model")
+    generator, card = load_model(found.path, found.style)
     return Model(generator, card, compute)
 
 

@@ -264,10 +264,10 @@ def test_apply_refuses_a_model_that_is_none(tmp_path: Path, refusal: Callable[..
 
 def test_apply_refuses_a_model_of_a_newer_format(tmp_path: Path, model: Path, refusal: Callable[..., str]) -> None:
     with safe_open(model, "pt") as file:
-        metadata = {**file.metadata(), "format_version": "4"}
+        metadata = {**file.metadata(), "format_version": "5"}
         save_file({name: file.get_tensor(name) for name in file.keys()}, tmp_path / "new.safetensors", metadata)  # noqa: SIM118
     assert refusal("apply", "image.jpg", "--model", "new.safetensors") == (
-        "new.safetensors: got format version 4, must be at most 3: it was written by a newer stylize than this one "
+        "new.safetensors: got format version 5, must be at most 4: it was written by a newer stylize than this one "
         f"({__version__}); upgrade stylize"
     )
 

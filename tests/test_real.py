@@ -49,7 +49,7 @@ def test_mean_activation_over_photographs_is_near_one() -> None:
 @pytest.mark.parametrize("style", sorted(built_in_models()))
 def test_built_in_models_carry_their_style_and_keep_the_content(style: str) -> None:
     loss = loss_against(style, 384)
-    generator, _ = load_model(built_in_models()[style])
+    generator, _ = load_model(*built_in_models()[style])
     content = photographs(4, 192)
     with torch.no_grad():
         painted, plain = loss.measure(generator(content), content), loss(content, content)

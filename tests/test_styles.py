@@ -29,10 +29,12 @@ from stylize.losses.perceptual import PerceptualLoss
 from stylize.losses.terms import LossConfig
 from stylize.losses.vgg_weights import load_vgg
 from stylize.measures.grid import grid_scores, mean_grid
+from stylize.models import find as models
 from stylize.models.blends import blend_of
 from stylize.models.file import ModelCard, encode_model, load_model, read_card
 from stylize.norms import build_norm
 from stylize.ops import reference
+from stylize.pictures.picture import Picture
 from stylize.pictures.raster import Metadata, raster_of
 from stylize.pictures.sheets import CAPTION_PX
 from stylize.suggest import suggested_config
@@ -304,6 +306,39 @@ def test_info_names_the_styles(tmp_path: Path) -> None:
 
 
 # Growing
+
+
+def test_the_styles_of_a_built_in_file_have_their_own_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "built-in"
+    folder.mkdir()
+    run_folder = trained(tmp_path, {"train.steps": 2})
+    (run_folder / "model.safetensors").rename(folder / "gallery.safetensors")
+    monkeypatch.setattr(models, "BUILT_IN", folder)
+    whole, card = load_model(folder / "gallery.safetensors")
+    assert stylize.styles() == list(NAMES)
+    image = torch.rand(3, 32, 40)
+    for number, name in enumerate(NAMES):
+        model = stylize.load(name, device="cpu", precision="fp32")
+        expected = Stylizer(whole.blended([float(i == number) for i in range(3)]), Compute(CPU))
+        assert torch.equal(model(image), stylize.Model(whole, card, Compute(CPU))(image, style=name))
+        assert torch.equal(model(image), expected.paint_many([Picture(image)])[0].rgb)
+        assert (model.card.style, model.card.all_styles) == (name, (name,))
+        assert model.card.validation == card.by_style[name]
+        assert model.card.style_pictures == (card.style_pictures[number],)
+        assert model.card.config["style"]["image"] == f"{name}.png" and not model.card.config["styles"]
+        assert model(image, refine=1).shape == image.shape
+    listed = CliRunner().invoke(cli, ["list", "styles"]).stdout.splitlines()
+    assert [line.split()[0] for line in listed] == list(NAMES)
+    assert listed[1].endswith("johnson, instance norm, width 4; --style blends wave, mosaic, night")
+    picture(tmp_path / "p.png", seed=7)
+    apply = ["apply", str(tmp_path / "p.png"), "--model", "mosaic", "--precision", "fp32"]
+    for arguments, file in (([], "p.mosaic.png"), (["--style", "wave:1,night:1"], "p.wave-50-night-50.png")):
+        done = CliRunner().invoke(cli, [*apply, *arguments])
+        assert (done.exit_code, Path(done.stdout.strip()).name) == (0, file)
+    assert CliRunner().invoke(cli, [*apply, "--sheet"]).exit_code == 0
+    assert "style       mosaic" in CliRunner().invoke(cli, ["info", "mosaic"]).stdout
+    monkeypatch.chdir(tmp_path)
+    assert models.find_model(None, tmp_path / "no-runs").style == "wave"
 
 
 @pytest.mark.parametrize("norm", AFFINE)

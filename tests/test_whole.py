@@ -83,7 +83,7 @@ def test_a_stylizer_paints_pictures_together_as_alone() -> None:
 
 @pytest.mark.parametrize("style", built_in_models())
 def test_a_picture_of_one_colour_is_painted_in_one_colour(style: str) -> None:
-    generator, _ = load_model(built_in_models()[style])
+    generator, _ = load_model(*built_in_models()[style])
     stylizer = Stylizer(generator, Compute(torch.device("cpu")))
     for level in (0.0, 0.4, 1.0):
         painted = stylizer(Picture(torch.full((3, 61, 83), level))).rgb

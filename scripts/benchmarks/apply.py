@@ -10,7 +10,6 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
@@ -35,7 +34,7 @@ from torch import Tensor
 from stylize.inference.options import PaintOptions
 from stylize.inference.stylizer import Stylizer
 from stylize.models.file import load_model
-from stylize.models.find import built_in_models
+from stylize.models.find import BuiltIn, built_in_models
 from stylize.pictures.picture import Picture
 from stylize.pictures.reading import read_picture
 from stylize.system.compute import Compute
@@ -86,8 +85,8 @@ def run(settings: Settings, floor: Floor) -> Finding:
         for precision in settings.precisions()
     ]
     levels = [
-        roughness(style, path, precision, settings)
-        for style, path in built_in_models().items()
+        roughness(style, model, precision, settings)
+        for style, model in built_in_models().items()
         for precision in settings.precisions()
         if precision != "fp32"
     ]
@@ -133,14 +132,14 @@ class Roughness(NamedTuple):
         )
 
 
-def roughness(style: str, model: Path, precision: str, settings: Settings) -> Roughness:
+def roughness(style: str, model: BuiltIn, precision: str, settings: Settings) -> Roughness:
     """Paint `settings.photos`, or a generated image, in float32 and in the precision.
 
     Raises:
         click.ClickException: The pictures, or one of them, differ by more than is allowed.
     """
     device = settings.torch_device()
-    exact, rough = (Stylizer(load_model(model)[0], Compute(device, kind)) for kind in ("fp32", precision))
+    exact, rough = (Stylizer(load_model(*model)[0], Compute(device, kind)) for kind in ("fp32", precision))
     found = [_levels_apart(exact, rough, picture, settings.size) for picture in _pictures(settings)]
     of_pictures = [float(apart.mean()) for apart in found]
     values = sum(apart.numel() for apart in found)

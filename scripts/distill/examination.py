@@ -126,7 +126,7 @@ class Examination:
 def _scenes(content: Tensor, style: Tensor) -> Iterator[tuple[str, Scenes]]:
     # Another photograph is the content: at the content itself the content term has no gradient.
     yield "photographs", Scenes(content.roll(len(content) // 2, 0), content, style)
-    painters = [load_model(path)[0].to(content.device) for path in built_in_models().values()]
+    painters = [load_model(*built_in)[0].to(content.device) for built_in in built_in_models().values()]
     painted = torch.cat([painters[i % len(painters)](photo[None]) for i, photo in enumerate(content)])
     for strength in STAGES:
         yield f"painted_{strength:g}", Scenes(torch.lerp(content, painted, strength), content, style)

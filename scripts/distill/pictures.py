@@ -76,7 +76,7 @@ class Mixture:
 
     def __init__(self, config: MixtureConfig, device: torch.device) -> None:
         self.shares = torch.tensor(list(config.model_dump().values()))
-        self.painters = [load_model(path)[0].to(device) for path in built_in_models().values()]
+        self.painters = [load_model(*built_in)[0].to(device) for built_in in built_in_models().values()]
         self.kinds: tuple[Callable[[Scenes, int, torch.Generator], Tensor], ...] = (
             lambda scenes, i, draw: scenes.content[i - 1],
             lambda scenes, i, draw: scenes.style[i - 1],

@@ -178,7 +178,7 @@ def apply(
     _refuse_streams(inputs, output)
     color = None if background is None else color_of("--background", background)
     found = find_model(model)
-    generator, card = load_model(found.path)
+    generator, card = load_model(found.path, None if sheet or style else found.style)
     pair = _pair(style, card.all_styles) if sheet else None
     if sheet and refine:
         raise click.UsageError("--sheet and --refine exclude each other")

@@ -18,8 +18,10 @@ def info(model: str, as_json: bool) -> None:
     from stylize.models.file import read_card
     from stylize.models.find import find_model
 
-    path = find_model(model, place="MODEL").path
+    path, _, style = find_model(model, place="MODEL")
     card = read_card(path)
+    if style is not None:
+        card = card.of_style(style)
     facts = {
         "path": str(path),
         "size_bytes": path.stat().st_size,

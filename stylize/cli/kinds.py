@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from stylize.models.file import ModelCard
 
 
 @click.command(name="list")
@@ -27,15 +30,16 @@ def _described(kind: str) -> list[tuple[str, str]]:
     from stylize.models.file import read_card
     from stylize.models.find import built_in_models
 
-    cards = {name: read_card(path) for name, path in built_in_models().items()}
+    cards = {name: read_card(path) for name, (path, _) in built_in_models().items()}
     return [
-        (name, f"{card.generator.name}, {card.generator.norm} norm, width {card.generator.width}{_named(card.styles)}")
+        (name, f"{card.generator.name}, {card.generator.norm} norm, width {card.generator.width}{_blends(card)}")
         for name, card in cards.items()
     ]
 
 
-def _named(styles: Sequence[str]) -> str:
-    return f"; --style: {', '.join(styles)}" if styles else ""
+def _blends(card: ModelCard) -> str:
+    """The styles that this one can be blended with."""
+    return f"; --style blends {', '.join(card.styles)}" if card.styles else ""
 
 
 def _summary(cls: type) -> str:

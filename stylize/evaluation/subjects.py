@@ -76,7 +76,7 @@ def read_subject(model: str, device: torch.device) -> Subject:
             )
         return Subject(model, pictures=_by_stem(pictures))
     found = find_model(model, place="MODEL")
-    generator, card = load_model(found.path)
+    generator, card = load_model(found.path, found.style)
     logger.info("model: %s, style %s, %s", found.path, card.style, found.reason)
     return Subject(str(found.path), card, painter_of(generator, device))
 

@@ -10,7 +10,7 @@ import io
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,6 +105,22 @@ class ModelCard:
         """The names of the model's styles, also if there is only one."""
         return self.styles or (self.style,)
 
+    def of_style(self, name: str) -> ModelCard:
+        """Return the card of a model of one of the styles alone."""
+        pictures = self.style_pictures[self.styles.index(name)] if self.style_pictures else ()
+        configured = [style for style in self.config.get("styles", []) if style.get("name") == name]
+        own = {key: value for style in configured for key, value in style.items() if key not in ("name", "weight")}
+        return replace(
+            self,
+            style=name,
+            validation=self.by_style.get(name, {}),
+            config={**self.config, "style": own, "styles": []} if own else self.config,
+            thumbnail=make_thumbnail(pictures[0].rgb()) if pictures else b"",
+            styles=(),
+            by_style={},
+            style_pictures=(pictures,) if pictures else (),
+        )
+
 
 def encode_model(generator: Generator, card: ModelCard, dtype: torch.dtype = torch.float32) -> bytes:
     """Return the content of a model file.
@@ -166,8 +182,12 @@ def _version_of(card: ModelCard) -> str:
     return "2" if card.styles else "1"
 
 
-def load_model(path: Path) -> tuple[Generator, ModelCard]:
+def load_model(path: Path, style: str | None = None) -> tuple[Generator, ModelCard]:
     """Load a model file: the generator in `eval()`, on the CPU in float32, and its card.
+
+    Args:
+        path: The file.
+        style: The name of one of its styles, to load the network of that style alone; None: as it is.
 
     Raises:
         StylizeError: The file is missing, damaged, of a newer format, or not a model file.
@@ -184,7 +204,9 @@ def load_model(path: Path) -> tuple[Generator, ModelCard]:
         raise StylizeError(damaged) from error
     if not all(bool(value.isfinite().all()) for value in state.values()):
         raise StylizeError(f"{path}: damaged: not all of its weights are finite")
-    return generator, card
+    if style is None or not card.styles:
+        return generator, card
+    return generator.blended([float(name == style) for name in card.styles]), card.of_style(style)
 
 
 @torch.inference_mode(mode=False)  # weights made in inference mode could not be cached in transformed form

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+
+from safetensors import safe_open
 
 from stylize.errors import StylizeError, nearest
 from stylize.system.places import is_file
@@ -16,15 +19,40 @@ MODEL_NAME = "model.safetensors"
 
 
 class FoundModel(NamedTuple):
-    """A model file, and the reason for the choice, for the log."""
+    """A model that was found.
+
+    Attributes:
+        path: Its file.
+        reason: The reason for the choice, for the log.
+        style: The style that is meant, where the file has several and one was asked for by its name.
+    """
 
     path: Path
     reason: str
+    style: str | None = None
 
 
-def built_in_models() -> dict[str, Path]:
-    """Return the model files in the package, by name of the style."""
-    return {path.stem: path for path in sorted(BUILT_IN.glob("*.safetensors"))}
+class BuiltIn(NamedTuple):
+    """A built-in style: the model file in the package, and the style's name in it if it has several."""
+
+    path: Path
+    style: str | None = None
+
+
+def built_in_models() -> dict[str, BuiltIn]:
+    """Return the built-in styles by name."""
+    found = {}
+    for path in sorted(BUILT_IN.glob("*.safetensors")):
+        names = _styles_in(path)
+        found.update({name: BuiltIn(path, name) for name in names} if names else {path.stem: BuiltIn(path)})
+    return found
+
+
+def _styles_in(path: Path) -> list[str]:
+    """The names of the styles in a file of several, without loading torch."""
+    with safe_open(path, framework="numpy") as file:
+        names: list[str] = json.loads((file.metadata() or {}).get("styles", "[]"))
+    return names
 
 
 def learned_start(generator: str, width: int) -> Path | None:
@@ -54,7 +82,8 @@ def find_model(name: str | None, runs: Path = RUNS, place: str = "--model") -> F
     is_run = is_file(path / MODEL_NAME)
     if name in built_in and not is_run:
         kind = "folder" if path.is_dir() else "file"
-        return FoundModel(built_in[name], f"built in; the {kind} is ./{name}" if path.exists() else "built in")
+        reason = f"built in; the {kind} is ./{name}" if path.exists() else "built in"
+        return FoundModel(built_in[name].path, reason, built_in[name].style)
     if is_run:
         beside = f", not the built-in style {name}" if name in built_in else ""
         return FoundModel(path / MODEL_NAME, f"the best model of that run{beside}")
@@ -90,8 +119,8 @@ def _newest(runs: Path) -> FoundModel | None:
     return None
 
 
-def _first_of(built_in: dict[str, Path]) -> FoundModel:
+def _first_of(built_in: dict[str, BuiltIn]) -> FoundModel:
     if not built_in:
         raise StylizeError("--model: no model under runs/ and none built in; train one, or give a file")
-    name, path = next(iter(built_in.items()))
-    return FoundModel(path, f"built in ({name}), as there is none under runs/")
+    name, (path, style) = next(iter(built_in.items()))
+    return FoundModel(path, f"built in ({name}), as there is none under runs/", style)

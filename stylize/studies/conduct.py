@@ -144,14 +144,14 @@ def _restyler(request: Request, device: torch.device) -> tuple[Callable[[Tensor]
     own = Path(request.config.all_styles()[0].all_images()[0].path).stem
     others = [name for name in built_in_models() if name != own]
     name = request.restyle or (others[0] if others else None)
-    path = find_model(name, place="--restyle").path
+    found = find_model(name, place="--restyle")
     loaded: list[Generator] = []
 
     def restyle(photographs: Tensor) -> Tensor:
         if not loaded:
-            loaded.append(load_model(path)[0].to(device).eval())
+            loaded.append(load_model(found.path, found.style)[0].to(device).eval())
         with torch.no_grad():
             painted: Tensor = loaded[0](photographs.to(device))
         return painted.float().cpu()
 
-    return restyle, name or path.stem
+    return restyle, name or found.path.stem

@@ -55,7 +55,7 @@ def find_start(source: str, config: GeneratorConfig) -> Start | None:
         generator, card = load_model(path)
         return Start(generator, (), card, f"the start for {config.name} of width {config.width}, {card.style}")
     found = find_model(source, place="train.start")
-    generator, card = load_model(found.path)
+    generator, card = load_model(found.path, found.style)
     for key in ("name", "norm", "width", "padding"):
         theirs, ours = getattr(card.generator, key), getattr(config, key)
         if theirs != ours:
