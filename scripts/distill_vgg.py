@@ -1,4 +1,4 @@
-"""Train compact students of VGG-19: the same layers and taps to relu3_1, with fewer channels.
+"""Train compact students of VGG-19: the same layers and taps, with fewer channels or low-rank convolutions.
 
 A loss network is used for its gradient with respect to the picture, so candidates are evaluated by the direction of
 that gradient. A student starts from random weights and learns the teacher's activations through linear heads, which are
@@ -28,7 +28,7 @@ import click
 import torch
 import yaml
 from distill.decomposition import decompose_
-from distill.examination import TAPS, Examination, LayerChoice, Look, cosine, log_ratio, look, table
+from distill.examination import Examination, LayerChoice, Look, cosine, log_ratio, look, table
 from distill.pictures import Mixture, MixtureConfig, Pool, PoolConfig, Scenes, Section, Share, Weight, augment, uniform
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ from stylize import __version__
 from stylize.config import read_config
 from stylize.errors import StylizeError
 from stylize.losses.terms import LayerWeights, squared_error
-from stylize.losses.vgg import VGG19, Convolution, last_convolution
+from stylize.losses.vgg import TAPS, VGG19, Convolution, last_convolution
 from stylize.losses.vgg_weights import encode_compact, load_vgg, randomize_, read_compact
 from stylize.pictures.find import find_images
 from stylize.pictures.sheets import contact_sheet
@@ -80,7 +80,7 @@ Rank = Annotated[list[Width], Field(min_length=2, max_length=2)]
 class StudentConfig(Section):
     """A network to train, and its targets."""
 
-    widths: list[Width] = Field(min_length=5, max_length=5, description="channels of each layer")
+    widths: list[Width] = Field(min_length=1, max_length=len(TAPS), description="channels of each layer")
     convolution: Convolution = Field(
         "plain", description="plain, separable or low_rank; see `stylize.losses.vgg.VGG19`"
     )
@@ -92,23 +92,31 @@ class StudentConfig(Section):
         description="`teacher`: decompose its weights; or a student's file: layers of the same shape start from its "
         "weights; null: random",
     )
+    fixed: str | None = Field(
+        None,
+        description="for `start: teacher`: a student's file, whose layers are taken over and stay as they are; its "
+        "last must have all of the teacher's channels",
+    )
     learning_rate: Rate | None = Field(None, description="of Adam; null: the common one")
     match: MatchConfig = MatchConfig()
 
     @model_validator(mode="after")
     def _fits(self) -> StudentConfig:
-        if (self.convolution == "low_rank") != (len(self.ranks) == len(TAPS)):
-            raise ValueError(f"got {len(self.ranks)} ranks, must be {len(TAPS)} for low_rank, and none otherwise")
+        wanted = len(self.widths) if self.convolution == "low_rank" else 0
+        if len(self.ranks) != wanted:
+            raise ValueError(f"got {len(self.ranks)} ranks, must be {wanted}: one a layer for low_rank, else none")
         if self.ranks and self.ranks[0] is not None:
             raise ValueError("got ranks for the first layer, must be null: plain")
         if self.start == "teacher" and self.convolution == "separable":
             raise ValueError("got start: teacher with separable, must be plain or low_rank: these can be decomposed")
+        if self.fixed is not None and self.start != "teacher":
+            raise ValueError("got fixed without start: teacher, must be with it: the other layers are fitted to these")
         return self
 
     def build(self) -> VGG19:
         """Return the network with arbitrary weights."""
         ranks = [None if rank is None else (rank[0], rank[1]) for rank in self.ranks]
-        return VGG19(len(TAPS), widths=self.widths, convolution=self.convolution, ranks=ranks)
+        return VGG19(len(self.widths), widths=self.widths, convolution=self.convolution, ranks=ranks)
 
 
 class TermsConfig(Section):
@@ -143,6 +151,17 @@ class DistillConfig(Section):
     evaluate_every: int = Field(500, ge=1)
     checkpoint_every: int = Field(100, ge=1)
 
+    @model_validator(mode="after")
+    def _equally_deep(self) -> DistillConfig:
+        depths = sorted({len(student.widths) for student in self.students.values()})
+        if len(depths) > 1:
+            raise ValueError(f"students: got {depths[0]} and {depths[-1]} widths, must be as many for each of them")
+        return self
+
+    def taps(self) -> tuple[str, ...]:
+        """Return the layers of the students."""
+        return tuple(TAPS)[: len(next(iter(self.students.values())).widths)]
+
     def to_yaml(self) -> str:
         """Return the configuration with every key."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
@@ -153,13 +172,13 @@ def configured(terms: TermsConfig) -> LayerChoice:
     return LayerChoice(terms.style_layers, terms.content_layers, terms.channel_balance)
 
 
-def draw_layers(terms: TermsConfig, draw: torch.Generator) -> LayerChoice:
+def draw_layers(terms: TermsConfig, taps: Sequence[str], draw: torch.Generator) -> LayerChoice:
     """Return the layers of the config, or random weights on all layers, since users may choose any."""
     if uniform(0, 1, draw, 1) >= terms.drawn:
         return configured(terms)
-    style, content = torch.empty(2, len(TAPS)).exponential_(generator=draw).tolist()
+    style, content = torch.empty(2, len(taps)).exponential_(generator=draw).tolist()
     balance = float(uniform(0, 1, draw, 1))
-    return LayerChoice(dict(zip(TAPS, style, strict=True)), dict(zip(TAPS, content, strict=True)), balance)
+    return LayerChoice(dict(zip(taps, style, strict=True)), dict(zip(taps, content, strict=True)), balance)
 
 
 def style_pictures(config: DistillConfig) -> list[Path]:
@@ -184,7 +203,7 @@ def build_examination(config: DistillConfig, device: torch.device) -> Examinatio
     if len(photographs) < 2:
         raise StylizeError(f"content.validation: got {len(photographs)} photographs, must be at least 2")
     styles = validation_images(style_pictures(config), config.size)
-    teacher = load_vgg(config.teacher, TAPS, say=logging.warning).vgg.to(device)
+    teacher = load_vgg(config.teacher, config.taps(), say=logging.warning).vgg.to(device)
     return Examination(teacher, configured(config.terms), photographs, styles)
 
 
@@ -210,14 +229,17 @@ class Student:
         self.vgg.pooling = teacher.pooling
         self.kept, self.heads = dict[str, Tensor](), nn.ModuleDict()
         if config.start == "teacher":
-            self.kept = decompose_(self.vgg, teacher, pictures(), seed)
+            given = None if config.fixed is None else read_compact(Path(config.fixed), None)
+            self.kept = decompose_(self.vgg, teacher, pictures(), seed, given)
         else:
             randomize_(self.vgg, seed)
             self.heads = linear_heads(self.vgg, teacher, seed)
         if config.start not in (None, "teacher"):
             take_over_(self.vgg, Path(config.start))
-        self.vgg.requires_grad_(True)
-        self.parameters = [*self.vgg.parameters(), *self.heads.parameters()]
+        self.learned = tuple(self.kept) or self.vgg.taps
+        for tap, module in zip(self.vgg.taps, self.vgg.features.values(), strict=True):
+            module.requires_grad_(tap in self.learned)
+        self.parameters = [p for p in (*self.vgg.parameters(), *self.heads.parameters()) if p.requires_grad]
         self.learning_rate = config.learning_rate or learning_rate
         self.optimizer = torch.optim.Adam(self.parameters, self.learning_rate)
 
@@ -243,8 +265,8 @@ class Student:
         gradients, terms = self.match.gradients(), dict[str, Tensor]()
         # Without gradients to match, no graph of a gradient is built, which is many times cheaper.
         mine = look(self.vgg, scenes, layers, differentiable=True) if gradients else None
-        features = self.vgg(scenes.image, TAPS) if mine is None else mine.features
-        for tap in TAPS:
+        features = self.vgg(scenes.image, self.vgg.taps) if mine is None else mine.features
+        for tap in self.learned:
             terms[f"features/{tap}"] = self._missed(tap, features[tap], taught.features[tap].detach())
         terms["features"] = torch.stack(list(terms.values())).mean()
         if mine is not None:
@@ -331,7 +353,7 @@ class Distiller:
         """
         config, draw = self.config, torch.Generator().manual_seed((self.config.seed << 32) + self.step)
         scenes, slots = self.pool.exchange(*self._mixed(photographs, styles, draw), draw)
-        layers = draw_layers(config.terms, draw)
+        layers = draw_layers(config.terms, self.teacher.taps, draw)
         taught = look(self.teacher, scenes, layers)
         rate = rate_factor(self.step, config.steps, config.schedule)
         terms = {}
@@ -439,7 +461,7 @@ def log(
 def linear_heads(student: VGG19, teacher: VGG19, seed: int) -> nn.ModuleDict:
     """Return linear maps from every tap of the student to the teacher's."""
     torch.manual_seed(seed)
-    sizes = zip(TAPS, student.widths, teacher.widths, strict=True)
+    sizes = zip(student.taps, student.widths, teacher.widths, strict=True)
     return nn.ModuleDict({tap: nn.Conv2d(mine, its, 1) for tap, mine, its in sizes}).to(teacher.mean.device)
 
 
@@ -460,7 +482,7 @@ def take_over_(vgg: VGG19, path: Path) -> None:
 def scale_to_unit_mean_(vgg: VGG19, images: Tensor) -> None:
     """Scale every layer to a mean activation of 1 on `images`, like the teacher's; nothing else changes."""
     before = 1.0
-    for module, features in zip(vgg.features.values(), vgg(images, TAPS).values(), strict=True):
+    for module, features in zip(vgg.features.values(), vgg(images, vgg.taps).values(), strict=True):
         mean, conv = max(float(features.mean()), 1e-6), last_convolution(module)
         conv.weight *= before / mean
         cast(Tensor, conv.bias).div_(mean)
@@ -513,8 +535,9 @@ def evaluate(
     config_path: Path, overrides: tuple[str, ...], device: str, json_path: Path | None, students: tuple[str, ...]
 ) -> None:
     """Evaluate STUDENTS on held-out pictures: files, or any value of loss.vgg (`random` for comparison)."""
-    examination = build_examination(read_config(DistillConfig, config_path, overrides), choose_device(device))
-    results = {name: examination(load_vgg(name, TAPS).vgg.to(examination.device)) for name in students}
+    config = read_config(DistillConfig, config_path, overrides)
+    examination = build_examination(config, choose_device(device))
+    results = {name: examination(load_vgg(name, config.taps()).vgg.to(examination.device)) for name in students}
     click.echo(table(results))
     if json_path is not None:
         write_atomically(json_path, (json.dumps(results, indent=2) + "\n").encode())

@@ -36,7 +36,9 @@ class Moments(NamedTuple):
 
 
 @torch.no_grad()
-def decompose_(student: VGG19, teacher: VGG19, images: Tensor, seed: int) -> dict[str, Tensor]:
+def decompose_(
+    student: VGG19, teacher: VGG19, images: Tensor, seed: int, given: VGG19 | None = None
+) -> dict[str, Tensor]:
     """Set the weights of a plain or low-rank student to the closest approximation of its teacher's.
 
     Args:
@@ -44,9 +46,11 @@ def decompose_(student: VGG19, teacher: VGG19, images: Tensor, seed: int) -> dic
         teacher: A network of the same depth.
         images: Pictures on which they should agree, `(N, 3, H, W)`.
         seed: Seed of the choice of pixels.
+        given: A student whose layers are taken as they are; its last has all of the teacher's channels.
 
     Returns:
-        By tap, the teacher's channels that the student has: those that best predict the others.
+        By tap, the teacher's channels that the student has: those that best predict the others. Layers that are given
+        are left out.
     """
     draw = torch.Generator().manual_seed(seed)
     kept, kept_before = dict[str, Tensor](), torch.arange(3)
@@ -57,6 +61,11 @@ def decompose_(student: VGG19, teacher: VGG19, images: Tensor, seed: int) -> dic
             inputs, taught = ([teacher.pool(maps) for maps in batches] for batches in (inputs, taught))
         responses = [teacher.features[layer.key](maps) for maps in taught]
         taught = [F.relu(response) for response in responses]
+        if given is not None and layer.key in given.features:
+            module.load_state_dict(given.features[layer.key].state_dict())
+            kept_before = torch.arange(width, device=teacher.mean.device)
+            inputs = [F.relu(module(maps)) for maps in inputs]
+            continue
         kept[layer.tap] = representatives(torch.cat([gram_matrix(maps) for maps in taught]).mean(0).double(), width)
         chosen = [response[:, kept[layer.tap]] for response in responses]
         own = last_convolution(teacher.features[layer.key])

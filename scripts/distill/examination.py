@@ -14,13 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stylize.losses.terms import channel_balance, squared_error
-from stylize.losses.vgg import TAPS as ALL_TAPS
 from stylize.losses.vgg import VGG19
 from stylize.models.file import load_model
 from stylize.models.find import built_in_models
 from stylize.ops import gram_matrix, reference
 
-TAPS = tuple(ALL_TAPS)[:5]
 TERMS = ("style_gradient", "content_gradient")
 STAGES = (0.3, 0.6, 1.0)
 TIMED_PX = 256
@@ -47,9 +45,9 @@ def look(vgg: VGG19, scenes: Scenes, layers: LayerChoice, differentiable: bool =
     image = scenes.image.detach().requires_grad_()
     # The kernels can be differentiated only once.
     with reference() if differentiable else nullcontext():
-        features, of_content, of_style = (vgg(x, TAPS) for x in (image, scenes.content, scenes.style))
+        features, of_content, of_style = (vgg(x, vgg.taps) for x in (image, scenes.content, scenes.style))
     terms: list[Tensor] = []
-    style, content = features[TAPS[0]].new_zeros(()), features[TAPS[0]].new_zeros(())
+    style, content = image.new_zeros(()), image.new_zeros(())
     for tap, weight in layers.style.items():
         gram, target = gram_matrix(features[tap]), gram_matrix(of_style[tap])
         balance = torch.stack([channel_balance(one, layers.channel_balance) for one in target])
@@ -107,7 +105,7 @@ class Examination:
             teacher.
         """
         results: dict[str, float] = {}
-        fits = {tap: LinearFit() for tap in TAPS}
+        fits = {tap: LinearFit() for tap in self.teacher.taps}
         for kind, scenes in self.scenes.items():
             taught, mine = look(self.teacher, scenes, self.layers), look(student, scenes, self.layers)
             for term in TERMS:
@@ -162,7 +160,7 @@ def relative_time(student: VGG19, teacher: VGG19, repeats: int = 5) -> float:
     for _ in range(repeats + 1):
         for vgg, seconds in zip((student, teacher), times, strict=True):
             start_s = time.perf_counter()
-            torch.autograd.grad(vgg(image, TAPS[-1:])[TAPS[-1]].square().mean(), image)[0].sum().item()
+            torch.autograd.grad(vgg(image, vgg.taps[-1:])[vgg.taps[-1]].square().mean(), image)[0].sum().item()
             seconds.append(time.perf_counter() - start_s)
     return median(times[0][1:]) / median(times[1][1:])
 

@@ -131,6 +131,11 @@ class VGG19(nn.Module):
                 found[layer.tap] = x
         return found
 
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """The names of the taps that it reaches."""
+        return tuple(layer.tap for layer in LAYERS[: len(self.features)])
+
     def hold_in(self, dtype: torch.dtype) -> None:
         """Hold the weights, and so the maps, in this type; images are still normalized in their own."""
         self.features.to(dtype)

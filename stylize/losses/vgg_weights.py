@@ -120,8 +120,8 @@ def _too_shallow(path: Path, reached: int, depth: int) -> str:
     )
 
 
-def read_compact(path: Path, depth: int, pooling: Pooling = "max", padding: VGGPadding = "replication") -> VGG19:
-    """Load the first `depth` layers of a student of VGG-19 from a file that `encode_compact` made.
+def read_compact(path: Path, depth: int | None, pooling: Pooling = "max", padding: VGGPadding = "replication") -> VGG19:
+    """Load the first `depth` layers, or all, of a student of VGG-19 from a file that `encode_compact` made.
 
     Raises:
         StylizeError: The file is unreadable, damaged, or ends before the deepest tap asked for.
@@ -131,6 +131,7 @@ def read_compact(path: Path, depth: int, pooling: Pooling = "max", padding: VGGP
         widths = [int(width) for width in metadata["widths"].split(",")]
         ranks = [_rank(text) for text in metadata.get("ranks", "").split(",") if text]
         convolution = pick(CONVOLUTIONS, metadata["convolution"], f"{path}: convolution")
+        depth = depth or len(widths)
         vgg = VGG19(depth, pooling, padding, widths, convolution, ranks)
         if depth > len(widths):
             raise StylizeError(_too_shallow(path, len(widths), depth))
