@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from stylize.models.file import (
     encode_model,
     encode_style_picture,
     make_thumbnail,
+    read_card,
 )
 from stylize.pictures.picture import scaled_size, to_image, to_tensor
 from stylize.pictures.reading import open_picture, read_rgb
@@ -34,7 +36,7 @@ from stylize.system.files import write_atomically
 from stylize.training.loader import Batches, CropDataset
 from stylize.training.photographs import Photographs, find_photographs, validation_images
 from stylize.training.shifts import Shifts
-from stylize.training.start import Start, begin_, check_kept, find_start, train_norms_only
+from stylize.training.start import begin_, check_kept, find_start, train_norms_only
 from stylize.training.trainer import Progress, Trainer
 
 logger = logging.getLogger("stylize")
@@ -97,7 +99,9 @@ def build_run(
     if train.only == "norms":
         train_norms_only(generator)
     loss, weights = build_loss(config.loss, styles, [_shares(style) for style in named], config.seed)
-    pictures = _style_pictures(named, styles, kept_styles, start)
+    model = run_dir / "model.safetensors"
+    known = _known_pictures(start.card if start is not None else _card_of(model)) if kept_styles else {}
+    pictures = _style_pictures(named, styles, kept_styles, known)
     trainer = Trainer(
         generator,
         loss,
@@ -110,9 +114,7 @@ def build_run(
         styles={style.name: style.weight for style in named},
         kept_styles=len(kept_styles),
         measures=[PaintingMeasures(loss.vgg, list(config.loss.style_layers), images) for images in styles],
-        save_best=_ModelWriter(
-            config, generator, weights, run_dir / "model.safetensors", [*kept_styles, *new], pictures
-        ),
+        save_best=_ModelWriter(config, generator, weights, model, [*kept_styles, *new], pictures),
     )
     return Run(config, trainer, dict(zip(new, styles, strict=True)), photographs, weights, kept_styles)
 
@@ -228,12 +230,25 @@ def choose_workers(compute: Compute, cached_bytes: int | None = None) -> int:
     return workers
 
 
+def _card_of(model: Path) -> ModelCard | None:
+    """The card of the model that a run has written so far, if it has."""
+    with suppress(StylizeError):
+        return read_card(model)
+    return None
+
+
+def _known_pictures(card: ModelCard | None) -> dict[str, tuple[StylePicture, ...]]:
+    return {} if card is None else dict(zip(card.all_styles, card.style_pictures, strict=False))
+
+
 def _style_pictures(
-    named: Sequence[NamedStyle], images: Sequence[Sequence[Tensor]], kept: Sequence[str], start: Start | None
+    named: Sequence[NamedStyle],
+    images: Sequence[Sequence[Tensor]],
+    kept: Sequence[str],
+    known: Mapping[str, tuple[StylePicture, ...]],
 ) -> tuple[tuple[StylePicture, ...], ...]:
-    """The pictures of all styles for the model file: those kept from a start as it has them, if it is at hand."""
+    """The pictures of all styles for the model file; those of kept styles are as they were, where they are known."""
     most_bytes = min(MOST_PICTURE_BYTES, PICTURES_BYTES // (len(kept) + len(named)))
-    known = {} if start is None else dict(zip(start.card.all_styles, start.card.style_pictures, strict=False))
     found = [known.get(name, ()) for name in kept]
     for style, of_style in zip(named, images, strict=True):
         share = most_bytes // len(of_style)

@@ -31,7 +31,7 @@ from stylize.losses.vgg_weights import load_vgg
 from stylize.measures.grid import grid_scores, mean_grid
 from stylize.models import find as models
 from stylize.models.blends import blend_of
-from stylize.models.file import ModelCard, encode_model, load_model, read_card
+from stylize.models.file import ModelCard, StylePicture, encode_model, load_model, make_thumbnail, read_card
 from stylize.norms import build_norm
 from stylize.ops import reference
 from stylize.pictures.picture import Picture
@@ -72,7 +72,8 @@ def model_of(folder: Path, names: tuple[str, ...] = NAMES, **options: Any) -> Pa
         for parameter in (norm.weight, norm.bias):
             if parameter is not None:
                 torch.nn.init.normal_(parameter, 1, 0.3)
-    card = ModelCard(generator=config, style="many", styles=names if len(names) > 1 else ())
+    pictures = tuple((StylePicture(1.0, make_thumbnail(Image.effect_noise((64, 64), 80))),) for _ in names)
+    card = ModelCard(generator=config, style="many", styles=names if len(names) > 1 else (), style_pictures=pictures)
     path = folder / "many.safetensors"
     path.write_bytes(encode_model(generator, card))
     return path
@@ -364,10 +365,16 @@ def test_a_new_style_can_stand_alone_and_resuming_never_looks_at_the_start(tmp_p
     assert read_card(trained(tmp_path / "alone", changes, ("fourth",)) / "model.safetensors").styles == ()
     kept = {**changes, "train.keep_styles": True}
     folder = trained(tmp_path / "kept", kept, ("fourth",))
+    pictures = (*read_card(start).style_pictures, read_card(folder / "model.safetensors").style_pictures[3])
+    assert all(pictures)
     start.unlink()
-    config = load_config(config_of(tmp_path / "kept", {**kept, "train.steps": 6}, ("fourth",)))
+    config = load_config(
+        config_of(tmp_path / "kept", {**kept, "train.steps": 6, "train.validate_every": 1}, ("fourth",))
+    )
     run.train(config, folder, resume=True, quiet=True)
-    assert len(read_card(folder / "model.safetensors").styles) == 4
+    card = read_card(folder / "model.safetensors")
+    assert len(card.styles) == 4
+    assert card.style_pictures == pictures
 
 
 def test_the_style_of_a_single_model_is_kept(tmp_path: Path) -> None:
