@@ -162,9 +162,9 @@ def test_gates_stay_in_range_and_learn_ten_times_as_fast(tmp_path: Path) -> None
         assert all(gate.min() >= 0 and gate.max() <= 1 for gate in gates)
     assert any(gate.min() < 0.9 for gate in gates)
     groups = {group["factor"]: group for group in trainer.optimizer.param_groups}
-    assert groups.keys() == {1.0, 10.0}
+    assert groups.keys() == {1.0, 10.0, 16.0}
     assert {id(p) for p in groups[10.0]["params"]} == {id(gate) for gate in gates}
-    assert (groups[1.0]["lr"], groups[10.0]["lr"]) == (0.02, 0.2)
+    assert [groups[factor]["lr"] for factor in (1.0, 10.0, 16.0)] == pytest.approx([0.02, 0.2, 0.32])
     assert all(group["weight_decay"] == 0 for group in groups.values())
 
 
