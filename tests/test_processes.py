@@ -91,7 +91,8 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path, kind: str) -> None
     # network so small, in one process with another number of threads just as well.
     schedule = {"name": "cosine", "warmup_steps": 100}
     changes = {"train.steps": STEPS, "train.batch_size": 4, "train.validate_every": 10, "train.schedule": schedule}
-    config = write_config(tmp_path, {**changes, **KINDS[kind], "content.validation": 3, "train.learning_rate": 1e-4})
+    rates = {"train.learning_rate": 1e-4, "train.norm_rate": 1.0}
+    config = write_config(tmp_path, {**changes, **KINDS[kind], "content.validation": 3, **rates})
     in_one(config, tmp_path / "one")
     result = in_two("--config", config, "--output", tmp_path / "two")
     assert result.returncode == 0, result.stderr
