@@ -52,6 +52,11 @@ def smoothstep(low: float, high: float, values: Array) -> Array:
     return np.asarray(t * t * (3 - 2 * t), dtype=np.float32)
 
 
+def solid(depth: Array) -> Array:
+    """Returns the antialiased area where ``depth`` is positive."""
+    return smoothstep(-0.5, 0.5, depth)
+
+
 def lerp(start: Array, end: Array, amount: Array) -> Array:
     """Returns the per-pixel mix of two colours or pictures, ``amount`` being one number a pixel."""
     return (start + (end - start) * amount[..., None]).astype(np.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from drawing.canvas import Array, Canvas, Generator, hex_colours, lerp, smooth_noise, smoothstep
+from drawing.canvas import Array, Canvas, Generator, hex_colours, lerp, smooth_noise, smoothstep, solid
 
 PAPER, INK, RED = "f3e7cd", "1b2238", "c4432b"
 SUN = (338.0, 128.0, 47.0)
@@ -55,11 +55,6 @@ class Plate:
         """Cuts a line where ``depth`` is 0."""
         uneven = width * (1 + 0.4 * smooth_noise(self.rng, self.canvas, 34))
         self.ink = np.maximum(self.ink, smoothstep(0.5, -0.5, np.abs(depth) - uneven))
-
-
-def solid(depth: Array) -> Array:
-    """Returns the antialiased area where ``depth`` is positive."""
-    return smoothstep(-0.5, 0.5, depth)
 
 
 def engrave_sky(plate: Plate) -> None:

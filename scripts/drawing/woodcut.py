@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from drawing.canvas import Array, Canvas, Generator, hex_colours, lerp, smooth_noise, smoothstep
+from drawing.canvas import Array, Canvas, Generator, hex_colours, lerp, smooth_noise, smoothstep, solid
 
 PAPER = "f4e6c8"
 INKS = {"ochre": "f0ad2e", "brick": "c73a22", "teal": "3f9fa0", "indigo": "161c4d"}
@@ -64,11 +64,6 @@ def ridge_depth(blocks: Blocks, ridge: Array) -> Array:
     """Returns the distance below a ridge line, given as its height at each pixel's x."""
     steepness = np.gradient(ridge, axis=1) * blocks.canvas.unit
     return np.asarray((blocks.y - ridge) / np.sqrt(1 + steepness**2), dtype=np.float32)
-
-
-def solid(depth: Array) -> Array:
-    """Returns the antialiased area where ``depth`` is positive."""
-    return smoothstep(-0.5, 0.5, depth)
 
 
 def carve_sky(blocks: Blocks) -> None:
